@@ -1,0 +1,1 @@
+"""The shipped YAML configurations, one per preset."""

@@ -1,0 +1,106 @@
+"""A digit classifier as a feature extractor of torch-fidelity: the demo's stand-in for Inception.
+
+Importing this module registers it under the name ``digits``. Its weights are trained in seconds by
+:func:`train_classifier` and kept in a safetensors file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+
+from edm2lite.dataset import open_dataset
+from edm2lite.tensorfile import load_tensors, save_tensors
+
+NUM_FEATURES = 64
+
+
+class DigitsExtractor(FeatureExtractorBase):
+    """uint8 [N, 3, 8, 8] -> the 64 activations before the last layer of the classifier."""
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(name, features_list)
+        if feature_extractor_weights_path is None:
+            raise ValueError(
+                "extractor digits needs a weights file; make one with edm2lite classifier --out FILE"
+            )
+        self.net = classifier()
+        tensors, _ = load_tensors(Path(feature_extractor_weights_path))
+        self.net.load_state_dict(tensors)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("penultimate",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "penultimate"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.net[:-1](_scaled(x)),)
+
+
+def classifier() -> nn.Sequential:
+    """[N, 1, 8, 8] in [0, 1] -> [N, 10] logits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 16, NUM_FEATURES),
+        nn.SiLU(),
+        nn.Linear(NUM_FEATURES, 10),
+    )
+
+
+def train_classifier(path: Path, num_epochs: int = 12, seed: int = 0) -> float:
+    """Train on two thirds of the digits and write the weights; returns accuracy on the rest."""
+    dataset = open_dataset("digits")
+    assert dataset.labels is not None
+    images = torch.from_numpy(dataset.images(range(len(dataset))))
+    labels = torch.from_numpy(dataset.labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = classifier()
+        order = torch.randperm(len(images))
+        held_out, train = order[: len(order) // 3], order[len(order) // 3 :]
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        for _ in range(num_epochs):
+            for rows in train[torch.randperm(len(train))].split(64):
+                loss = F.cross_entropy(net(_scaled(images[rows])), labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    with torch.no_grad():
+        correct = net(_scaled(images[held_out])).argmax(1) == labels[held_out]
+    accuracy = float(correct.float().mean())
+    save_tensors(path, net.state_dict(), {"format": "edm2lite.digits/1", "accuracy": repr(accuracy)})
+    return accuracy
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images[:, :1].float() / 255
+
+
+register_feature_extractor("digits", DigitsExtractor)

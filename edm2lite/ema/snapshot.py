@@ -1,0 +1,192 @@
+"""The snapshot file: one power-function average of a model at one moment of training.
+
+A folder of snapshots is everything that post-hoc reconstruction needs. The metadata of each file
+holds its profile exactly (:class:`SnapshotInfo`); the file name is for people and is never parsed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edm2lite.ema.profile import PowerFunction
+from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
+
+FORMAT = "edm2lite.ema/1"
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+EXTRA_KEYS = ("model", "encoder", "data")
+"""Metadata that describes the model itself and travels into everything rebuilt from a snapshot."""
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """One header, no tensors.
+
+    Attributes:
+        path: The file.
+        run: Identifier of the training run; snapshots of different runs never mix.
+        profile: Exponent and end of the average, in images.
+        history: Run-length list ``[[stride, updates], ...]`` of the updates that the average saw.
+        start_nimg: Image count at which averaging began; weights of that moment hold the mass of
+            the time before it (0 for a run averaged from its start).
+        dtype: Name of the stored floating-point type.
+        header: Tensor shapes and offsets, metadata, digest.
+    """
+
+    path: Path
+    run: str
+    profile: PowerFunction
+    history: tuple[tuple[int, int], ...]
+    start_nimg: int
+    dtype: str
+    header: Header = field(repr=False)
+
+    @property
+    def nimg(self) -> int:
+        return self.profile.nimg
+
+    @property
+    def gamma(self) -> float:
+        return self.profile.gamma
+
+    @property
+    def sigma_rel(self) -> float:
+        return float(self.header.metadata["sigma_rel"])
+
+    @property
+    def extra(self) -> dict[str, str]:
+        """Model, encoder and data descriptions, for whoever rebuilds a model from this average."""
+        return {k: v for k, v in self.header.metadata.items() if k in EXTRA_KEYS}
+
+
+def snapshot_path(folder: Path, sigma_rel: float, nimg: int) -> Path:
+    """Where a snapshot is written: ``ema-<sigma_rel>-<nimg>.safetensors``."""
+    return Path(folder) / f"ema-{sigma_rel:.5f}-{nimg:010d}.safetensors"
+
+
+def write_snapshot(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    run: str,
+    profile: PowerFunction,
+    sigma_rel: float,
+    history: Iterable[tuple[int, int]],
+    start_nimg: int,
+    dtype: torch.dtype,
+    extra: Mapping[str, str],
+) -> Path:
+    """Store one average, atomically; floating-point tensors as ``dtype``, others as they are.
+
+    Raises:
+        ValueError: A tensor is not finite once stored (NaN, or too large for ``dtype``).
+    """
+    specs = {
+        name: TensorSpec(dtype if v.is_floating_point() else v.dtype, tuple(v.shape))
+        for name, v in tensors.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "run": run,
+        "nimg": str(profile.nimg),
+        "sigma_rel": repr(sigma_rel),
+        "gamma": repr(profile.gamma),
+        "history": json.dumps([list(pair) for pair in history], separators=(",", ":")),
+        "start_nimg": str(start_nimg),
+        "dtype": str(dtype).removeprefix("torch."),
+        **extra,
+    }
+    path = snapshot_path(folder, sigma_rel, profile.nimg)
+    with TensorWriter(path, specs, metadata) as writer:
+        for name, value in tensors.items():
+            stored = value.to(specs[name].dtype)
+            if stored.is_floating_point() and not torch.isfinite(stored).all():
+                raise ValueError(
+                    f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
+                    f" {profile.nimg} is not; nothing was written for it"
+                )
+            writer.write(stored)
+    return path
+
+
+def read_info(path: Path) -> SnapshotInfo | None:
+    """The description of a snapshot; None if the file is a sound safetensors file of another kind.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged.
+    """
+    header = read_header(path)
+    meta = header.metadata
+    if meta.get("format") != FORMAT:
+        return None
+    try:
+        return SnapshotInfo(
+            path=Path(path),
+            run=meta["run"],
+            profile=PowerFunction(float(meta["gamma"]), int(meta["nimg"])),
+            history=tuple((int(s), int(n)) for s, n in json.loads(meta["history"])),
+            start_nimg=int(meta["start_nimg"]),
+            dtype=meta["dtype"],
+            header=header,
+        )
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} calls itself {FORMAT} but lacks or garbles {error}") from error
+
+
+def snapshot_folder(source: Path) -> Path:
+    """``source`` itself, or its ``snapshots`` sub-folder when it is the folder of a run."""
+    source = Path(source)
+    return source / "snapshots" if (source / "snapshots").is_dir() else source
+
+
+def list_snapshots(source: Path) -> list[SnapshotInfo]:
+    """Snapshots of a run or folder by time and exponent; reads headers only.
+
+    Files of other kinds (models, statistics, reconstructions) are passed over.
+
+    Raises:
+        FileNotFoundError: The folder is missing or holds no snapshot.
+        ValueError: A file is damaged, two hold the same average, or runs or models are mixed.
+    """
+    folder = snapshot_folder(source)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run")
+    found = [read_info(path) for path in sorted(folder.glob("*.safetensors"))]
+    infos = [info for info in found if info is not None]
+    if not infos:
+        raise FileNotFoundError(
+            f"{folder} holds no EMA snapshot (*.safetensors with format {FORMAT}); give the folder"
+            " of a run that has saved some"
+        )
+    infos.sort(key=lambda info: (info.nimg, -info.gamma))
+    _check_one_run(folder, infos)
+    return infos
+
+
+def _check_one_run(folder: Path, infos: list[SnapshotInfo]) -> None:
+    runs = sorted({info.run for info in infos})
+    if len(runs) > 1:
+        raise ValueError(
+            f"snapshots in one folder must come from one run, {folder} mixes runs"
+            f" {', '.join(runs)}; move all but one run's files elsewhere"
+        )
+    shapes = [(n, s.shape) for n, s in infos[0].header.tensors.items()]
+    seen: dict[tuple[int, float], Path] = {}
+    for info in infos:
+        if [(n, s.shape) for n, s in info.header.tensors.items()] != shapes:
+            raise ValueError(
+                f"snapshots must hold the same tensors in one order, {info.path.name} and"
+                f" {infos[0].path.name} in {folder} differ; move the odd one out of the folder"
+            )
+        other = seen.setdefault((info.nimg, info.gamma), info.path)
+        if other != info.path:
+            raise ValueError(
+                f"every average must be stored once, {other.name} and {info.path.name} in {folder}"
+                f" both hold sigma_rel {info.sigma_rel} at nimg = {info.nimg}; remove one"
+            )

@@ -1,0 +1,184 @@
+"""Precond: a U-Net made into a denoiser D(x; sigma, labels), and its file.
+
+``D_x = c_skip x + c_out F(c_in x; c_noise, labels)`` (Eqs. 4 to 8), with the uncertainty head
+``logvar(sigma)`` that weighs the training loss (Eq. 21).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edm2lite.layers import MPConv, MPFourier, normalize_weights_
+from edm2lite.tensorfile import load_tensors, save_tensors
+from edm2lite.unet import UNet, UNetConfig
+
+FORMAT = "edm2lite.model/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecondConfig:
+    """A denoiser: its U-Net and what surrounds it.
+
+    Attributes:
+        unet: Shape of the network.
+        sigma_data: Standard deviation of the training images.
+        logvar_channels: Fourier features of the uncertainty head.
+        dtype: In which the U-Net computes; parameters and everything around it are float32.
+    """
+
+    unet: UNetConfig
+    sigma_data: float = 0.5
+    logvar_channels: int = 128
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> PrecondConfig:
+        """The configuration in the metadata of a model file.
+
+        Raises:
+            ValueError: Keys or values that this version does not know.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            unet = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("unet").items()}
+            return cls(unet=UNetConfig(**unet), **values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"model configuration must be one this version can build, found {error}; it may come"
+                " from a newer version"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Scalings:
+    """Preconditioning coefficients at given noise levels (Eqs. 5 to 8), each shaped like sigma."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+    @classmethod
+    def at(cls, sigma: Tensor, sigma_data: float) -> Scalings:
+        """c_in = 1/sqrt(s2 + d2), c_out = s d c_in, c_skip = d2 c_in**2, c_noise = ln(s) / 4."""
+        total = sigma**2 + sigma_data**2
+        return cls(sigma_data**2 / total, sigma * sigma_data * total.rsqrt(), total.rsqrt(), sigma.log() / 4)
+
+
+class Precond(nn.Module):
+    """The denoiser. ``forward`` has no side effects; its weights start on their sphere."""
+
+    def __init__(self, config: PrecondConfig):
+        super().__init__()
+        self.config = config
+        self.unet = UNet(config.unet)
+        self.logvar_fourier = MPFourier(config.logvar_channels)
+        self.logvar_linear = MPConv(config.logvar_channels, 1)
+        normalize_weights_(self)
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """The denoised images D_x.
+
+        Args:
+            x: [N, C, H, W] clean images plus noise of standard deviation ``sigma``.
+            sigma: [N] or a scalar, > 0.
+            labels: [N] class indices, [N, label_dim] conditioning vectors, or None.
+
+        Returns:
+            [N, C, H, W] float32.
+
+        Raises:
+            ValueError: Labels that do not fit the network.
+        """
+        x = x.float()
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        s = Scalings.at(sigma[:, None, None, None], self.config.sigma_data)
+        dtype = getattr(torch, self.config.dtype)
+        F_x = self.unet((s.c_in * x).to(dtype), s.c_noise.flatten(), self._label_vectors(labels))
+        return s.c_skip * x + s.c_out * F_x.float()
+
+    def logvar(self, sigma: Tensor) -> Tensor:
+        """u(sigma), log of the expected weighted loss per element: [N] -> [N] float32 (Eq. 21)."""
+        c_noise = Scalings.at(sigma, self.config.sigma_data).c_noise
+        return self.logvar_linear(self.logvar_fourier(c_noise)).squeeze(1)
+
+    def prepare_for_sampling(self) -> Precond:
+        """Normalise, scale and cast every weight once; for evaluation only. Returns the network."""
+        self.eval().requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, MPConv):
+                linear = module.weight.ndim == 2  # the embedding computes in float32
+                module.prepare(torch.float32 if linear else getattr(torch, self.config.dtype))
+        return self
+
+    def _label_vectors(self, labels: Tensor | None) -> Tensor | None:
+        label_dim = self.config.unet.label_dim
+        if labels is None:
+            return None
+        if not label_dim:
+            raise ValueError("labels must be None for an unconditional network, got a tensor")
+        if labels.ndim == 1 and not labels.is_floating_point():
+            return nn.functional.one_hot(labels.long(), label_dim).float()
+        if labels.ndim != 2 or labels.shape[1] != label_dim:
+            raise ValueError(
+                f"labels must be [N] class indices or [N, {label_dim}] vectors, got"
+                f" {list(labels.shape)} {labels.dtype}"
+            )
+        return labels.float()
+
+    def save(self, path: str | Path, extra: Mapping[str, str] | None = None) -> Path:
+        """Write weights and configuration to one safetensors file, atomically.
+
+        Args:
+            path: Final name.
+            extra: Further metadata strings.
+        """
+        metadata = {"format": FORMAT, "model": self.config.to_json(), **(extra or {})}
+        return save_tensors(Path(path), self.state_dict(), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Precond:
+        """Read a file written by :meth:`save`, an EMA snapshot or a reconstruction of our model.
+
+        No code in the file is executed.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, or does not hold one of our models.
+        """
+        tensors, metadata = load_tensors(Path(path))
+        return cls.from_tensors(tensors, metadata, str(path))
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str
+    ) -> Precond:
+        """Build from a state dict and the metadata that came with it; evaluation mode."""
+        if "model" not in metadata:
+            raise ValueError(
+                f"{origin} must carry a model configuration in its metadata, found none; weights of"
+                " another model can be reconstructed, but only their own code can load them"
+            )
+        with torch.device("meta"):
+            net = cls.__new__(cls)
+            cls.__init__(net, PrecondConfig.from_json(metadata["model"]))
+        try:
+            net.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise ValueError(f"{origin} does not fit its own model configuration: {first}") from error
+        bad = [name for name, value in net.state_dict().items() if not torch.isfinite(value).all()]
+        if bad:
+            raise ValueError(f"{origin} must hold finite weights, {bad[0]} does not; use another file")
+        return net.eval().requires_grad_(False)

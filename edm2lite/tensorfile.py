@@ -1,0 +1,278 @@
+"""Safetensors files written tensor by tensor, whole or not at all, and read with every byte checked.
+
+The layout is that of safetensors, so anything that reads safetensors reads these files. Two strings
+in the metadata make them self-checking: ``digest`` (xxh3-128 of the tensor bytes in file order) and
+``header_digest`` (xxh3-128 of the header text while that field holds zeros). The second one lets a
+reader trust the header without touching gigabytes of tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+import xxhash
+from torch import Tensor
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_BLANK = "0" * 32
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors library
+_BLOCK = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one stored tensor, and where its bytes begin in the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself: tensors in file order, metadata, and whether it is sealed."""
+
+    path: Path
+    tensors: dict[str, TensorSpec]
+    metadata: dict[str, str]
+    data_start: int
+    data_bytes: int
+
+    @property
+    def digest(self) -> str | None:
+        """The recorded xxh3-128 of the tensor bytes; None for files that other tools wrote."""
+        return self.metadata.get("digest")
+
+
+class TensorWriter:
+    """Writes one file in order; it takes its final name only when complete and on disk.
+
+    Use as a context manager: ``write`` the values of each tensor of ``specs`` in their order, in
+    pieces of any size. Leaving the block normally seals, syncs and renames; leaving it by an
+    exception removes the partial file and leaves any earlier file of that name as it was.
+
+    Args:
+        path: Final name. Its folder is made if missing.
+        specs: Name -> shape and dtype of every tensor (offsets are assigned here).
+        metadata: Strings for the header; ``digest`` and ``header_digest`` are added.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
+        self.path = Path(path)
+        entries: dict[str, Any] = {}
+        end = 0
+        for name, spec in specs.items():
+            begin, end = end, end + spec.nbytes
+            entries[name] = {
+                "dtype": _NAMES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [begin, end],
+            }
+        self._size, self._written = end, 0
+        self._entries, self._metadata = entries, dict(metadata)
+        self._hash = xxhash.xxh3_128()
+        self._temporary = self.path.with_name(f".{self.path.name}.partial")
+
+    def __enter__(self) -> TensorWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = open(self._temporary, "wb")
+        self._file.write(_header_bytes(self._entries, self._metadata, _BLANK, _BLANK))
+        return self
+
+    def write(self, values: Tensor) -> None:
+        """Append the values of a tensor (any shape) in the dtype that they have."""
+        data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._hash.update(data)
+        self._file.write(data)
+        self._written += len(data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                assert self._written == self._size, (self.path, self._written, self._size)
+                self._seal()
+        finally:
+            self._file.close()
+            with contextlib.suppress(FileNotFoundError):
+                self._temporary.unlink()
+
+    def _seal(self) -> None:
+        digest = self._hash.hexdigest()
+        unsealed = _header_bytes(self._entries, self._metadata, digest, _BLANK)
+        seal = xxhash.xxh3_128_hexdigest(unsealed)
+        self._file.seek(0)
+        self._file.write(_header_bytes(self._entries, self._metadata, digest, seal))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.replace(self._temporary, self.path)
+        sync_folder(self.path.parent)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write a dict of tensors, atomically; returns ``path``."""
+    specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    with TensorWriter(path, specs, metadata) as writer:
+        for value in tensors.values():
+            writer.write(value)
+    return Path(path)
+
+
+def read_header(path: Path) -> Header:
+    """Shapes, dtypes, offsets and metadata of a safetensors file; no tensor is read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is cut short, is not safetensors, or its header was altered.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise _damaged(path, "is cut short inside its header or is not a safetensors file")
+        raw = file.read(length)
+    try:
+        entries = json.loads(raw)
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, "has an unreadable header") from error
+    end = 0
+    for spec in tensors.values():
+        end = max(end, spec.offset - 8 - length + spec.nbytes)
+    if size != 8 + length + end:
+        raise _damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
+    seal = metadata.get("header_digest")
+    if seal is not None:
+        blank = raw.replace(f'"header_digest":"{seal}"'.encode(), f'"header_digest":"{_BLANK}"'.encode())
+        if xxhash.xxh3_128_hexdigest(length.to_bytes(8, "little") + blank) != seal:
+            raise _damaged(path, "has a header that changed after it was written")
+    return Header(path, tensors, metadata, 8 + length, end)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a file, checked against its digest where it has one.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_header`, or the digest does not match.
+    """
+    header = read_header(path)
+    data = bytearray(header.data_bytes)
+    with open(header.path, "rb") as file:
+        file.seek(header.data_start)
+        file.readinto(data)
+    check_digest(header, xxhash.xxh3_128_hexdigest(data))
+    tensors = {}
+    for name, spec in header.tensors.items():
+        begin = spec.offset - header.data_start
+        flat = (
+            torch.frombuffer(data, dtype=spec.dtype, count=spec.numel, offset=begin)
+            if spec.numel
+            else torch.empty(0, dtype=spec.dtype)
+        )
+        tensors[name] = flat.reshape(spec.shape).clone()
+    return tensors, header.metadata
+
+
+def verify(path: Path) -> Header:
+    """Read every byte of a file and compare with its digest; bounded memory.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`load_tensors`.
+    """
+    header = read_header(path)
+    state = xxhash.xxh3_128()
+    with open(header.path, "rb", buffering=0) as file:
+        file.seek(header.data_start)
+        while block := file.read(_BLOCK):
+            state.update(block)
+    check_digest(header, state.hexdigest())
+    return header
+
+
+def check_digest(header: Header, digest: str) -> None:
+    """Raise ValueError if the recorded digest exists and differs from ``digest``."""
+    if header.digest is not None and header.digest != digest:
+        raise _damaged(
+            header.path, f"holds other bytes (digest {digest}) than were written ({header.digest})"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a directory entry to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
+    """An open file that takes the name ``path`` when the block ends well, and vanishes otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _header_bytes(
+    entries: Mapping[str, Any], metadata: Mapping[str, str], digest: str, seal: str
+) -> bytes:
+    """Length prefix and JSON, padded with spaces to a multiple of 8; its size ignores the digests."""
+    full = {"__metadata__": {**metadata, "digest": digest, "header_digest": seal}, **entries}
+    text = json.dumps(full, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _spec(entry: Mapping[str, Any], data_start: int) -> TensorSpec:
+    begin, end = entry["data_offsets"]
+    spec = TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + begin)
+    if begin < 0 or end - begin != spec.nbytes:
+        raise ValueError("offsets do not match the shape")
+    return spec
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} {what}; restore it from a copy or move it out of the folder")

@@ -1,0 +1,56 @@
+"""Text forms of counts, lists and model names, as people type them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+_UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def parse_count(value: object) -> object:
+    """``8Mi`` -> 8388608, ``"12"`` -> 12; what is no count comes back as it is."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(Ki|Mi|Gi)?", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    number = float(match[1]) * _UNITS[match[2] or ""]
+    return int(number) if number == int(number) else value
+
+
+def parse_floats(text: str) -> list[float]:
+    """``0.05,0.10`` and ``0.02:0.25:0.01`` (start, end included, step), mixed freely.
+
+    Raises:
+        ValueError: Not numbers, or a range that does not advance.
+    """
+    values: list[float] = []
+    for part in text.split(","):
+        try:
+            numbers = [float(number) for number in part.split(":")]
+        except ValueError:
+            raise ValueError(f"{part!r} must be a number or start:end:step, as in 0.02:0.25:0.01") from None
+        if len(numbers) == 1:
+            values += numbers
+        elif len(numbers) == 3 and numbers[2] > 0 and numbers[1] >= numbers[0]:
+            start, end, step = numbers
+            count = int(np.floor((end - start) / step + 1e-9)) + 1
+            values += [round(start + i * step, 12) for i in range(count)]
+        else:
+            raise ValueError(f"{part!r} must be start:end:step with start <= end and step > 0")
+    return values
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0-9`` or ``1,2,5-7`` -> the seeds, in the order given.
+
+    Raises:
+        ValueError: Not whole numbers, or a range that runs backwards.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f"{part!r} must be a seed or a range of seeds, as in 0-49999")
+        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return seeds

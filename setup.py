@@ -1,0 +1,66 @@
+"""Packaging. training/, tools/ and configs/ install as sub-packages of edm2lite (see CONTRIBUTING)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
+DEMO = [*METRICS, "scikit-learn>=1.3"]
+
+setup(
+    name="edm2lite",
+    version="0.1.0",
+    description="Magnitude-preserving diffusion models (EDM2) and post-hoc EMA for any PyTorch model",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["edm2lite", "edm2lite.*"]),
+        "edm2lite.training",
+        "edm2lite.tools",
+        "edm2lite.configs",
+    ],
+    package_dir={
+        "edm2lite.training": "training",
+        "edm2lite.tools": "tools",
+        "edm2lite.configs": "configs",
+    },
+    package_data={"edm2lite": ["py.typed"], "edm2lite.configs": ["*.yaml"]},
+    install_requires=[
+        "torch>=2.5",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "safetensors>=0.4.3",
+        "xxhash>=3.4",
+        "click>=8.1",
+        "pydantic>=2.6",
+        "PyYAML>=6.0",
+        "pillow>=10.0",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "metrics": METRICS,
+        "demo": DEMO,
+        "latents": ["diffusers>=0.30"],
+        "tensorboard": ["tensorboard>=2.14"],
+        "hub": ["huggingface-hub>=0.23"],
+        "test": [
+            *DEMO,
+            "tensorboard>=2.14",
+            "mpmath>=1.3",
+            "pytest>=8.0",
+            "ruff>=0.9",
+            "mypy>=1.11",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "edm2lite = edm2lite.tools.edm2lite:main",
+            "reconstruct_ema = edm2lite.tools.reconstruct_ema:main",
+            "sweep_ema = edm2lite.tools.sweep_ema:main",
+        ]
+    },
+)

@@ -1,0 +1,1 @@
+"""The trainer, started by ``python -m edm2lite.training`` or torchrun."""

@@ -1,4 +1,4 @@
-"""Packaging. training/, tools/ and configs/ install as sub-packages of edm2lite (see CONTRIBUTING)."""
+"""Packaging; training/, tools/ and configs/ install as sub-packages of edm2lite."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ DEMO = [*METRICS, "scikit-learn>=1.3"]
 setup(
     name="edm2lite",
     version="0.1.0",
-    description="Magnitude-preserving diffusion models (EDM2) and post-hoc EMA for any PyTorch model",
+    description="Magnitude-preserving diffusion models (EDM2) and post-hoc EMA",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""Labelled image data sets: a folder or ZIP of PNGs with ``dataset.json``, or scikit-learn's digits.
+"""Labelled images: a folder or ZIP of PNGs with ``dataset.json``, or scikit-learn's digits.
 
 The stored form is the one of the EDM family: images anywhere below the top, and a ``dataset.json``
 with ``{"labels": [["00000/img00000000.png", 3], ...]}`` for a data set with classes.
@@ -105,13 +105,13 @@ def _decode(path: Path, name: str, data: bytes) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} in {path} cannot be read as an image ({error}); remove it") from error
+        raise ValueError(
+            f"{name} in {path} cannot be read as an image ({error}); remove it"
+        ) from error
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _labels(
-    path: Path, names: list[str], load: Callable[[str], bytes]
-) -> NDArray[np.int64] | None:
+def _labels(path: Path, names: list[str], load: Callable[[str], bytes]) -> NDArray[np.int64] | None:
     try:
         table = json.loads(load("dataset.json")).get("labels")
     except (FileNotFoundError, KeyError):
@@ -138,7 +138,9 @@ def _digits() -> ImageDataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits come with scikit-learn; pip install 'edm2lite[demo]'") from error
+        raise ImportError(
+            "the digits come with scikit-learn; pip install 'edm2lite[demo]'"
+        ) from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     return ImageDataset(

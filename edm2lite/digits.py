@@ -33,7 +33,7 @@ class DigitsExtractor(FeatureExtractorBase):
         super().__init__(name, features_list)
         if feature_extractor_weights_path is None:
             raise ValueError(
-                "extractor digits needs a weights file; make one with edm2lite classifier --out FILE"
+                "extractor digits needs a weights file; make it by edm2lite classifier --out FILE"
             )
         self.net = classifier()
         tensors, _ = load_tensors(Path(feature_extractor_weights_path))
@@ -95,7 +95,9 @@ def train_classifier(path: Path, num_epochs: int = 12, seed: int = 0) -> float:
     with torch.no_grad():
         correct = net(_scaled(images[held_out])).argmax(1) == labels[held_out]
     accuracy = float(correct.float().mean())
-    save_tensors(path, net.state_dict(), {"format": "edm2lite.digits/1", "accuracy": repr(accuracy)})
+    save_tensors(
+        path, net.state_dict(), {"format": "edm2lite.digits/1", "accuracy": repr(accuracy)}
+    )
     return accuracy
 
 

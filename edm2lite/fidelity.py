@@ -141,9 +141,7 @@ class FeatureStats:
         )
 
 
-def feature_stats(
-    batches: Iterable[Tensor], extractor: Extractor, source: str
-) -> FeatureStats:
+def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) -> FeatureStats:
     """Statistics of images in one pass.
 
     Args:
@@ -165,9 +163,7 @@ def feature_stats(
     mean = total / count
     cov = (outer - count * np.outer(mean, mean)) / (count - 1)
     weights = "" if extractor.weights is None else str(extractor.weights)
-    return FeatureStats(
-        count, mean, cov, extractor.name, weights, extractor.weights_digest, source
-    )
+    return FeatureStats(count, mean, cov, extractor.name, weights, extractor.weights_digest, source)
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
@@ -186,3 +182,16 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
 
     stats = ({"mu": s.mean, "sigma": s.cov} for s in (a, b))
     return fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID]
+
+
+def extractor_weights(stats: FeatureStats, weights: Path | None) -> Path | None:
+    """Weights file of the extractor that ``stats`` were made with: as given, or as recorded."""
+    if weights is not None or not stats.weights:
+        return weights
+    recorded = Path(stats.weights)
+    if not recorded.is_file():
+        raise FileNotFoundError(
+            f"the statistics were made with extractor weights {recorded}, which are not there; give"
+            " the file with --weights"
+        )
+    return recorded

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import xxhash
+
 from edm2lite.ema import Reconstruction, reconstruct
 from edm2lite.encoders import PixelEncoder, encoder_from_json
 from edm2lite.precond import Precond
@@ -35,6 +37,12 @@ class Model:
     net: Precond
     encoder: PixelEncoder
     metadata: dict[str, str] = field(repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights' origin, the same for an average rebuilt now or read from a file."""
+        source = self.metadata.get("inputs") or self.metadata.get("digest") or ""
+        return xxhash.xxh3_64_hexdigest(source.encode())
 
 
 def load(spec: str | Path) -> Model:
@@ -69,7 +77,9 @@ def _rebuild(run: str, query: str, text: str) -> Reconstruction:
     for part in query.split(","):
         key, equals, value = part.partition("=")
         if key not in ("sigma_rel", "gamma", "nimg") or not equals or key in values:
-            raise ValueError(f"{text} must name its average as @sigma_rel=0.10 or @gamma=6.9,nimg=64Mi")
+            raise ValueError(
+                f"{text} must name its average as @sigma_rel=0.10 or @gamma=6.9,nimg=64Mi"
+            )
         values[key] = value
     nimg = parse_count(values.pop("nimg", None))
     if len(values) != 1 or not isinstance(nimg, int | None):

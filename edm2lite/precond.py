@@ -51,18 +51,20 @@ class PrecondConfig:
         """
         try:
             values: dict[str, Any] = json.loads(text)
-            unet = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("unet").items()}
+            unet: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("unet").items()
+            }
             return cls(unet=UNetConfig(**unet), **values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"model configuration must be one this version can build, found {error}; it may come"
-                " from a newer version"
+                f"model configuration must be one this version can build, found {error}; it may be"
+                " of a newer version"
             ) from error
 
 
 @dataclass(frozen=True)
 class Scalings:
-    """Preconditioning coefficients at given noise levels (Eqs. 5 to 8), each shaped like sigma."""
+    """Preconditioning coefficients at some noise levels (Eqs. 5 to 8), each shaped like sigma."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -71,9 +73,14 @@ class Scalings:
 
     @classmethod
     def at(cls, sigma: Tensor, sigma_data: float) -> Scalings:
-        """c_in = 1/sqrt(s2 + d2), c_out = s d c_in, c_skip = d2 c_in**2, c_noise = ln(s) / 4."""
+        """At noise levels s, with t = s**2 + sigma_data**2 (Eqs. 5 to 8)."""
         total = sigma**2 + sigma_data**2
-        return cls(sigma_data**2 / total, sigma * sigma_data * total.rsqrt(), total.rsqrt(), sigma.log() / 4)
+        return cls(
+            sigma_data**2 / total,
+            sigma * sigma_data * total.rsqrt(),
+            total.rsqrt(),
+            sigma.log() / 4,
+        )
 
 
 class Precond(nn.Module):
@@ -177,8 +184,12 @@ class Precond(nn.Module):
             net.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ValueError(f"{origin} does not fit its own model configuration: {first}") from error
+            raise ValueError(
+                f"{origin} does not fit its own model configuration: {first}"
+            ) from error
         bad = [name for name, value in net.state_dict().items() if not torch.isfinite(value).all()]
         if bad:
-            raise ValueError(f"{origin} must hold finite weights, {bad[0]} does not; use another file")
+            raise ValueError(
+                f"{origin} must hold finite weights, {bad[0]} does not; use another file"
+            )
         return net.eval().requires_grad_(False)

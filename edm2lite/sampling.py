@@ -16,7 +16,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 def karras_sigmas(
     num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Tensor:
-    """Noise levels ``(sigma_max**(1/rho) + i/(N-1) (sigma_min**(1/rho) - sigma_max**(1/rho)))**rho``.
+    """Noise levels ``(a + i/(N-1) (b - a))**rho`` with a, b the max, min level to the 1/rho.
 
     Args:
         num_steps: N, at least 1; a single step goes from sigma_max to 0.

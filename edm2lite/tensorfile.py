@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, whole or not at all, and read with every byte checked.
+"""Safetensors files, written tensor by tensor, whole or not at all, and checked when read.
 
 The layout is that of safetensors, so anything that reads safetensors reads these files. Two strings
 in the metadata make them self-checking: ``digest`` (xxh3-128 of the tensor bytes in file order) and
@@ -174,8 +174,12 @@ def read_header(path: Path) -> Header:
     if size != 8 + length + end:
         raise _damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
     seal = metadata.get("header_digest")
+    if seal is None and "digest" in metadata:
+        raise _damaged(path, "has a header that changed after it was written")
     if seal is not None:
-        blank = raw.replace(f'"header_digest":"{seal}"'.encode(), f'"header_digest":"{_BLANK}"'.encode())
+        blank = raw.replace(
+            f'"header_digest":"{seal}"'.encode(), f'"header_digest":"{_BLANK}"'.encode()
+        )
         if xxhash.xxh3_128_hexdigest(length.to_bytes(8, "little") + blank) != seal:
             raise _damaged(path, "has a header that changed after it was written")
     return Header(path, tensors, metadata, 8 + length, end)
@@ -240,7 +244,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
-    """An open file that takes the name ``path`` when the block ends well, and vanishes otherwise."""
+    """An open file that takes the name ``path`` if the block ends well, and vanishes otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
@@ -259,7 +263,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
 def _header_bytes(
     entries: Mapping[str, Any], metadata: Mapping[str, str], digest: str, seal: str
 ) -> bytes:
-    """Length prefix and JSON, padded with spaces to a multiple of 8; its size ignores the digests."""
+    """Length prefix and JSON, padded to a multiple of 8; its size does not depend on digests."""
     full = {"__metadata__": {**metadata, "digest": digest, "header_digest": seal}, **entries}
     text = json.dumps(full, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -70,7 +70,9 @@ class UNetConfig:
             )
         widths = [self.model_channels * m for m in self.channel_mult]
         attending = [widths[-1]] + [  # the first decoder block always attends
-            width for i, width in enumerate(widths) if self.img_resolution >> i in self.attn_resolutions
+            width
+            for i, width in enumerate(widths)
+            if self.img_resolution >> i in self.attn_resolutions
         ]
         for width in attending:
             if width % self.head_channels:
@@ -192,7 +194,9 @@ class UNet(nn.Module):
         for level, width in reversed(list(enumerate(widths))):
             res = config.img_resolution >> level
             if level == len(widths) - 1:
-                self.dec[f"{res}x{res}_in0"] = Block(config, channels, channels, "dec", attention=True)
+                self.dec[f"{res}x{res}_in0"] = Block(
+                    config, channels, channels, "dec", attention=True
+                )
                 self.dec[f"{res}x{res}_in1"] = Block(config, channels, channels, "dec")
             else:
                 self.dec[f"{res}x{res}_up"] = Block(config, channels, channels, "dec", "up")

@@ -11,7 +11,9 @@ _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 def parse_count(value: object) -> object:
     """``8Mi`` -> 8388608, ``"12"`` -> 12; what is no count comes back as it is."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(Ki|Mi|Gi)?", value) if isinstance(value, str) else None
+    match = (
+        re.fullmatch(r"(\d+(?:\.\d+)?)\s*(Ki|Mi|Gi)?", value) if isinstance(value, str) else None
+    )
     if match is None:
         return value
     number = float(match[1]) * _UNITS[match[2] or ""]
@@ -29,7 +31,9 @@ def parse_floats(text: str) -> list[float]:
         try:
             numbers = [float(number) for number in part.split(":")]
         except ValueError:
-            raise ValueError(f"{part!r} must be a number or start:end:step, as in 0.02:0.25:0.01") from None
+            raise ValueError(
+                f"{part!r} must be a number or start:end:step, as in 0.02:0.25:0.01"
+            ) from None
         if len(numbers) == 1:
             values += numbers
         elif len(numbers) == 3 and numbers[2] > 0 and numbers[1] >= numbers[0]:

@@ -6,17 +6,25 @@ import logging
 from pathlib import Path
 
 import click
-
 from edm2lite.training import distributed
 from edm2lite.training.config import load_config, shipped
 
 
 @click.command(epilog=f"Shipped configurations: {', '.join(shipped())}.")
 @click.argument("config")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
-              help="Folder of the run; continued if it is there.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Change a value, e.g. --set optim.ref_lr=0.005; may be repeated.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the run; continued if it is there.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value, e.g. --set optim.ref_lr=0.005; may be repeated.",
+)
 def main(config: str, out: Path, overrides: tuple[str, ...]) -> None:
     """Train CONFIG, a YAML file or the name of a shipped one.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from edm2lite.training import distributed
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -25,7 +26,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.training import distributed
 
 KEEP = 2
 

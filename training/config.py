@@ -159,7 +159,9 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "value_error":
-            raise ValueError(f"{source}: {where + ': ' if where else ''}{first['ctx']['error']}") from None
+            raise ValueError(
+                f"{source}: {where + ': ' if where else ''}{first['ctx']['error']}"
+            ) from None
         if first["type"] == "missing":
             raise ValueError(f"{source}: {where} must be given and is missing") from None
         wanted = first["msg"][0].lower() + first["msg"][1:]
@@ -168,7 +170,10 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted names of fields that differ and may not change within a run."""
-    flat_a, flat_b = _flatten(_plain(dataclasses.asdict(a))), _flatten(_plain(dataclasses.asdict(b)))
+    flat_a, flat_b = (
+        _flatten(_plain(dataclasses.asdict(a))),
+        _flatten(_plain(dataclasses.asdict(b))),
+    )
     return [
         f"{key} ({flat_a.get(key)} in the run, {flat_b.get(key)} now)"
         for key in sorted(flat_a.keys() | flat_b.keys())
@@ -179,7 +184,9 @@ def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
 def shipped() -> list[str]:
     """Names of the shipped configurations."""
     folder = resources.files("edm2lite.configs")
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def _read_yaml(source: str) -> dict[str, Any]:
@@ -215,7 +222,9 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
         dotted = ".".join((*path, str(key)))
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ValueError(f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}")
+            raise ValueError(
+                f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
+            )
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{dotted} must hold keys and values, got {value!r}")

@@ -106,4 +106,3 @@ class BatchSource:
 
     def _new_permutation(self, epoch: int) -> NDArray[np.int64]:
         return rng(self.seed, epoch, Purpose.ORDER).permutation(len(self.dataset))
-

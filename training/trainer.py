@@ -8,6 +8,11 @@ import secrets
 from pathlib import Path
 
 import torch
+from edm2lite.training import checkpoint, distributed
+from edm2lite.training.config import RunConfig, differing_keys, load_config
+from edm2lite.training.data import Batch, BatchSource
+from edm2lite.training.monitor import Monitor
+from edm2lite.training.schedule import learning_rate
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset, open_dataset
@@ -17,11 +22,6 @@ from edm2lite.objective import DenoisingLoss
 from edm2lite.precond import Precond
 from edm2lite.seeding import Purpose, rng
 from edm2lite.tensorfile import replacing
-from edm2lite.training import checkpoint, distributed
-from edm2lite.training.config import RunConfig, differing_keys, load_config
-from edm2lite.training.data import Batch, BatchSource
-from edm2lite.training.monitor import Monitor
-from edm2lite.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +164,8 @@ class Trainer:
     def _check_bad_steps(self, in_row: int) -> None:
         if in_row >= self.config.max_bad_steps:
             raise RuntimeError(
-                f"gradients must be finite, they were not in the last {in_row} steps (max_bad_steps ="
-                f" {self.config.max_bad_steps}); lower optim.ref_lr, or look for bad images"
+                f"gradients must be finite, they were not in the last {in_row} steps (max_bad_steps"
+                f" = {self.config.max_bad_steps}); lower optim.ref_lr, or look for bad images"
             )
 
     def _metadata(self) -> dict[str, str]:
@@ -181,9 +181,7 @@ class Trainer:
             self.ema.save_snapshots(self.run_dir / "snapshots", dtype, self._metadata())
 
     def _save_checkpoint(self) -> None:
-        checkpoint.save(
-            self.run_dir / "checkpoints", self.nimg, self.net, self.optimizer, self.ema
-        )
+        checkpoint.save(self.run_dir / "checkpoints", self.nimg, self.net, self.optimizer, self.ema)
 
     def _save_weights(self) -> None:
         if distributed.rank() == 0:
@@ -230,8 +228,8 @@ def check_run(config: RunConfig, run_dir: Path) -> None:
         different = differing_keys(load_config(str(saved)), config)
         if different:
             raise ValueError(
-                f"{run_dir} belongs to a run with another configuration: {', '.join(different[:3])};"
-                " give another --out, or the configuration of that run"
+                f"{run_dir} belongs to a run of another configuration: {', '.join(different[:3])}"
+                "; give another --out, or the configuration of that run"
             )
     elif any((run_dir / name).exists() for name in ("snapshots", "checkpoints")):
         raise ValueError(f"{run_dir} holds snapshots but no config.yaml; give another --out")

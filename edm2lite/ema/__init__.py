@@ -14,25 +14,38 @@ if TYPE_CHECKING:
         gamma_to_sigma_rel,
         sigma_rel_to_gamma,
     )
-    from edm2lite.ema.reconstruct import Reconstruction, plan_targets, reconstruct
+    from edm2lite.ema.reconstruction import Reconstruction, plan_targets, reconstruct
     from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
     from edm2lite.ema.tracker import PowerFunctionEMA
 
-_HOME = {
-    "profile": (
-        "Exponential PowerFunction Tabulated Window gamma_to_sigma_rel sigma_rel_to_gamma"
-    ),
-    "reconstruct": "Reconstruction plan_targets reconstruct",
-    "snapshot": "SnapshotInfo list_snapshots",
-    "tracker": "PowerFunctionEMA",
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
+__all__ = [
+    "Exponential",
+    "PowerFunction",
+    "PowerFunctionEMA",
+    "Reconstruction",
+    "SnapshotInfo",
+    "Tabulated",
+    "Window",
+    "gamma_to_sigma_rel",
+    "list_snapshots",
+    "plan_targets",
+    "reconstruct",
+    "sigma_rel_to_gamma",
+]
 
-__all__ = sorted(_MODULE_OF)
+_HOME = {
+    "PowerFunctionEMA": "tracker",
+    "Reconstruction": "reconstruction",
+    "SnapshotInfo": "snapshot",
+    "list_snapshots": "snapshot",
+    "plan_targets": "reconstruction",
+    "reconstruct": "reconstruction",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that the solver can be used without loading torch."""
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(f"edm2lite.ema.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module 'edm2lite.ema' has no attribute {name!r}")
+    """Import on first use, so that the profiles and solvers can be used without loading torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'edm2lite.ema' has no attribute {name!r}")
+    module = importlib.import_module(f"edm2lite.ema.{_HOME.get(name, 'profile')}")
+    return getattr(module, name)

@@ -57,7 +57,9 @@ def gamma_to_sigma_rel(gamma: ArrayLike) -> NDArray[np.float64]:
     """
     gamma = np.asarray(gamma, dtype=np.float64)
     if not np.all((gamma >= 0) & np.isfinite(gamma)):
-        raise ValueError(f"gamma must be finite and at least 0, got {gamma}; sigma_rel 0.10 is 6.94")
+        raise ValueError(
+            f"gamma must be finite and at least 0, got {gamma}; sigma_rel 0.10 is 6.94"
+        )
     return np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
@@ -77,7 +79,9 @@ def decay(gamma: ArrayLike, nimg: ArrayLike, stride: ArrayLike) -> NDArray[np.fl
     return np.power((nimg - stride) / nimg, np.asarray(gamma, np.float64) + 1)
 
 
-def inner_product(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike):
+def inner_product(
+    t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
+) -> NDArray[np.float64]:
     """Integral of the product of two power-function profiles, per image (Eq. 151); broadcasts.
 
     For ``t_a <= t_b``: ``(gamma_a+1) (gamma_b+1) (t_a/t_b)**gamma_b / ((gamma_a+gamma_b+1) t_b)``.
@@ -135,7 +139,7 @@ class PowerFunction:
 
     @property
     def mean_rel(self) -> float:
-        """Mean of the profile as a fraction of ``nimg``: ``(gamma + 1) / (gamma + 2)`` (Eq. 122)."""
+        """Mean of the profile / ``nimg``: ``(gamma + 1) / (gamma + 2)`` (Eq. 122)."""
         return (self.gamma + 1) / (self.gamma + 2)
 
     def cumulative(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -216,4 +220,6 @@ class Tabulated:
 
 def _check_nimg(nimg: int) -> None:
     if not nimg > 0:
-        raise ValueError(f"nimg, the end of the average, must be a positive image count, got {nimg}")
+        raise ValueError(
+            f"nimg, the end of the average, must be a positive image count, got {nimg}"
+        )

@@ -42,7 +42,9 @@ def solve_paper(sources: Sequence[PowerFunction], targets: Sequence[PowerFunctio
         ValueError: No source, a source later than a target, or one stored twice.
     """
     _check(sources, targets)
-    t, gamma = (np.array(v, np.float64) for v in zip(*((s.nimg, s.gamma) for s in sources), strict=True))
+    t, gamma = (
+        np.array(v, np.float64) for v in zip(*((s.nimg, s.gamma) for s in sources), strict=True)
+    )
     t_r, gamma_r = (
         np.array(v, np.float64) for v in zip(*((r.nimg, r.gamma) for r in targets), strict=True)
     )
@@ -59,11 +61,13 @@ def solve_paper(sources: Sequence[PowerFunction], targets: Sequence[PowerFunctio
 
 def _check(sources: Sequence[PowerFunction], targets: Sequence[PowerFunction]) -> None:
     if not sources or not targets:
-        raise ValueError(f"need at least 1 stored average and 1 target, got {len(sources)}, {len(targets)}")
+        raise ValueError(
+            f"need at least 1 stored average and 1 target, got {len(sources)}, {len(targets)}"
+        )
     latest, earliest = max(s.nimg for s in sources), min(r.nimg for r in targets)
     if latest > earliest:
         raise ValueError(
-            f"stored averages must not be later than the target, got nimg = {latest} for a target at"
+            f"stored averages must not be later than the target, got nimg = {latest} for one at"
             f" {earliest}; leave the later ones out"
         )
     if len({(s.nimg, s.gamma) for s in sources}) < len(sources):

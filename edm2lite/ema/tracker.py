@@ -185,7 +185,9 @@ class PowerFunctionEMA:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly: averages and clock."""
         return {
-            "averages": {repr(s): dict(a) for s, a in zip(self.sigma_rels, self._averages, strict=True)},
+            "averages": {
+                repr(s): dict(a) for s, a in zip(self.sigma_rels, self._averages, strict=True)
+            },
             "clock": {
                 "nimg": self.nimg,
                 "start_nimg": self.start_nimg,

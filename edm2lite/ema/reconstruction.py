@@ -7,12 +7,13 @@ way, and outputs take their names only if every input was sound.
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
 from edm2lite.ema.solve import Solution, solve_paper
-from edm2lite.tensorfile import TensorSpec, TensorWriter, check_digest
+from edm2lite.tensorfile import TensorSpec, TensorWriter, check_digest, read_header
 
 FORMAT = "edm2lite.model/1"
 SOLVERS = {"paper": solve_paper}
@@ -156,7 +157,7 @@ def reconstruct(
                 state[name] = torch.cat([state[name], piece]) if name in state else piece
         for plan, state in zip(plans, dicts, strict=True):
             shaped = {name: state[name].reshape(spec.shape) for name, spec in specs.items()}
-            yield _with(plan, state_dict=shaped)
+            yield dataclasses.replace(plan, state_dict=shaped)
         return
     paths = output_paths(Path(out), plans)
     with ExitStack() as stack:
@@ -168,7 +169,7 @@ def reconstruct(
             for writer, value in zip(writers, values, strict=True):
                 writer.write(value)
     for plan, path in zip(plans, paths, strict=True):
-        yield _with(plan, path=path)
+        yield dataclasses.replace(plan, path=path)
 
 
 def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
@@ -178,7 +179,9 @@ def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
         ValueError: ``out`` is where the snapshots are, or two targets share a name.
     """
     if any(info.path.resolve().parent == out.resolve() for info in plans[0].inputs):
-        raise ValueError(f"{out} holds the snapshots themselves; give another folder for the results")
+        raise ValueError(
+            f"{out} holds the snapshots themselves; give another folder for the results"
+        )
     paths = [out / f"ema-{plan.sigma_rel:.5f}-{plan.nimg:010d}.safetensors" for plan in plans]
     if len(set(paths)) < len(paths):
         raise ValueError(
@@ -188,13 +191,25 @@ def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
     return paths
 
 
+def is_current(path: Path, plan: Reconstruction, dtype: torch.dtype) -> bool:
+    """Whether ``path`` already holds this reconstruction: same inputs, coefficients and dtype."""
+    if not path.is_file():
+        return False
+    try:
+        header = read_header(path)
+    except ValueError:
+        return False  # damaged: it is written anew
+    same_type = all(s.dtype == dtype for s in header.tensors.values() if s.dtype.is_floating_point)
+    return same_type and plan.metadata.items() <= header.metadata.items()
+
+
 def _stream(
     inputs: Sequence[SnapshotInfo],
     coefficients: np.ndarray,
     specs: Mapping[str, TensorSpec],
     progress: Progress | None,
 ) -> Iterator[tuple[str, Sequence[Tensor]]]:
-    """(name, one flat piece per target), in file order; checks every digest before the last piece."""
+    """(name, one flat piece per target) in file order; digests are checked before the last one."""
     weights = torch.from_numpy(coefficients.T.copy()).float()  # [R, K]
     digests = [xxhash.xxh3_128() for _ in inputs]
     total = sum(info.header.data_bytes for info in inputs)
@@ -236,7 +251,7 @@ def _combine(pieces: Sequence[Tensor], weights: Tensor, dtype: torch.dtype) -> S
 
 
 def _read(
-    file: BinaryIO, info: SnapshotInfo, name: str, count: int, digest: xxhash.xxh3_128
+    file: io.FileIO, info: SnapshotInfo, name: str, count: int, digest: xxhash.xxh3_128
 ) -> Tensor:
     spec = info.header.tensors[name]
     data = bytearray(count * spec.dtype.itemsize)
@@ -273,7 +288,3 @@ def _metadata(
         "inputs": json.dumps(inputs, separators=(",", ":")),
         **used[-1].extra,
     }
-
-
-def _with(plan: Reconstruction, **changes: object) -> Reconstruction:
-    return Reconstruction(**{**plan.__dict__, **changes})  # type: ignore[arg-type]

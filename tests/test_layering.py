@@ -1,0 +1,87 @@
+"""Who may import whom, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(
+    [*ROOT.glob("edm2lite/**/*.py"), *ROOT.glob("training/*.py"), *ROOT.glob("tools/*.py")]
+)
+
+# module -> what it may import of ours; everything not named may import all of edm2lite
+ALLOWED = {
+    "edm2lite.ema.profile": [],
+    "edm2lite.ema.solve": ["edm2lite.ema.profile", "edm2lite.ema.trajectory"],
+    "edm2lite.tensorfile": [],
+    "edm2lite.layers": [],
+    "edm2lite.unet": ["edm2lite.layers"],
+    "edm2lite.sampling": [],
+    "edm2lite.seeding": [],
+    "edm2lite.units": [],
+}
+EXTRAS = ("diffusers", "torch_fidelity", "matplotlib", "sklearn", "tensorboard", "huggingface_hub")
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts if parts[0] == "edm2lite" else ("edm2lite", *parts))
+
+
+def imports(path, top_level_only=False):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_follow_the_design(path):
+    name = module_name(path)
+    ours = {i for i in imports(path) if i.split(".")[0] == "edm2lite"}
+    for imported in ours:
+        if name.startswith("edm2lite.tools"):
+            assert not imported.startswith("edm2lite.training"), (name, imported)
+        elif name.startswith("edm2lite.training"):
+            assert not imported.startswith("edm2lite.tools"), (name, imported)
+        else:
+            assert not imported.startswith(("edm2lite.training", "edm2lite.tools")), (
+                name,
+                imported,
+            )
+        if name.startswith("edm2lite.ema"):
+            assert imported.startswith(("edm2lite.ema", "edm2lite.tensorfile")), (name, imported)
+    if name in ALLOWED:
+        assert ours <= set(ALLOWED[name]), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_optional_packages_are_imported_where_they_are_used(path):
+    if module_name(path) == "edm2lite.digits":  # is itself imported late: it subclasses one of them
+        return
+    for imported in imports(path, top_level_only=True):
+        assert imported.split(".")[0] not in EXTRAS, imported
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parts[-2] == "ema"], ids=module_name)
+def test_the_ema_tools_need_five_packages(path):
+    third_party = {i.split(".")[0] for i in imports(path)} - set(sys.stdlib_module_names)
+    assert third_party <= {"edm2lite", "torch", "numpy", "scipy", "safetensors", "xxhash"}
+
+
+@pytest.mark.parametrize("module", ["edm2lite.ema.solve", "edm2lite.ema.profile", "edm2lite.units"])
+def test_the_solver_does_not_load_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_only_one_file_talks_to_torch_distributed():
+    users = {path.name for path in FILES if any(i == "torch.distributed" for i in imports(path))}
+    assert users == {"distributed.py"}

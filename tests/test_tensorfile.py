@@ -1,0 +1,123 @@
+"""The oracle for the format is the safetensors library; for damage, every byte of a small file."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from edm2lite.tensorfile import (
+    TensorSpec,
+    TensorWriter,
+    load_tensors,
+    read_header,
+    replacing,
+    save_tensors,
+    verify,
+)
+
+TENSORS = {
+    "a.weight": torch.randn(3, 5),
+    "b": torch.tensor(2.5, dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 4),
+    "h": torch.randn(7).half(),
+    "steps": torch.arange(6).reshape(2, 3),
+    "flag": torch.tensor([True, False, True]),
+}
+
+
+def test_safetensors_reads_what_we_write_and_back(tmp_path):
+    path = save_tensors(tmp_path / "x.safetensors", TENSORS, {"format": "test", "note": 'a "b" \n'})
+    theirs = safetensors.torch.load_file(path)
+    ours, metadata = load_tensors(path)
+    assert theirs.keys() == ours.keys() == TENSORS.keys()
+    for name, value in TENSORS.items():
+        assert ours[name].equal(value) and ours[name].dtype == value.dtype
+        assert theirs[name].equal(value) and theirs[name].shape == value.shape
+    assert metadata["note"] == 'a "b" \n'
+
+    safetensors.torch.save_file(TENSORS, tmp_path / "theirs.safetensors", {"k": "v"})
+    ours, metadata = load_tensors(tmp_path / "theirs.safetensors")
+    assert metadata == {"k": "v"} and all(ours[n].equal(v) for n, v in TENSORS.items())
+
+
+def test_any_truncation_is_found(tmp_path):
+    path = save_tensors(tmp_path / "x.safetensors", TENSORS, {"format": "test"})
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="x.safetensors"):
+            verify(path)
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    path = save_tensors(tmp_path / "x.safetensors", TENSORS, {"format": "test", "nimg": "1024"})
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="x.safetensors"):
+                verify(path)
+    path.write_bytes(whole)
+    verify(path)
+
+
+def test_bytes_after_the_end_are_found(tmp_path):
+    path = save_tensors(tmp_path / "x.safetensors", TENSORS, {})
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="promises"):
+        read_header(path)
+
+
+def test_failure_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_path):
+    path = save_tensors(tmp_path / "x.safetensors", TENSORS, {})
+    before = path.read_bytes()
+    with (
+        pytest.raises(RuntimeError),
+        TensorWriter(path, {"a": TensorSpec(torch.float32, (4,))}, {}) as w,
+    ):
+        w.write(torch.zeros(2))
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    assert path.read_bytes() == before
+
+
+def test_killed_while_writing_leaves_no_file_of_the_final_name(tmp_path):
+    script = (
+        "import os, signal, torch; from pathlib import Path\n"
+        "from edm2lite.tensorfile import TensorSpec, TensorWriter\n"
+        f"with TensorWriter(Path({str(tmp_path / 'x.safetensors')!r}),"
+        " {'a': TensorSpec(torch.float32, (4,))}, {}) as w:\n"
+        "    w.write(torch.zeros(2)); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script])
+    assert done.returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("x*")) and not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_full_disk_is_an_error_and_the_earlier_file_stays(tmp_path, monkeypatch):
+    path = save_tensors(tmp_path / "x.safetensors", TENSORS, {})
+    real_open = open
+
+    def full(name, *args, **kwargs):
+        return real_open("/dev/full" if str(name).endswith(".partial") else name, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_tensors(path, {"a": torch.zeros(100_000)}, {})
+    monkeypatch.undo()
+    assert load_tensors(path)[0].keys() == TENSORS.keys()
+
+
+def test_replacing_keeps_the_earlier_text_when_the_block_fails(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as file:
+        file.write("new")
+        raise RuntimeError
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]

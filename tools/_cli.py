@@ -1,0 +1,81 @@
+"""What the commands share: option types, error lines, progress bars."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+from tqdm import tqdm
+
+from edm2lite.units import parse_count, parse_floats, parse_seeds
+
+T = TypeVar("T")
+
+
+class _Parsed(click.ParamType):
+    """An option type from a function that raises ValueError with the reason."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]):
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _count(text: str) -> int:
+    value = parse_count(text)
+    if not isinstance(value, int):
+        raise ValueError(f"{text!r} must be a whole number, as in 4096, 128Ki or 8Mi")
+    return value
+
+
+COUNT = _Parsed("count", _count)
+FLOATS = _Parsed("list", parse_floats)
+SEEDS = _Parsed("seeds", parse_seeds)
+
+
+def user_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a user can mend into one line and exit code 1; Ctrl-C into a line too."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, FileNotFoundError, ImportError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except OSError as error:
+            raise click.ClickException(f"{error.strerror}: {error.filename or ''}") from error
+        except KeyboardInterrupt:
+            raise click.ClickException("interrupted; the same command continues") from None
+
+    return wrapper
+
+
+def progress(items: Iterable[T] | None = None, **options: Any) -> Any:
+    """A tqdm bar on stderr; on a terminal it moves twice a second, in a log file every 10 s."""
+    options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 10)
+    return tqdm(items, dynamic_ncols=True, **options)
+
+
+class ByteBar:
+    """A progress callback ``(done, total)`` in bytes, shown with throughput."""
+
+    def __init__(self, description: str):
+        self._description, self._bar = description, None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = progress(
+                total=total, desc=self._description, unit="B", unit_scale=True, unit_divisor=1024
+            )
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()

@@ -29,9 +29,9 @@ class LogNormal:
 class DenoisingLoss(nn.Module):
     """Uncertainty-weighted denoising loss of EDM2 (Eqs. 14 to 16 and 21).
 
-    ``loss = sum of lambda(sigma) / e**u * (D_x - y)**2 + u`` over elements, with ``u = logvar(sigma)``
-    and ``lambda = (sigma**2 + sigma_data**2) / (sigma sigma_data)**2``; at its minimum over u every
-    noise level contributes equally.
+    ``loss = sum of lambda(sigma) / e**u * (D_x - y)**2 + u`` over elements, with
+    ``lambda = (sigma**2 + sigma_data**2) / (sigma sigma_data)**2`` and u = logvar(sigma); at its
+    minimum over u every noise level contributes equally.
     """
 
     def __init__(self, net: Precond):

@@ -1,9 +1,14 @@
 """Shared fixtures: quiet threads, and one small training run on digits."""
 
+import os
+
 import pytest
 import torch
 from edm2lite.training.config import RunConfig, load_config
 from edm2lite.training.trainer import Trainer
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start; tensors here are tiny
+torch.set_num_threads(1)
 
 TINY = (
     "net.unet.model_channels=16",

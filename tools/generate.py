@@ -69,10 +69,12 @@ def main(
     from edm2lite.image_folder import ImageFolder
     from edm2lite.models import load
 
-    folders = []
+    folders: list[tuple[Model, ImageFolder]] = []
     for name in models:
         model = load(name)
         folder = ImageFolder(out if len(models) == 1 else out / _folder_name(model))
+        if any(folder.path == other.path for _, other in folders):
+            raise ValueError(f"models must have different names, {folder.path.name} comes twice")
         folder.open(model, seeds, _classes(classes, seeds, model), steps)
         folders.append((model, folder))
     total = sum(len(folder.missing) for _, folder in folders)
@@ -99,7 +101,11 @@ def _classes(text: str | None, seeds: list[int], model: Model) -> list[int] | No
 
 
 def _folder_name(model: Model) -> str:
-    return Path(model.name).stem if Path(model.name).is_file() else model.name.replace("/", "_")
+    """``last`` for a run, the stem of a file, ``sigma_rel=0.1`` for an average of a run."""
+    path = Path(model.name)
+    if path.is_dir():
+        return "last"
+    return path.stem if path.is_file() else model.name.partition("@")[2]
 
 
 def _row_name(model: Model) -> str:

@@ -1,0 +1,267 @@
+"""The commands as a person types them: help, the happy road, mistakes, interruption."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from edm2lite.tools.edm2lite import COMMANDS
+from edm2lite.tools.edm2lite import main as edm2lite
+from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
+from edm2lite.tools.sweep_ema import main as sweep_ema
+from edm2lite.training.__main__ import main as training
+from PIL import Image
+
+from edm2lite.dataset import open_dataset
+from edm2lite.tensorfile import read_header
+
+
+def run(command, *arguments):
+    return CliRunner().invoke(command, [str(a) for a in arguments])
+
+
+def succeed(command, *arguments):
+    result = run(command, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fail(command, *arguments, code=1):
+    result = run(command, *arguments)
+    assert result.exit_code == code, result.output
+    line = result.output.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    "command, arguments",
+    [(training, ()), (reconstruct_ema, ()), (sweep_ema, ()), (edm2lite, ())]
+    + [(edm2lite, ("evaluate", "stats")), (edm2lite, ("evaluate", "fid"))]
+    + [(edm2lite, (name,)) for name in COMMANDS],
+)
+def test_every_command_has_help(command, arguments):
+    output = succeed(command, *arguments, "--help")
+    assert "Usage:" in output and "--help" in output
+
+
+def test_version():
+    assert "0.1.0" in succeed(edm2lite, "--version")
+
+
+def test_reconstruction_writes_lengths_and_keeps_what_is_current(run_dir, tmp_path):
+    out = tmp_path / "ema"
+    first = succeed(reconstruct_ema, run_dir, "--sigma-rel", "0.05,0.1:0.2:0.05", "--out", out)
+    names = sorted(p.name for p in out.iterdir())
+    assert names == [f"ema-{s:.5f}-0000001280.safetensors" for s in (0.05, 0.1, 0.15, 0.2)]
+    assert all(name in first for name in names)
+    times = {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    (out / names[0]).write_bytes((out / names[0]).read_bytes()[:-8])
+    succeed(reconstruct_ema, run_dir, "--sigma-rel", "0.05,0.1:0.2:0.05", "--out", out)
+    changed = [p.name for p in out.iterdir() if p.stat().st_mtime_ns != times[p]]
+    assert changed == [names[0]]
+
+
+def test_reconstruction_takes_exponents_and_types(run_dir, tmp_path):
+    output = succeed(
+        reconstruct_ema, run_dir, "--gamma", "6.9372", "--at", 640, "--dtype", "float16",
+        "--out", tmp_path,
+    )  # fmt: skip
+    header = read_header(next(tmp_path.iterdir()))
+    assert header.metadata["gamma"] == "6.9372" and header.metadata["nimg"] == "640"
+    assert str(header.tensors["unet.out_gain"].dtype) == "torch.float16"
+    assert "0.1000" in output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--sigma-rel", "0.3"), "between 0 and 0.2887"),
+        (("--sigma-rel", "0.1", "--at", "100"), "nearest is 160"),
+    ],
+)
+def test_reconstruction_explains_mistakes(run_dir, arguments, message):
+    assert message in fail(reconstruct_ema, run_dir, *arguments)
+
+
+def test_reconstruction_usage_errors(run_dir, tmp_path):
+    assert "either" in fail(reconstruct_ema, run_dir, code=2)
+    assert "start:end:step" in fail(reconstruct_ema, run_dir, "--sigma-rel", "a", code=2)
+    assert "no EMA snapshot" in fail(reconstruct_ema, tmp_path, "--gamma", 3)
+
+
+def test_training_explains_mistakes(run_dir, tmp_path):
+    out = ("--out", tmp_path / "x")
+    assert "nearest known one is seed" in fail(training, "digits", *out, "--set", "sed=1")
+    assert "one of digits" in fail(training, "nothing", *out)
+    line = fail(training, "digits", "--out", run_dir)
+    assert "belongs to a run of another configuration" in line
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Classifier and reference statistics, made by the commands."""
+    folder = tmp_path_factory.mktemp("reference")
+    weights, stats = folder / "classifier.safetensors", folder / "reference.safetensors"
+    assert "right" in succeed(edm2lite, "classifier", "--out", weights)
+    assert "already" in succeed(edm2lite, "classifier", "--out", weights)
+    output = succeed(
+        edm2lite, "evaluate", "stats", "digits", "--extractor", "digits", "--weights", weights,
+        "--out", stats,
+    )  # fmt: skip
+    assert "1797 images, 64 features" in output
+    return stats
+
+
+def test_sweep_fills_its_ledger_once(run_dir, reference, tmp_path, monkeypatch):
+    common = ("--ref", reference, "--num", 80, "--steps", 2, "--out", tmp_path)
+    first = succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1", *common)
+    assert "best" in first and "raw" in first
+    assert {p.name for p in tmp_path.iterdir()} == {"sweep.jsonl", "sweep.csv", "sweep.png"}
+    before = (tmp_path / "sweep.jsonl").read_text()
+    succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1,0.2", *common)
+    after = (tmp_path / "sweep.jsonl").read_text()
+    assert after.startswith(before) and len(after.splitlines()) == 4
+    monkeypatch.setattr("edm2lite.measure.Measurer.distance", None)  # must not be called
+    picture = (tmp_path / "sweep.png").read_bytes()
+    succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1,0.2", *common)
+    assert (tmp_path / "sweep.png").read_bytes() == picture
+
+
+def test_generated_images_depend_on_their_seed_alone(run_dir, tmp_path):
+    common = ("--steps", 3, "--class", "all")
+    model = f"{run_dir}@sigma_rel=0.1"
+    succeed(edm2lite, "generate", model, "--seeds", "0-9", "--out", tmp_path / "a", *common)
+    succeed(edm2lite, "generate", model, "--seeds", "7,3", "--out", tmp_path / "b", *common)
+    for seed in (3, 7):
+        a, b = (
+            open_dataset(tmp_path / d).read(index).astype(int)
+            for d, index in (("a", seed), ("b", [3, 7].index(seed)))
+        )
+        assert abs(a - b).max() <= 1  # batches of other sizes may round otherwise
+    dataset = open_dataset(tmp_path / "a")
+    assert dataset.labels.tolist() == list(range(10)) and dataset.image_shape == (1, 8, 8)
+
+
+def test_generation_continues_and_refuses_other_settings(run_dir, tmp_path):
+    model, out = f"{run_dir}@sigma_rel=0.1", tmp_path / "a"
+    common = ("generate", model, "--out", out, "--class", 3)
+    succeed(edm2lite, *common, "--seeds", "0-4", "--steps", 2)
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    succeed(edm2lite, *common, "--seeds", "0-6", "--steps", 2)
+    assert len(list(out.rglob("*.png"))) == 7
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
+    assert "other steps" in fail(edm2lite, *common, "--seeds", "0-6", "--steps", 3)
+    assert "as class 3" in fail(
+        edm2lite, "generate", model, "--out", out, "--class", 4, "--seeds", 0, "--steps", 2
+    )
+
+
+def test_generation_draws_a_row_per_model(run_dir, tmp_path):
+    models = [str(run_dir), f"{run_dir}@sigma_rel=0.05", f"{run_dir}@sigma_rel=0.1"]
+    grid = tmp_path / "grid.png"
+    succeed(
+        edm2lite, "generate", *models, "--seeds", "0-3", "--class", "all", "--steps", 2,
+        "--out", tmp_path / "images", "--grid", grid,
+    )  # fmt: skip
+    assert len(list((tmp_path / "images").iterdir())) == 3
+    with Image.open(grid) as picture:
+        assert picture.size[0] > picture.size[1]
+
+
+def test_generation_explains_mistakes(run_dir, tmp_path):
+    out = ("--out", tmp_path / "x", "--seeds", "0")
+    assert "0 to 9" in fail(edm2lite, "generate", run_dir, "--class", 10, *out)
+    assert "number or all" in fail(edm2lite, "generate", run_dir, "--class", "cat", *out)
+    assert "no model at" in fail(edm2lite, "generate", tmp_path / "nothing", *out)
+    assert "seed or a range" in fail(
+        edm2lite, "generate", run_dir, "--out", tmp_path / "x", "--seeds", "9-1", code=2
+    )
+
+
+def test_distance_of_a_folder(run_dir, reference, tmp_path):
+    succeed(edm2lite, "generate", run_dir, "--seeds", "0-19", "--steps", 2, "--out", tmp_path / "a")
+    result = run(edm2lite, "evaluate", "fid", tmp_path / "a", "--ref", reference)
+    assert result.exit_code == 0 and float(result.stdout) > 0
+
+
+def test_missing_weights_of_the_reference_are_named(run_dir, reference, tmp_path):
+    stats = tmp_path / "reference.safetensors"
+    shutil.copy(reference, stats)
+    weights = reference.parent / "classifier.safetensors"
+    weights.rename(tmp_path / "moved.safetensors")
+    try:
+        line = fail(
+            sweep_ema, run_dir, "--sigma-rel", 0.1, "--ref", stats, "--num", 2, "--out", tmp_path
+        )
+    finally:
+        (tmp_path / "moved.safetensors").rename(weights)
+    assert "classifier.safetensors" in line and "--weights" in line
+
+
+SHORT = (
+    "--num", "60", "--set", "total_nimg=2560", "--set", "snapshot_nimg=256",
+    "--set", "checkpoint_nimg=512", "--set", "net.unet.model_channels=16",
+    "--set", "net.unet.head_channels=16",
+)  # fmt: skip
+
+
+def demo(out):
+    command = [sys.executable, "-m", "edm2lite.tools.edm2lite", "demo", "--out", str(out), *SHORT]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def contents(out):
+    """Everything that does not hold a time or the random identifier of the run."""
+    found = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        name = path.relative_to(out).as_posix()
+        if path.suffix == ".safetensors":
+            found[name] = read_header(path).digest
+        elif name == "stats.jsonl":
+            keep = ("nimg", "loss", "lr", "nonfinite_steps")
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [[line[k] for k in keep] for line in lines]
+        elif path.suffix in (".png", ".csv", ".md", ".yaml") or name.endswith("dataset.json"):
+            found[name] = path.read_bytes()
+        else:
+            found[name] = None
+    return found
+
+
+@pytest.mark.slow
+def test_demo_interrupted_and_started_again_ends_with_the_same_files(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = demo(whole)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "Best EMA length" in output and "$ reconstruct_ema" in output
+    made = {p.name for p in whole.iterdir()}
+    assert made >= {
+        "config.yaml", "stats.jsonl", "snapshots", "sweep.csv", "sweep.png", "samples.png",
+        "report.md",
+    }  # fmt: skip
+    # interrupted in training, in the sweep, and while generating
+    for milestone in ("checkpoints/000000000512", "sweep.jsonl", "samples/last/settings.json"):
+        process = demo(broken)
+        while not (broken / milestone).exists() and process.poll() is None:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = demo(broken)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    a, b = contents(whole), contents(broken)
+    assert a.keys() == b.keys()
+    different = [name for name in a if a[name] != b[name] and name != "report.md"]
+    assert not different
+    text = (broken / "report.md").read_text()
+    assert text == (whole / "report.md").read_text()

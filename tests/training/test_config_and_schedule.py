@@ -1,0 +1,99 @@
+"""Configurations: every shipped one builds, mistakes are explained; the learning rate."""
+
+import pytest
+import torch
+from edm2lite.training.config import differing_keys, load_config, shipped
+from edm2lite.training.schedule import learning_rate
+
+from edm2lite.precond import Precond
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_configuration_loads_and_builds(name):
+    config = load_config(name)
+    with torch.device("meta"):
+        Precond(config.net)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_resolved_text_gives_the_same_configuration(name, tmp_path):
+    config = load_config(name)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert load_config(str(path)) == config
+
+
+def test_overrides_take_text_forms():
+    config = load_config(
+        "digits", ["total_nimg=128Ki", "optim.ref_lr=1e-2", "ema.sigma_rels=[0.1]", "seed=3"]
+    )
+    assert config.total_nimg == 131072 and config.optim.ref_lr == 0.01
+    assert config.ema.sigma_rels == (0.1,) and config.seed == 3
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optim.ref_lrr=1", "unknown key optim.ref_lrr; the nearest known one is optim.ref_lr"),
+        ("net.unet.chanels=1", "unknown key net.unet.chanels; the nearest known one is net.unet"),
+        ("batchsize=1", "unknown key batchsize; the nearest known one is batch_size"),
+        ("seed=abc", "seed: input should be a valid integer.*got 'abc'"),
+        ("optim=3", "optim must hold keys and values"),
+        ("total_nimg=1000", "total_nimg must be a multiple of batch_size = 128, got 1000.*is 1024"),
+        ("snapshot_nimg=8M", "snapshot_nimg: input should be a valid integer"),
+        ("ema.sigma_rels=[0.3]", "ema: sigma_rel must lie between 0 and 0.2887"),
+        ("ema.sigma_rels=[]", "at least one length"),
+        ("ema.dtype=float8", "ema.dtype: input should be 'float32', 'float16' or 'bfloat16'"),
+        ("net.unet.img_resolution=9", "net.unet: img_resolution must be a multiple of 2"),
+        ("optim.ref_lr=0", "optim: ref_lr must be positive"),
+        ("loss.P_std=-1", "loss: P_std must be positive"),
+        ("seed", "--set takes key=value"),
+        ("seed.a=1", "seed is a single value"),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(override, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config("digits", ["seed=0", override])
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_lists_the_shipped_ones(tmp_path):
+    with pytest.raises(FileNotFoundError, match="digits"):
+        load_config("nothing.yaml")
+    broken = tmp_path / "a.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(ValueError, match="must be YAML"):
+        load_config(str(broken))
+    broken.write_text("seed: 1")
+    with pytest.raises(ValueError, match="data must be given"):
+        load_config(str(broken))
+
+
+def test_only_what_changes_the_course_of_a_run_counts_as_different():
+    a = load_config("digits")
+    assert differing_keys(a, load_config("digits", ["total_nimg=128Ki", "microbatch=32"])) == []
+    different = differing_keys(a, load_config("digits", ["optim.ref_lr=0.5", "seed=1"]))
+    assert [text.split(" ")[0] for text in different] == ["optim.ref_lr", "seed"]
+
+
+@pytest.mark.parametrize(
+    "iteration, lr",
+    [
+        (0, 0),
+        (1000, 0.002048),
+        (4883, 0.01),
+        (70_000, 0.01),
+        (140_000, 0.00707107),
+        (1_048_576, 0.00258374),
+    ],
+)
+def test_learning_rate_is_the_published_one(iteration, lr):
+    got = learning_rate(
+        iteration * 2048, 2048, ref_lr=0.01, ref_batches=70_000, rampup_nimg=10_000_000
+    )
+    assert got == pytest.approx(lr, rel=3e-6)
+
+
+def test_no_ramp_and_no_decay():
+    assert learning_rate(0, 8, ref_lr=0.5, ref_batches=0, rampup_nimg=0) == 0.5
+    assert learning_rate(10**9, 8, ref_lr=0.5, ref_batches=0, rampup_nimg=0) == 0.5

@@ -1,0 +1,193 @@
+"""The trainer: resume bit for bit, processes that do not matter, clear refusals."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, tiny_config
+from edm2lite.training.data import BatchSource
+from edm2lite.training.trainer import Trainer
+
+from edm2lite.dataset import open_dataset
+from edm2lite.ema import list_snapshots
+from edm2lite.models import load
+from edm2lite.tensorfile import read_header
+
+CPU = torch.device("cpu")
+
+
+def stats(folder):
+    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [line["loss"] for line in stats(folder)]
+
+
+def digests(folder):
+    """Of every snapshot and of the last weights."""
+    found = {i.path.name: i.header.digest for i in list_snapshots(folder)}
+    return {**found, "last": read_header(folder / "last.safetensors").digest}
+
+
+def test_a_run_leaves_everything_behind(run_dir):
+    assert {p.name for p in run_dir.iterdir()} == {
+        "config.yaml", "run.json", "stats.jsonl", "snapshots", "checkpoints", "last.safetensors",
+    }  # fmt: skip
+    infos = list_snapshots(run_dir)
+    assert [i.nimg for i in infos] == [160 * (k // 2 + 1) for k in range(16)]
+    assert infos[-1].history == ((32, 40),)
+    assert [line["nimg"] for line in stats(run_dir)] == [
+        320, 640, 960, 1280,
+    ]  # fmt: skip
+    assert losses(run_dir)[-1] < losses(run_dir)[0]
+    assert len(list((run_dir / "checkpoints").iterdir())) == 2
+
+
+def test_first_step_has_learning_rate_zero_and_snapshot_follows_the_clock(tmp_path):
+    trainer = Trainer(tiny_config(), tmp_path / "a", CPU)
+    before = {n: p.clone() for n, p in trainer.net.named_parameters()}
+    trainer.train_step()
+    assert all(p.equal(before[n]) for n, p in trainer.net.named_parameters())
+
+
+def test_interrupted_equals_uninterrupted_bit_for_bit(run_dir, tmp_path):
+    folder = tmp_path / "b"
+    Trainer(tiny_config("total_nimg=640"), folder, CPU).train()
+    Trainer(tiny_config(), folder, CPU).train()
+    assert digests(folder) == digests(run_dir)
+    assert losses(folder) == losses(run_dir)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_ends_with_the_same_files(run_dir, tmp_path):
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "edm2lite.training", "digits", "--out", str(folder)]
+    command += [part for change in TINY for part in ("--set", change)]
+    delays = np.random.default_rng(0).uniform(0.02, 0.9, size=3)
+    for delay in delays:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not (folder / "config.yaml").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+    assert digests(folder) == digests(run_dir)
+    assert losses(folder) == losses(run_dir)
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+    assert names == {p.relative_to(run_dir).as_posix() for p in run_dir.rglob("*")}
+
+
+def test_finished_run_started_again_changes_nothing(run_dir, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(run_dir, folder)
+    Trainer(tiny_config(), folder, CPU).train()
+    assert digests(folder) == digests(run_dir) and losses(folder) == losses(run_dir)
+
+
+def test_accumulation_does_not_change_the_losses(run_dir, tmp_path):
+    Trainer(tiny_config("microbatch=12"), tmp_path / "c", CPU).train()
+    # float32 sums in another order, through 40 steps
+    np.testing.assert_allclose(losses(tmp_path / "c"), losses(run_dir), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(run_dir, tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command += ["edm2lite.training", "digits", "--out", str(tmp_path / "d")]
+    command += [part for change in TINY for part in ("--set", change)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "d"), losses(run_dir), rtol=1e-4)
+    assert len(list_snapshots(tmp_path / "d")) == 16
+
+
+def source(**changes):
+    arguments = {"seed": 1, "batch_size": 24, "microbatch": 24, **changes}
+    return BatchSource(open_dataset("digits"), **arguments)
+
+
+def test_samples_do_not_depend_on_processes_or_micro_batches():
+    whole = source().batch(1800)[0]
+    parts = [
+        batch
+        for rank in range(2)
+        for batch in source(rank=rank, world_size=2, microbatch=5).batch(1800)
+    ]
+    assert [len(p.indices) for p in parts] == [5, 5, 2] * 2
+    for name in ("images", "labels", "z", "noise"):
+        assert torch.cat([getattr(p, name) for p in parts]).equal(getattr(whole, name))
+
+
+def test_every_epoch_shows_every_image_once():
+    batches = source(batch_size=599, microbatch=599)
+    for epoch in (0, 1):
+        rows = [batches._row(1797 * epoch + i) for i in range(1797)]
+        assert sorted(rows) == list(range(1797))
+    assert batches._row(0) != batches._row(1797)
+
+
+def test_non_finite_gradients_are_zeroed_counted_and_stop_the_run(tmp_path):
+    trainer = Trainer(tiny_config("max_bad_steps=5", "status_nimg=160"), tmp_path / "e", CPU)
+    trainer.net.unet.out_conv.weight.register_hook(lambda g: torch.full_like(g, float("nan")))
+    with pytest.raises(RuntimeError, match="must be finite, they were not in the last 5 steps"):
+        trainer.train()
+    assert json.loads((tmp_path / "e" / "stats.jsonl").read_text())["nonfinite_steps"] == 5
+    assert all(p.isfinite().all() for p in trainer.net.parameters())
+    assert trainer.ema.num_refused == 0
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("net.unet.img_channels=3", "img_channels must be the 1 channels of digits"),
+        ("net.unet.img_resolution=16", r"size of the images of digits \(8 x 8\), got 16"),
+        ("net.unet.label_dim=7", "label_dim must be the 10 classes of digits"),
+        ("data.source=/nowhere", "no data set at /nowhere"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_before_anything_is_written(override, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Trainer(tiny_config(override), tmp_path / "f", CPU)
+    assert not (tmp_path / "f").exists()
+
+
+def test_folder_of_another_run_is_refused_and_left_as_it_was(run_dir):
+    before = digests(run_dir), (run_dir / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="another configuration: optim.ref_lr"):
+        Trainer(tiny_config("optim.ref_lr=0.02"), run_dir, CPU)
+    assert (digests(run_dir), (run_dir / "config.yaml").read_text()) == before
+
+
+def test_models_are_found_by_every_kind_of_name(run_dir):
+    raw = load(run_dir)
+    assert raw.metadata["average"] == "none" and raw.encoder.scale == 191.79
+    stored = list_snapshots(run_dir)[-1]
+    by_file, by_name = load(stored.path), load(f"{run_dir}@sigma_rel={stored.sigma_rel}")
+    for name, value in by_file.net.state_dict().items():
+        torch.testing.assert_close(by_name.net.state_dict()[name], value, atol=1e-5, rtol=0)
+    earlier = load(f"{run_dir}@gamma=6.9,nimg=640")
+    assert earlier.metadata["nimg"] == "640"
+
+
+@pytest.mark.parametrize(
+    "query, message",
+    [
+        ("sigma_rel=0.1,gamma=3", "one of sigma_rel and gamma"),
+        ("nimg=640", "one of sigma_rel and gamma"),
+        ("length=3", "must name its average"),
+        ("sigma_rel=abc", "must be a number"),
+        ("sigma_rel=0.3", "between 0 and 0.2887"),
+        ("sigma_rel=0.1,nimg=100", "nearest is 160"),
+    ],
+)
+def test_malformed_names_are_explained(run_dir, query, message):
+    with pytest.raises(ValueError, match=message):
+        load(f"{run_dir}@{query}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm2lite.ema import Reconstruction, reconstruct
+from edm2lite.ema.reconstruction import Reconstruction, build
 from edm2lite.fidelity import Extractor, FeatureStats, feature_stats, frechet_distance
 from edm2lite.generate import Generator
 from edm2lite.models import Model, from_reconstruction, load
@@ -50,12 +50,11 @@ class Measurer:
             raw = load(run)
             if int(raw.metadata["nimg"]) == plans[0].nimg:
                 yield Point(None, None, plans[0].nimg, 0.0, self.distance(raw, bar), self.num)
-        lengths = [length for length in todo if length is not None]
+        wanted = [plan for plan in plans if plan.sigma_rel in todo]
         size = sum(spec.numel * 4 for spec in plans[0].inputs[0].header.tensors.values())
         held = max(1, _HELD_BYTES // size)
-        for begin in range(0, len(lengths), held):
-            group = lengths[begin : begin + held]
-            for built in reconstruct(plans[0].inputs, sigma_rel=group):
+        for begin in range(0, len(wanted), held):
+            for built in build(wanted[begin : begin + held]):
                 distance = self.distance(
                     from_reconstruction(built, f"{run}@{built.sigma_rel}"), bar
                 )

@@ -38,8 +38,10 @@ def imports(path, top_level_only=False):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module
+            package = module_name(path).rpartition(".")[0]
+            names = [f"{package}.{node.module}" if node.module else package]
+            assert node.level <= 1, f"{path}: import from above its package"
+            yield from names if node.level else [node.module]
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -69,7 +69,8 @@ class ByteBar:
     """A progress callback ``(done, total)`` in bytes, shown with throughput."""
 
     def __init__(self, description: str):
-        self._description, self._bar = description, None
+        self._description = description
+        self._bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:

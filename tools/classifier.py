@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from edm2lite.tools._cli import user_errors
+
+from ._cli import user_errors
 
 
 @click.command()

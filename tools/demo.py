@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import click
-from edm2lite.tools._cli import COUNT, user_errors
+
+from ._cli import COUNT, user_errors
 
 LENGTHS = "0.02,0.03,0.05,0.07,0.10,0.13,0.16,0.20,0.25"
 STEPS = 12
@@ -73,9 +74,9 @@ def main(out: Path, fresh: bool, num: int, overrides: tuple[str, ...]) -> None:
         f" --out {run}/samples --grid {run}/samples.png"
     )
 
-    from edm2lite.tools._report import judge, write_report
-
     from edm2lite import sweep
+
+    from ._report import judge, write_report
 
     points = sweep.read_csv(out / "sweep.csv")
     best = sweep.best(points)

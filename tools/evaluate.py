@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from edm2lite.tools._cli import progress, user_errors
+
+from ._cli import progress, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from edm2lite.tools._cli import SEEDS, progress, user_errors
+
+from ._cli import SEEDS, progress, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.models import Model

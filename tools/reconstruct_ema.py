@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from edm2lite.tools._cli import COUNT, FLOATS, ByteBar, user_errors
+
+from ._cli import COUNT, FLOATS, ByteBar, user_errors
 
 
 @click.command()
@@ -51,7 +52,7 @@ def main(
     """
     import torch
 
-    from edm2lite.ema.reconstruction import is_current, output_paths, plan_targets, reconstruct
+    from edm2lite.ema.reconstruction import build, is_current, output_paths, plan_targets
 
     if (sigma_rel is None) == (gamma is None):
         raise click.UsageError("give the lengths with either --sigma-rel or --gamma")
@@ -63,18 +64,8 @@ def main(
         if not is_current(path, plan, getattr(torch, dtype))
     ]
     if todo:
-        lengths = [plan.sigma_rel if sigma_rel is not None else plan.gamma for plan in todo]
-        key = "sigma_rel" if sigma_rel is not None else "gamma"
-        list(
-            reconstruct(
-                run,
-                **{key: lengths},
-                nimg=nimg,
-                out=out,
-                dtype=getattr(torch, dtype),
-                progress=ByteBar(f"{len(todo)} averages from {len(plans[0].inputs)} snapshots"),
-            )
-        )
+        bar = ByteBar(f"{len(todo)} averages from {len(plans[0].inputs)} snapshots")
+        list(build(todo, out=out, dtype=getattr(torch, dtype), progress=bar))
     click.echo(f"{'sigma_rel':>9}  {'gamma':>8}  {'profile error':>13}  {'sum |x|':>8}  file")
     for plan, path in zip(plans, output_paths(out, plans), strict=True):
         click.echo(

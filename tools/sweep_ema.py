@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from edm2lite.tools._cli import COUNT, FLOATS, progress, user_errors
+
+from ._cli import COUNT, FLOATS, progress, user_errors
 
 
 @click.command()
@@ -94,8 +95,8 @@ def main(
             reference, extractor, num=num, num_steps=steps, batch=batch, device=device
         )
         with progress(total=len(todo) * num, desc="sweep", unit="img") as bar:
-            for point in measurer.points(run, plans, todo, bar):
-                ledger.add(setting, point)
+            for measured in measurer.points(run, plans, todo, bar):
+                ledger.add(setting, measured)
     points = [point for length in wanted if (point := ledger.get(setting, length)) is not None]
     sweep.write_csv(out / "sweep.csv", points)
     title = f"{num} images, {steps} steps, {reference.extractor}, {plans[0].nimg:,} training images"

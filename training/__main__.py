@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 
 import click
-from edm2lite.training import distributed
-from edm2lite.training.config import load_config, shipped
+
+from . import distributed
+from .config import load_config, shipped
 
 
 @click.command(epilog=f"Shipped configurations: {', '.join(shipped())}.")
@@ -35,7 +36,7 @@ def main(config: str, out: Path, overrides: tuple[str, ...]) -> None:
       python -m edm2lite.training digits --out runs/digits
       torchrun --standalone --nproc_per_node=8 -m edm2lite.training my.yaml --out runs/a
     """
-    from edm2lite.training.trainer import Trainer
+    from .trainer import Trainer
 
     logging.basicConfig(format="%(message)s")
     try:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from edm2lite.training import distributed
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -26,6 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from edm2lite.ema import PowerFunctionEMA
+
+from . import distributed
 
 KEEP = 2
 

@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from edm2lite.training import distributed
 from torch import Tensor
 from tqdm import tqdm
 
 from edm2lite.tensorfile import replacing
+
+from . import distributed
 
 
 class Monitor:

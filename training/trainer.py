@@ -8,11 +8,6 @@ import secrets
 from pathlib import Path
 
 import torch
-from edm2lite.training import checkpoint, distributed
-from edm2lite.training.config import RunConfig, differing_keys, load_config
-from edm2lite.training.data import Batch, BatchSource
-from edm2lite.training.monitor import Monitor
-from edm2lite.training.schedule import learning_rate
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset, open_dataset
@@ -22,6 +17,12 @@ from edm2lite.objective import DenoisingLoss
 from edm2lite.precond import Precond
 from edm2lite.seeding import Purpose, rng
 from edm2lite.tensorfile import replacing
+
+from . import checkpoint, distributed
+from .config import RunConfig, differing_keys, load_config
+from .data import Batch, BatchSource
+from .monitor import Monitor
+from .schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 

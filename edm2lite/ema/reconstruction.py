@@ -143,6 +143,25 @@ def reconstruct(
             the folder that holds the snapshots. No output file is written then.
     """
     plans = plan_targets(source, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver)
+    yield from build(plans, out=out, dtype=dtype, progress=progress)
+
+
+def build(
+    plans: Sequence[Reconstruction],
+    *,
+    out: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> Iterator[Reconstruction]:
+    """Carry out plans made by one call of :func:`plan_targets`, in one pass over their inputs.
+
+    Args:
+        plans: All or some of them.
+        out, dtype, progress: As :func:`reconstruct`.
+
+    Raises:
+        ValueError: As :func:`reconstruct`.
+    """
     inputs = plans[0].inputs
     specs = {
         name: TensorSpec(dtype if s.dtype.is_floating_point else s.dtype, s.shape)

@@ -14,8 +14,8 @@ import click
 
 from ._cli import COUNT, user_errors
 
-LENGTHS = "0.02,0.03,0.05,0.07,0.10,0.13,0.16,0.20,0.25"
-STEPS = 12
+LENGTHS = "0.02,0.03,0.05,0.07,0.10,0.14,0.20,0.25"
+STEPS = 16
 
 
 @click.command()

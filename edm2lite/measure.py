@@ -62,7 +62,7 @@ class Measurer:
                     built.sigma_rel,
                     built.gamma,
                     built.nimg,
-                    built.profile_error,
+                    built.predicted_error,
                     distance,
                     self.num,
                 )

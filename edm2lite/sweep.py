@@ -45,7 +45,7 @@ class Point:
         sigma_rel: EMA length, or None for the raw weights.
         gamma: Its exponent, or None.
         nimg: End of the average in images.
-        profile_error: Of the reconstruction, 0 for the raw weights.
+        predicted_error: Of the rebuilt weights, 0 for the raw ones.
         fd: Fréchet distance to the reference.
         num: Images it was measured on.
     """
@@ -53,7 +53,7 @@ class Point:
     sigma_rel: float | None
     gamma: float | None
     nimg: int
-    profile_error: float
+    predicted_error: float
     fd: float
     num: int
 
@@ -120,7 +120,7 @@ def read_csv(path: Path) -> list[Point]:
                 sigma_rel=float(row["sigma_rel"]) if row["sigma_rel"] else None,
                 gamma=float(row["gamma"]) if row["gamma"] else None,
                 nimg=int(row["nimg"]),
-                profile_error=float(row["profile_error"]),
+                predicted_error=float(row["predicted_error"]),
                 fd=float(row["fd"]),
                 num=int(row["num"]),
             )

@@ -32,11 +32,14 @@ def judge(folder: Path) -> tuple[float, float]:
 def write_report(path: Path, points: Sequence[Point], *, accuracy: float, real: float) -> str:
     """Write the page; returns the short text for the terminal."""
     lowest = best(points)
-    lines = ["| EMA length | gamma | Fréchet distance | profile error |", "|---|---|---|---|"]
+    lines = [
+        "| EMA length | gamma | Fréchet distance | predicted error of the weights |",
+        "|---|---|---|---|",
+    ]
     for point in points:
         name = "raw last weights" if point.sigma_rel is None else f"{100 * point.sigma_rel:g} %"
         gamma = "" if point.gamma is None else f"{point.gamma:.2f}"
-        error = "" if point.sigma_rel is None else f"{point.profile_error:.0e}"
+        error = "" if point.sigma_rel is None else f"{point.predicted_error:.1e}"
         mark = " **best**" if point is lowest else ""
         lines.append(f"| {name} | {gamma} | {point.fd:.3f}{mark} | {error} |")
     table = "\n".join(lines)

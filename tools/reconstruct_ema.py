@@ -66,11 +66,11 @@ def main(
     if todo:
         bar = ByteBar(f"{len(todo)} averages from {len(plans[0].inputs)} snapshots")
         list(build(todo, out=out, dtype=getattr(torch, dtype), progress=bar))
-    click.echo(f"{'sigma_rel':>9}  {'gamma':>8}  {'profile error':>13}  {'sum |x|':>8}  file")
+    click.echo(f"{'sigma_rel':>9}  {'gamma':>8}  {'predicted error':>15}  {'sum |x|':>8}  file")
     for plan, path in zip(plans, output_paths(out, plans), strict=True):
         click.echo(
-            f"{plan.sigma_rel:9.4f}  {plan.gamma:8.3f}  {plan.profile_error:13.1e}"
-            f"  {abs(plan.coefficients).sum():8.2f}  {path}"
+            f"{plan.sigma_rel:9.4f}  {plan.gamma:8.3f}  {plan.predicted_error:15.1e}"
+            f"  {plan.sum_abs:8.2f}  {path}"
         )
 
 

@@ -1,68 +1,74 @@
-"""Rebuilds averages of any length from stored snapshots in one pass over the files.
+"""Rebuilds averages of any length from the snapshots of a run.
 
-Each file is read once, block by block, whatever the number of targets; a block of all K files is a
-matrix [K, n] and the R targets are its product with the coefficients. Digests are checked on the
-way, and outputs take their names only if every input was sound.
+:func:`plan_targets` chooses coefficients and predicts the error from headers and a small sample of
+the files; :func:`build` carries plans out in one pass; :func:`reconstruct` does both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.profile import PowerFunction, Profile
+from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
-from edm2lite.ema.solve import Solution, solve_paper
-from edm2lite.tensorfile import TensorSpec, TensorWriter, check_digest, read_header
+from edm2lite.ema.solve import Solution, solve_calibrated, solve_paper
+from edm2lite.ema.stream import Progress, weighted_sums
+from edm2lite.ema.trajectory import TrajectoryModel, fit_trajectory
+from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
 
 FORMAT = "edm2lite.model/1"
-SOLVERS = {"paper": solve_paper}
-_BLOCK_BYTES = 64 * 2**20
-
-Progress = Callable[[int, int], None]
+SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
+_RUNS, _RUN_LENGTH = 96, 128  # the sample: places in the file, and values read at each
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One rebuilt average.
+    """One rebuilt average, or the plan for it.
 
     Attributes:
-        profile: What was asked for: exponent and end in images.
-        sigma_rel: Relative width, as asked for (never rounded).
-        coefficients: [K], one per entry of ``inputs``.
+        profile: What was asked for.
+        sigma_rel: Relative width, as asked for (never rounded); None for other profiles.
+        coefficients: [K], one per entry of ``inputs``; their sum is 1.
+        predicted_error: Expected L2 error of the weights, relative to their L2 norm.
         inputs: The snapshots used.
-        profile_error: Relative L2 distance of the profile obtained from ``profile``.
         metadata: What the output file says of itself, provenance included.
         state_dict: The tensors, when not written to a file.
         path: The file, when written.
     """
 
-    profile: PowerFunction
-    sigma_rel: float
-    coefficients: np.ndarray
+    profile: Profile
+    sigma_rel: float | None
+    coefficients: NDArray[np.float64]
+    predicted_error: float
     inputs: tuple[SnapshotInfo, ...] = field(repr=False)
-    profile_error: float
     metadata: dict[str, str] = field(repr=False)
     state_dict: dict[str, Tensor] | None = field(default=None, repr=False)
     path: Path | None = None
 
     @property
-    def gamma(self) -> float:
-        return self.profile.gamma
+    def gamma(self) -> float | None:
+        """Exponent of a power function; None for other profiles."""
+        return self.profile.gamma if isinstance(self.profile, PowerFunction) else None
 
     @property
     def nimg(self) -> int:
         return self.profile.nimg
+
+    @property
+    def sum_abs(self) -> float:
+        """Sum of the absolute coefficients."""
+        return float(np.abs(self.coefficients).sum())
 
 
 def plan_targets(
@@ -70,48 +76,41 @@ def plan_targets(
     *,
     sigma_rel: float | Sequence[float] | None = None,
     gamma: float | Sequence[float] | None = None,
+    profiles: Sequence[Profile] | None = None,
     nimg: int | None = None,
-    solver: str = "paper",
+    solver: str = "calibrated",
 ) -> list[Reconstruction]:
-    """The targets with their coefficients and errors; headers are read, no tensor.
+    """The targets with their coefficients and predicted errors; a small part of the files is read.
 
     Args:
         source: A run, a folder of snapshots, or their list.
         sigma_rel: Relative widths, each in (0, 0.2887).
         gamma: Exponents >= 0, in place of ``sigma_rel``.
+        profiles: Averages of any shape, in place of both; they say themselves where they end.
         nimg: End of the averages in images; some snapshot must end there. [default: the latest]
-        solver: A key of ``SOLVERS``.
+        solver: ``calibrated``, or ``paper`` (Algorithm 3).
 
     Raises:
         FileNotFoundError, ValueError: As :func:`list_snapshots`; unusable targets.
     """
     infos = list_snapshots(Path(source)) if isinstance(source, str | Path) else list(source)
-    if (sigma_rel is None) == (gamma is None):
-        raise ValueError("give the lengths either as sigma_rel or as gamma")
+    if sum(given is not None for given in (sigma_rel, gamma, profiles)) != 1:
+        raise ValueError("give the averages as either sigma_rel, gamma or profiles, one of them")
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    times = sorted({info.nimg for info in infos if info.nimg > 0})
-    end = times[-1] if nimg is None else nimg
-    if end not in times:
-        raise ValueError(
-            f"an average can end only where a snapshot was saved, none is at nimg = {end}; the"
-            f" nearest is {min(times, key=lambda t: abs(t - end))}"
-        )
-    if sigma_rel is not None:
-        widths = [float(s) for s in np.atleast_1d(sigma_rel)]
-        targets = [PowerFunction.of_width(s, end) for s in widths]
-    else:
-        targets = [PowerFunction(float(g), end) for g in np.atleast_1d(np.asarray(gamma))]
-        widths = [target.sigma_rel for target in targets]
+    targets, widths = _targets(infos, sigma_rel, gamma, profiles, nimg)
+    end = _check_end(infos, {target.nimg for target in targets})
     used = tuple(info for info in infos if 0 < info.nimg <= end)
-    solution = SOLVERS[solver]([info.profile for info in used], targets)
+    sources = [info.profile for info in used]
+    rounding = [ROUNDING[info.dtype] for info in used]
+    solution = SOLVERS[solver](sources, targets, fit_model(used), rounding)
     return [
         Reconstruction(
             profile=target,
             sigma_rel=width,
             coefficients=solution.coefficients[:, r],
+            predicted_error=float(solution.predicted_error[r]),
             inputs=used,
-            profile_error=float(solution.profile_error[r]),
             metadata=_metadata(target, width, used, solution, r, solver),
         )
         for r, (target, width) in enumerate(zip(targets, widths, strict=True))
@@ -123,16 +122,17 @@ def reconstruct(
     *,
     sigma_rel: float | Sequence[float] | None = None,
     gamma: float | Sequence[float] | None = None,
+    profiles: Sequence[Profile] | None = None,
     nimg: int | None = None,
     out: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
-    solver: str = "paper",
+    solver: str = "calibrated",
     progress: Progress | None = None,
 ) -> Iterator[Reconstruction]:
     """Rebuild averages; yields one result per target in the order asked.
 
     Args:
-        source, sigma_rel, gamma, nimg, solver: As :func:`plan_targets`.
+        source, sigma_rel, gamma, profiles, nimg, solver: As :func:`plan_targets`.
         out: Folder for the files, named ``ema-<sigma_rel>-<nimg>.safetensors``; without it the
             results carry their ``state_dict``.
         dtype: Floating-point type of the results.
@@ -142,7 +142,9 @@ def reconstruct(
         FileNotFoundError, ValueError: As :func:`plan_targets`; a snapshot is damaged, or ``out`` is
             the folder that holds the snapshots. No output file is written then.
     """
-    plans = plan_targets(source, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver)
+    plans = plan_targets(
+        source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, nimg=nimg, solver=solver
+    )
     yield from build(plans, out=out, dtype=dtype, progress=progress)
 
 
@@ -162,33 +164,63 @@ def build(
     Raises:
         ValueError: As :func:`reconstruct`.
     """
-    inputs = plans[0].inputs
+    headers = [info.header for info in plans[0].inputs]
     specs = {
         name: TensorSpec(dtype if s.dtype.is_floating_point else s.dtype, s.shape)
-        for name, s in inputs[0].header.tensors.items()
+        for name, s in headers[-1].tensors.items()
     }
-    coefficients = np.stack([plan.coefficients for plan in plans], axis=1)
+    sums = weighted_sums(headers, np.stack([plan.coefficients for plan in plans]), progress)
     if out is None:
-        dicts: list[dict[str, Tensor]] = [{} for _ in plans]
-        for name, values in _stream(inputs, coefficients, specs, progress):
-            for state, value in zip(dicts, values, strict=True):
-                piece = value.clone()
-                state[name] = torch.cat([state[name], piece]) if name in state else piece
-        for plan, state in zip(plans, dicts, strict=True):
-            shaped = {name: state[name].reshape(spec.shape) for name, spec in specs.items()}
+        flat = [
+            {name: torch.empty(spec.numel, dtype=spec.dtype) for name, spec in specs.items()}
+            for _ in plans
+        ]
+        filled = dict.fromkeys(specs, 0)
+        for name, values in sums:
+            begin, filled[name] = filled[name], filled[name] + values.shape[1]
+            for state, row in zip(flat, values, strict=True):
+                state[name][begin : filled[name]] = row
+        for plan, state in zip(plans, flat, strict=True):
+            shaped = {name: state[name].view(spec.shape) for name, spec in specs.items()}
             yield dataclasses.replace(plan, state_dict=shaped)
         return
     paths = output_paths(Path(out), plans)
     with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(2))
         writers = [
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
             for path, plan in zip(paths, plans, strict=True)
         ]
-        for _, values in _stream(inputs, coefficients, specs, progress):
-            for writer, value in zip(writers, values, strict=True):
-                writer.write(value)
+        for name, values in sums:
+            rows = values.to(specs[name].dtype)
+            list(pool.map(TensorWriter.write, writers, rows))
     for plan, path in zip(plans, paths, strict=True):
         yield dataclasses.replace(plan, path=path)
+
+
+def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
+    """How the weights moved, learnt from a random sample of the files' floating-point values.
+
+    Raises:
+        ValueError: A sampled value is not finite: that file is damaged.
+    """
+    rng = np.random.default_rng(0)
+    tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.dtype.is_floating_point]
+    sizes = np.array([spec.numel for _, spec in tensors], dtype=np.float64)
+    places = []
+    for i in rng.choice(len(tensors), _RUNS, p=sizes / sizes.sum()):
+        name, spec = tensors[i]
+        count = min(_RUN_LENGTH, spec.numel)
+        places.append((name, int(rng.integers(spec.numel - count + 1)), count))
+    sample = np.stack([_values_at(info, places) for info in infos])
+    bad = [info.path for info, row in zip(infos, sample, strict=True) if not np.isfinite(row).all()]
+    if bad:
+        raise ValueError(
+            f"{bad[0]} must hold finite values and does not; move it out of the folder"
+        )
+    updates = sum(count for _, count in infos[-1].history)
+    rounding = [ROUNDING[info.dtype] for info in infos]
+    return fit_trajectory([info.profile for info in infos], sample, rounding, updates)
 
 
 def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
@@ -201,7 +233,10 @@ def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
         raise ValueError(
             f"{out} holds the snapshots themselves; give another folder for the results"
         )
-    paths = [out / f"ema-{plan.sigma_rel:.5f}-{plan.nimg:010d}.safetensors" for plan in plans]
+    paths = []
+    for r, plan in enumerate(plans):
+        label = f"profile{r}" if plan.sigma_rel is None else f"{plan.sigma_rel:.5f}"
+        paths.append(out / f"ema-{label}-{plan.nimg:010d}.safetensors")
     if len(set(paths)) < len(paths):
         raise ValueError(
             "lengths must differ in the first 5 decimals of sigma_rel, got"
@@ -222,71 +257,59 @@ def is_current(path: Path, plan: Reconstruction, dtype: torch.dtype) -> bool:
     return same_type and plan.metadata.items() <= header.metadata.items()
 
 
-def _stream(
-    inputs: Sequence[SnapshotInfo],
-    coefficients: np.ndarray,
-    specs: Mapping[str, TensorSpec],
-    progress: Progress | None,
-) -> Iterator[tuple[str, Sequence[Tensor]]]:
-    """(name, one flat piece per target) in file order; digests are checked before the last one."""
-    weights = torch.from_numpy(coefficients.T.copy()).float()  # [R, K]
-    digests = [xxhash.xxh3_128() for _ in inputs]
-    total = sum(info.header.data_bytes for info in inputs)
-    block = max(1, _BLOCK_BYTES // (4 * len(inputs)))  # elements per file and step
-    done = 0
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(info.path, "rb", buffering=0)) for info in inputs]
-        for file, info in zip(files, inputs, strict=True):
-            file.seek(info.header.data_start)
-        held: tuple[str, Sequence[Tensor]] | None = None
-        for name, spec in inputs[0].header.tensors.items():
-            for begin in range(0, spec.numel, block):
-                count = min(block, spec.numel - begin)
-                if held is not None:
-                    yield held
-                pieces = [
-                    _read(file, info, name, count, digest)
-                    for file, info, digest in zip(files, inputs, digests, strict=True)
-                ]
-                done += sum(piece.nbytes for piece in pieces)
-                held = (name, _combine(pieces, weights, specs[name].dtype))
-                if progress is not None:
-                    progress(done, total)
-        for info, digest in zip(inputs, digests, strict=True):
-            check_digest(info.header, digest.hexdigest())
-        if held is not None:
-            yield held
+def _targets(
+    infos: Sequence[SnapshotInfo],
+    sigma_rel: float | Sequence[float] | None,
+    gamma: float | Sequence[float] | None,
+    profiles: Sequence[Profile] | None,
+    nimg: int | None,
+) -> tuple[list[Profile], list[float | None]]:
+    """Profiles and their widths; None where a width says nothing."""
+    if profiles is not None:
+        if nimg is not None:
+            raise ValueError("profiles end where they say, leave nimg out")
+        return list(profiles), [
+            p.sigma_rel if isinstance(p, PowerFunction) else None for p in profiles
+        ]
+    end = max(info.nimg for info in infos) if nimg is None else nimg
+    if sigma_rel is not None:
+        widths = [float(s) for s in np.atleast_1d(np.asarray(sigma_rel))]
+        return [PowerFunction.of_width(s, end) for s in widths], list(widths)
+    powers = [PowerFunction(float(g), end) for g in np.atleast_1d(np.asarray(gamma))]
+    return list(powers), [power.sigma_rel for power in powers]
 
 
-def _combine(pieces: Sequence[Tensor], weights: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-    """Weighted sums of one block; tensors that are not floating-point come from the last file."""
-    if not dtype.is_floating_point:
-        return [pieces[-1]] * len(weights)
-    stacked = torch.stack([piece.float() for piece in pieces])  # [K, n]
-    last = stacked[-1].clone()
-    # Coefficients sum to 1, so the sum may run over differences from the last snapshot: they are
-    # small, and so is the rounding of their sum.
-    return [row.to(dtype) for row in torch.addmm(last, weights, stacked.sub_(last))]
+def _check_end(infos: Sequence[SnapshotInfo], ends: set[int]) -> int:
+    """The one image count where all targets end, if some snapshot ends there."""
+    times = sorted({info.nimg for info in infos})
+    if not ends:
+        raise ValueError("give at least one average to rebuild, got none")
+    if len(ends) > 1:
+        raise ValueError(f"targets of one call must end together, got {sorted(ends)}; call twice")
+    (end,) = ends
+    if end not in times:
+        raise ValueError(
+            f"an average can end only where a snapshot was saved, none is at nimg = {end}; the"
+            f" nearest is {min(times, key=lambda t: abs(t - end))}"
+        )
+    return end
 
 
-def _read(
-    file: io.FileIO, info: SnapshotInfo, name: str, count: int, digest: xxhash.xxh3_128
-) -> Tensor:
-    spec = info.header.tensors[name]
-    data = bytearray(count * spec.dtype.itemsize)
-    view = memoryview(data)
-    while view:
-        got = file.readinto(view)
-        if not got:
-            raise ValueError(f"{info.path} ended early; it changed while it was read")
-        view = view[got:]
-    digest.update(data)
-    return torch.frombuffer(data, dtype=spec.dtype)
+def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> NDArray[np.float64]:
+    """float64 values of consecutive elements (tensor, first, count) of one file."""
+    values = []
+    with open(info.path, "rb", buffering=0) as file:
+        for name, first, count in places:
+            spec = info.header.tensors[name]
+            file.seek(spec.offset + first * spec.dtype.itemsize)
+            data = bytearray(file.read(count * spec.dtype.itemsize))
+            values.append(torch.frombuffer(data, dtype=spec.dtype).double().numpy())
+    return np.concatenate(values)
 
 
 def _metadata(
-    target: PowerFunction,
-    sigma_rel: float,
+    target: Profile,
+    sigma_rel: float | None,
     used: Sequence[SnapshotInfo],
     solution: Solution,
     r: int,
@@ -296,14 +319,24 @@ def _metadata(
         {"file": info.path.name, "digest": info.header.digest, "coefficient": float(x)}
         for info, x in zip(used, solution.coefficients[:, r], strict=True)
     ]
+    length = {} if sigma_rel is None else {"sigma_rel": repr(sigma_rel)}
+    if isinstance(target, PowerFunction):
+        length["gamma"] = repr(target.gamma)
     return {
         "format": FORMAT,
-        "run": used[0].run,
+        "run": used[-1].run,
         "nimg": str(target.nimg),
-        "sigma_rel": repr(sigma_rel),
-        "gamma": repr(target.gamma),
+        **length,
+        "profile": repr(target),
         "solver": solver,
-        "profile_error": repr(float(solution.profile_error[r])),
+        "predicted_error": repr(float(solution.predicted_error[r])),
         "inputs": json.dumps(inputs, separators=(",", ":")),
+        "tool": f"edm2lite {_version()}",
         **used[-1].extra,
     }
+
+
+def _version() -> str:
+    from edm2lite import __version__
+
+    return __version__

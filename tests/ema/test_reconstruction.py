@@ -56,7 +56,7 @@ def test_a_stored_length_comes_back_as_it_was_stored(walk):
 
 def test_stream_equals_the_sum_in_memory(walk, monkeypatch):
     folder, _ = walk
-    monkeypatch.setattr("edm2lite.ema.reconstruction._BLOCK_BYTES", 4 * 120 * 100)
+    monkeypatch.setattr("edm2lite.ema.stream.BLOCK_BYTES", 4 * 122 * 1024)
     built = list(reconstruct(folder, gamma=[3.0, 12.0]))
     for result in built:
         exact = sum(

@@ -162,7 +162,7 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(override, 
 def test_folder_of_another_run_is_refused_and_left_as_it_was(run_dir):
     before = digests(run_dir), (run_dir / "config.yaml").read_text()
     with pytest.raises(ValueError, match="another configuration: optim.ref_lr"):
-        Trainer(tiny_config("optim.ref_lr=0.02"), run_dir, CPU)
+        Trainer(tiny_config("optim.ref_lr=0.03"), run_dir, CPU)
     assert (digests(run_dir), (run_dir / "config.yaml").read_text()) == before
 
 

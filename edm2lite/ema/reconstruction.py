@@ -191,9 +191,11 @@ def build(
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
             for path, plan in zip(paths, plans, strict=True)
         ]
+        written: Iterator[None] = iter(())
         for name, values in sums:
-            rows = values.to(specs[name].dtype)
-            list(pool.map(TensorWriter.write, writers, rows))
+            list(written)  # of the piece before: its memory is about to be used again
+            written = pool.map(TensorWriter.write, writers, values.to(specs[name].dtype))
+        list(written)
     for plan, path in zip(plans, paths, strict=True):
         yield dataclasses.replace(plan, path=path)
 

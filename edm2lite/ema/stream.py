@@ -9,11 +9,13 @@ but no reading. Memory depends on neither K nor R: blocks shrink as they grow.
 from __future__ import annotations
 
 import io
+import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,8 +24,8 @@ from torch import Tensor
 
 from edm2lite.tensorfile import Header, TensorSpec, check_digest
 
-BLOCK_BYTES = 48 * 2**20  # of all files and targets together; three blocks are alive at a time
-CACHE_BYTES = 2**20  # float32 values multiplied at a time stay in a core's cache
+BLOCK_BYTES = 32 * 2**20  # of all files and targets together; three blocks are alive at a time
+CACHE_BYTES = 2**21  # float32 values multiplied at a time stay in a core's cache
 
 Progress = Callable[[int, int], None]
 
@@ -50,7 +52,7 @@ def weighted_sums(
     Yields:
         (name, values [R, n] float32) in consecutive pieces of the flattened tensor; a tensor that
         is not floating-point comes from the last file, in its own dtype. The memory of ``values``
-        is used again after the next piece.
+        is used again two pieces later.
 
     Raises:
         ValueError: A file ends early, or its bytes do not match its digest (found at the end:
@@ -62,7 +64,7 @@ def weighted_sums(
     reader = _Reader([headers[k] for k in order], len(weights))
     multiplier = _Multiplier(weights[:, order], order.index(last))
     total, done = sum(header.data_bytes for header in headers), 0
-    with reader, ThreadPoolExecutor(1) as pool:
+    with reader, multiplier, ThreadPoolExecutor(1) as pool:
         following = pool.submit(reader.read, 0)
         for i, piece in enumerate(reader.pieces):
             rows = following.result()
@@ -136,35 +138,70 @@ class _Reader:
 
 
 class _Multiplier:
-    """[K, n] values -> [R, n] weighted sums, in strips that fit the cache."""
+    """[K, n] values -> [R, n] weighted sums, in strips that fit the cache, on every core."""
 
     def __init__(self, weights: np.ndarray, reference: int):
         self._weights = torch.from_numpy(np.ascontiguousarray(weights)).float()
         self._reference = reference
-        self._width = max(256, CACHE_BYTES // (4 * weights.shape[1]))
-        self._strip = torch.empty(weights.shape[1], self._width)
-        self._out = torch.empty(0)
+        width = max(256, CACHE_BYTES // (4 * weights.shape[1]))
+        self._strips = [
+            torch.empty(weights.shape[1], width) for _ in range(_num_workers(len(weights)))
+        ]
+        self._outs = [torch.empty(0), torch.empty(0)]  # in turn
+        self._half = False
+
+    def __enter__(self) -> _Multiplier:
+        # One thread per strip, and none below it: torch's own threads wait for one another after
+        # every operation, which stalls them whenever the reader takes a core.
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(
+            len(self._strips), initializer=torch.set_num_threads, initargs=(1,)
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+        torch.set_num_threads(self._threads)
 
     def __call__(self, groups: Sequence[Tensor]) -> Tensor:
-        count = groups[0].shape[1]
+        count, num_targets = groups[0].shape[1], len(self._weights)
         if not groups[0].is_floating_point():
-            values = torch.cat(list(groups))[self._reference]
-            return values.expand(len(self._weights), -1)
-        if self._out.numel() < len(self._weights) * count:
-            self._out = torch.empty(len(self._weights) * count)
-        out = self._out[: len(self._weights) * count].view(len(self._weights), count)
-        for begin in range(0, count, self._width):
-            end = min(begin + self._width, count)
-            strip = self._strip[:, : end - begin]
+            return torch.cat(list(groups))[self._reference].expand(num_targets, -1)
+        self._half = all(group.dtype.itemsize < 4 for group in groups)
+        self._outs.reverse()
+        if self._outs[0].numel() < num_targets * count:
+            self._outs[0] = torch.empty(num_targets * count)
+        out = self._outs[0][: num_targets * count].view(num_targets, count)
+        edges = [count * i // len(self._strips) for i in range(len(self._strips) + 1)]
+        list(self._pool.map(partial(self._span, groups, out), self._strips, edges, edges[1:]))
+        return out
+
+    def _span(
+        self, groups: Sequence[Tensor], out: Tensor, strip: Tensor, first: int, last: int
+    ) -> None:
+        for begin in range(first, last, strip.shape[1]):
+            end = min(begin + strip.shape[1], last)
+            values = strip[:, : end - begin]
             row = 0
             for group in groups:
-                strip[row : row + len(group)].copy_(group[:, begin:end])
+                values[row : row + len(group)].copy_(group[:, begin:end])
                 row += len(group)
+            if self._half:
+                torch.mm(self._weights, values, out=out[:, begin:end])
+                continue
             # The weights sum to 1, so the sum may run over differences from one of the files: they
-            # are small, and so is the rounding of their sum.
-            base = strip[self._reference].clone()
-            torch.addmm(base, self._weights, strip.sub_(base), out=out[:, begin:end])
-        return out
+            # are small, and so is the rounding of their sum. Files in half precision have rounded
+            # a thousand times more than the sum does.
+            base = values[self._reference].clone()
+            torch.addmm(base, self._weights, values.sub_(base), out=out[:, begin:end])
+
+
+def _num_workers(num_targets: int) -> int:
+    """Threads that multiply: with few targets the reader is as busy as they are."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min(8, cores if num_targets >= 4 else cores - 1))
 
 
 def _kind(header: Header) -> str:

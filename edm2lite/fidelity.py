@@ -7,6 +7,7 @@ memory does not grow with the number of images.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
         raise ValueError(f"extractor must be one of {known}; got {name!r}")
     if weights is not None and not weights.is_file():
         raise FileNotFoundError(f"no extractor weights at {weights}")
+    if weights is not None and weights.suffix != ".safetensors":
+        _check_pickle(weights)
     cls = registry.FEATURE_EXTRACTORS_REGISTRY[name]
     layer = cls.get_default_feature_layer_for_metric(METRIC)
     try:
@@ -77,9 +80,21 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
             feature_extractor_weights_path=None if weights is None else str(weights),
         )
     except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit extractor {name}: {error}") from error
+        raise ValueError(f"{weights} does not fit extractor {name}: {str(error).splitlines()[0]}") from error
     digest = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
     return Extractor(name, weights, module, digest)
+
+
+def _check_pickle(weights: Path) -> None:
+    """Refuse a torch file that holds more than tensors: torch-fidelity would execute it."""
+    try:
+        torch.load(weights, weights_only=True, map_location="cpu", mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{weights} must be a torch file of tensors and nothing else, torch's weights-only"
+            f" loading says: {reason}; nothing in it was executed"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,27 @@ def test_missing_extractor_and_weights_are_explained(tmp_path):
         open_extractor("digits", None, cpu)
 
 
+class Hostile:
+    def __reduce__(self):
+        return (open, ("executed", "w"))
+
+
+def test_hostile_extractor_weights_are_refused_and_nothing_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"fc.weight": Hostile()}, tmp_path / "inception.pth")
+    (tmp_path / "noise.pth").write_bytes(b"\x80\x04nonsense")
+    for name in ("inception.pth", "noise.pth"):
+        with pytest.raises(ValueError, match="nothing in it was executed"):
+            open_extractor("inception-v3-compat", tmp_path / name, torch.device("cpu"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "inception.pth")
+    with pytest.raises(ValueError, match="does not fit extractor inception-v3-compat"):
+        open_extractor("inception-v3-compat", tmp_path / "inception.pth", torch.device("cpu"))
+
+
 def test_one_image_has_no_covariance(extractor, images):
     with pytest.raises(ValueError, match="at least 2 images"):
         feature_stats([images[:1]], extractor, "one")

@@ -80,7 +80,8 @@ def open_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
             feature_extractor_weights_path=None if weights is None else str(weights),
         )
     except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit extractor {name}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{weights} does not fit extractor {name}: {reason}") from error
     digest = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
     return Extractor(name, weights, module, digest)
 

@@ -7,6 +7,7 @@ holds its profile exactly (:class:`SnapshotInfo`); the file name is for people a
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "edm2lite.ema/1"
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -85,6 +88,7 @@ def write_snapshot(
 
     Raises:
         ValueError: A tensor is not finite once stored (NaN, or too large for ``dtype``).
+        OSError: The file could not be written; nothing has its name.
     """
     specs = {
         name: TensorSpec(dtype if v.is_floating_point() else v.dtype, tuple(v.shape))
@@ -102,15 +106,19 @@ def write_snapshot(
         **extra,
     }
     path = snapshot_path(folder, sigma_rel, profile.nimg)
-    with TensorWriter(path, specs, metadata) as writer:
-        for name, value in tensors.items():
-            stored = value.to(specs[name].dtype)
-            if stored.is_floating_point() and not torch.isfinite(stored).all():
-                raise ValueError(
-                    f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
-                    f" {profile.nimg} is not; nothing was written for it"
-                )
-            writer.write(stored)
+    try:
+        with TensorWriter(path, specs, metadata) as writer:
+            for name, value in tensors.items():
+                stored = value.to(specs[name].dtype)
+                if stored.is_floating_point() and not torch.isfinite(stored).all():
+                    raise ValueError(
+                        f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
+                        f" {profile.nimg} is not; nothing was written for it"
+                    )
+                writer.write(stored)
+    except OSError as error:
+        reason = f"snapshot not written ({error.strerror or error}); make room and save again"
+        raise OSError(error.errno, reason, str(path)) from error
     return path
 
 
@@ -167,6 +175,22 @@ def list_snapshots(source: Path) -> list[SnapshotInfo]:
     infos.sort(key=lambda info: (info.nimg, -info.gamma))
     _check_one_run(folder, infos)
     return infos
+
+
+def refuse_other_runs(folder: Path, run: str) -> None:
+    """Raise ValueError if ``folder`` holds a snapshot of a run other than ``run``."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            info = read_info(path)
+        except ValueError as error:  # no reason to lose new files too: reading reports it again
+            logger.warning("a damaged file lies among the snapshots: %s", error)
+            continue
+        if info is not None and info.run != run:
+            raise ValueError(
+                f"snapshots in one folder must come from one run, {folder} holds run {info.run} and"
+                f" this is run {run}; give another folder, or load_state_dict() of that run's"
+                " checkpoint to continue it"
+            )
 
 
 def _check_one_run(folder: Path, infos: list[SnapshotInfo]) -> None:

@@ -1,11 +1,18 @@
 """The oracle is the exact discrete profile (n_k/n)**(gamma+1) - (n_{k-1}/n)**(gamma+1)."""
 
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edm2lite.ema import PowerFunctionEMA, sigma_rel_to_gamma
+from edm2lite.ema.averages import Averages
 from edm2lite.ema.snapshot import list_snapshots
 from edm2lite.tensorfile import load_tensors
 
@@ -234,3 +241,263 @@ def test_overflow_in_the_stored_type_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="finite as float16"):
         ema.save_snapshots(tmp_path, torch.float16)
     assert not list(tmp_path.iterdir())
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def averages(tensors, **where):
+    where = {"device": torch.device("cpu"), "dtype": torch.float32, **where}
+    return Averages(tensors, (16.97, 6.94), start_nimg=0, **where)
+
+
+@pytest.mark.parametrize("where", [{"deferred": True}, {"parcel": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_way_to_average_gives_the_same_bits(where, dtype, monkeypatch):
+    monkeypatch.setattr("edm2lite.ema.averages._ALONE", 8)
+    monkeypatch.setattr("edm2lite.ema.averages._CHUNK", {"cpu": 10, "cuda": 10})
+    monkeypatch.setattr("edm2lite.ema.averages._FOLD", 3)
+    shapes = [(7, 5), (), (3,), (2, 2, 2), (0, 4), (6, 4), (1,)]
+    tensors = [torch.randn(s).to(dtype) for s in shapes]
+    tensors[5] = tensors[5].t().contiguous().t()  # not contiguous
+    plain, other = averages(tensors), averages(tensors, **where)
+    for k in range(1, 9):
+        for tensor in tensors:
+            tensor.add_(torch.randn(tensor.shape))
+        fate = tensors[0][0, 0].clone()
+        if k in (1, 4, 5):
+            tensors[0][0, 0] = (float("nan"), float("inf"))[k % 2]
+        plain.update(tensors, 100 * k)
+        other.update(tensors, 100 * k)
+        tensors[0][0, 0] = fate
+        assert plain.num_refused == (k >= 1) + (k >= 4) + (k >= 5)
+    other.settle()
+    assert plain.history == other.history == [[200, 1], [100, 1], [300, 1], [100, 2]]
+    assert (plain.nimg, plain.num_refused) == (other.nimg, other.num_refused) == (800, 3)
+    for i in range(2):
+        for shape, a, b in zip(shapes, plain.views(i), other.views(i), strict=True):
+            assert a.shape == shape and a.equal(b) and a.isfinite().all()
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_rank_whose_shards_are_all_empty_takes_part(deferred):
+    tensors = [torch.zeros(0, 4)]
+    empty = averages(tensors, deferred=deferred)
+    empty.update(tensors, 100)
+    empty.settle()
+    assert empty.history == [[100, 1]] and empty.views(1)[0].shape == (0, 4)
+
+
+def test_large_finite_values_in_half_precision_are_not_refused():
+    theta = {"theta": torch.full((100_000,), 6e4, dtype=torch.float16)}  # its 2-norm is 1.9e7
+    ema = PowerFunctionEMA(theta)
+    ema.update(10)
+    assert ema.num_refused == 0 and ema.state_dict_of(0.05)["theta"].eq(6e4).all()
+
+
+def test_refusals_are_logged_when_the_device_is_asked(caplog):
+    theta = [torch.full((3,), float("nan"))]
+    deferred = averages(theta, deferred=True)
+    deferred.update(theta, 100)
+    assert "refused" not in caplog.text
+    deferred.settle()
+    assert "refused EMA update 1 at nimg = 100" in caplog.text
+
+
+def test_weights_sent_to_the_host_are_those_of_the_moment():
+    theta = [torch.ones(3)]
+    sent = averages(theta, parcel=True)
+    sent.update(theta, 100)
+    theta[0].fill_(9)
+    assert sent.views(0)[0].eq(1).all()
+
+
+@CUDA
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_updates_on_cuda_never_wait_and_match_the_cpu(device):
+    net = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 4)).cuda()
+    twin = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 4))
+    ema, reference = PowerFunctionEMA(net, device=device), PowerFunctionEMA(twin)
+    for k in range(1, 6):
+        with torch.no_grad():
+            for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+                p.copy_(q.normal_() if k != 3 else q.fill_(float("nan")))
+        torch.cuda.set_sync_debug_mode("error")
+        ema.update(100 * k)
+        torch.cuda.set_sync_debug_mode("default")
+        reference.update(100 * k)
+    assert ema.history == reference.history and ema.num_refused == 1
+    for sigma_rel in ema.sigma_rels:
+        expected = reference.state_dict_of(sigma_rel)
+        for name, value in ema.state_dict_of(sigma_rel).items():
+            assert value.device.type == device
+            torch.testing.assert_close(value.cpu(), expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_sharded_model_gives_the_files_of_a_whole_one(tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = Path(__file__).with_name("sharded_tracking.py")
+    done = subprocess.run(
+        [sys.executable, *command, str(script), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    whole, sharded = (sorted((tmp_path / n).iterdir()) for n in ("whole", "sharded"))
+    assert [p.name for p in whole] == [p.name for p in sharded] and len(whole) == 2
+    assert [p.read_bytes() for p in whole] == [p.read_bytes() for p in sharded]
+
+
+def test_tied_parameters_are_averaged_once_and_saved_under_every_name(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    ema = PowerFunctionEMA(net)
+    ema.update(10)
+    assert list(ema.state_dict()["averages"]["0.05"]) == ["0.weight", "0.bias", "1.bias"]
+    path = ema.save_snapshots(tmp_path)[0]
+    tensors, _ = load_tensors(path)
+    assert list(tensors) == list(net.state_dict())
+    assert tensors["0.weight"].equal(tensors["1.weight"])
+    net[1].weight = nn.Parameter(net[1].weight.detach().clone())
+    with pytest.raises(ValueError, match="0.weight and 1.weight must stay one tensor"):
+        ema.update(20)
+
+
+def test_frozen_parameter_that_begins_to_train_is_an_error():
+    net = small_net()
+    net[0].requires_grad_(False)
+    ema = PowerFunctionEMA(net)
+    net[0].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"\['0.weight'\] were frozen then.*start_nimg"):
+        ema.update(10)
+
+
+def test_parameter_that_stops_training_is_still_averaged():
+    net = small_net()
+    ema = PowerFunctionEMA(net)
+    ema.update(10)
+    net[0].requires_grad_(False)
+    ema.update(20)
+    assert ema.history == [[10, 2]]
+
+
+def test_parameter_of_another_shape_is_an_error():
+    theta = {"a": torch.zeros(3)}
+    ema = PowerFunctionEMA(theta)
+    with pytest.raises(ValueError, match=r"a must keep its shape \(3,\), got \(4,\)"):
+        ema.update(10, {"a": torch.zeros(4)})
+    ema.update(10)
+    state = PowerFunctionEMA({"a": torch.ones(1)}).state_dict()
+    with pytest.raises(ValueError, match="must have the shape"):
+        ema.load_state_dict(state)
+    assert ema.nimg == 10 and ema.state_dict_of(0.05)["a"].eq(0).all()
+
+
+def test_compiled_model_evaluates_with_the_average():
+    net = small_net().eval()
+    compiled = torch.compile(net, backend="eager")
+    ema = PowerFunctionEMA(compiled, [0.1])
+    ema.update(10)
+    x = torch.randn(2, 3)
+    before = compiled(x)
+    with torch.no_grad():
+        net[2].bias.add_(1)
+    assert set(ema.state_dict_of(0.1)) == set(net.state_dict())
+    with ema.applied(0.1):
+        assert compiled(x).equal(before)
+    assert not compiled(x).equal(before)
+
+
+def test_update_within_applied_is_an_error():
+    ema = PowerFunctionEMA(small_net())
+    ema.update(10)
+    with ema.applied(0.05), pytest.raises(RuntimeError, match="after applied"):
+        ema.update(20)
+    ema.update(20)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"sigma_rels": []}, "at least one"),
+        ({"sigma_rels": [0.05], "gammas": [6.9]}, "not both"),
+        ({"dtype": torch.bfloat16}, "float32 or float64"),
+        ({"start_nimg": -1}, "at least 0"),
+    ],
+)
+def test_unusable_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PowerFunctionEMA({"a": torch.zeros(1)}, **arguments)
+
+
+def test_clock_must_be_an_integer():
+    with pytest.raises(TypeError):
+        PowerFunctionEMA({"a": torch.zeros(1)}).update(1e6)
+
+
+def test_snapshots_in_the_background_hold_the_moment_of_the_call(tmp_path):
+    net = small_net()
+    ema = PowerFunctionEMA(net, run="one")
+    for nimg in (64, 128):
+        with torch.no_grad():
+            net[0].weight.normal_()
+        ema.update(nimg)
+        ema.save_snapshots(tmp_path / "now")
+        ema.save_snapshots(tmp_path / "later", background=True)
+        net[1].running_mean.add_(1)
+    ema.flush()
+    now, later = (sorted((tmp_path / n).iterdir()) for n in ("now", "later"))
+    assert len(now) == 4
+    assert [p.read_bytes() for p in now] == [p.read_bytes() for p in later]
+
+
+def test_full_disk_is_reported_and_nothing_is_lost(tmp_path, monkeypatch):
+    ema = PowerFunctionEMA(small_net())
+    ema.update(64)
+    with monkeypatch.context() as patched:
+        patched.setattr("edm2lite.tensorfile.os.fsync", full_disk)
+        for background in (False, True):
+            with pytest.raises(OSError, match="No space left.*make room") as caught:
+                ema.save_snapshots(tmp_path, background=background)
+                ema.flush()
+            assert caught.value.errno == errno.ENOSPC and "ema-0.05000" in caught.value.filename
+            assert not list(tmp_path.iterdir())
+    ema.update(96)
+    ema.save_snapshots(tmp_path)
+    assert [(i.nimg, i.sigma_rel) for i in list_snapshots(tmp_path)] == [
+        (64, 0.05),  # waited in the background
+        (64, 0.10),
+        (96, 0.05),
+        (96, 0.10),
+    ]
+
+
+def full_disk(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_killed_while_writing_leaves_no_file_of_that_name(tmp_path):
+    code = f"""
+import os, signal, torch
+from edm2lite import tensorfile
+from edm2lite.ema import PowerFunctionEMA
+ema = PowerFunctionEMA({{"a": torch.zeros(1000)}})
+ema.update(10)
+tensorfile.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+ema.save_snapshots({str(tmp_path)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    theta = {"a": torch.zeros(3)}
+    first, second = (PowerFunctionEMA(theta, run=run) for run in ("a1f3", "77c0"))
+    for ema in (first, second):
+        ema.update(10)
+    first.save_snapshots(tmp_path)
+    with pytest.raises(ValueError, match="holds run a1f3 and this is run 77c0"):
+        second.save_snapshots(tmp_path)
+    second.load_state_dict(first.state_dict())
+    second.update(20)
+    second.save_snapshots(tmp_path)
+    assert len(list_snapshots(tmp_path)) == 4

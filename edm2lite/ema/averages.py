@@ -1,0 +1,207 @@
+"""The arithmetic of tracking: averages of a list of tensors, updated without asking the device.
+
+Note [the decision stays on the device]: whether an update is finite is known on the device first,
+and asking for it would stall the queue. On CUDA the verdict therefore remains a tensor: it turns
+the update's weight to 0 and its values to 0 (0 * NaN is NaN), and the clock that the next update's
+weight is computed from advances only if it is true. The host learns of refusals when it asks for
+the history. Elsewhere reading the verdict costs nothing, and a refused update ends at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_ALONE = 2**16  # smaller tensors are averaged together: one operation for many
+_CHUNK = {"cpu": 2**21, "cuda": 2**22}  # elements that stay in cache while each average takes them
+_FOLD = 1024  # verdicts kept as scalars, of 512 bytes each on CUDA, before they are packed
+
+
+class Parcel:
+    """Weights on their way to the host: page-locked copies, and a mark for their arrival."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self._devices = {t.device for t in tensors if t.device.type == "cuda"}
+        self._events: list[torch.cuda.Event] = []
+        self._copies = [
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=bool(self._devices)) for t in tensors
+        ]
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """Queue the copies behind the work of the current streams; returns at once."""
+        for copy, tensor in zip(self._copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        self._events = [torch.cuda.current_stream(d).record_event() for d in self._devices]
+
+    def receive(self) -> list[Tensor]:
+        """The copies, once they have arrived; waits for nothing that was queued after them."""
+        for event in self._events:
+            event.synchronize()
+        return self._copies
+
+
+class Averages:
+    """Power-function averages of a list of tensors under several exponents (Eq. 127).
+
+    Attributes:
+        nimg: Image count of the last update that was taken, as of the last :meth:`settle`.
+        history: Run-length list ``[[stride, updates], ...]`` of those updates.
+        num_refused: Updates that held a NaN or infinity.
+
+    Args:
+        tensors: Initial values. Their shapes, not their memory, are kept.
+        gammas: Exponents, one average for each.
+        start_nimg: Images that count as seen before; the initial values have their mass.
+        device, dtype: Of the averages.
+        deferred: Whether refusals are decided on the device. [default: on CUDA]
+        parcel: Whether weights are copied here first and averaged at the next call, so that an
+            update need not wait for them. [default: averages on the host, weights on CUDA]
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        gammas: Sequence[float],
+        *,
+        start_nimg: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        deferred: bool | None = None,
+        parcel: bool | None = None,
+    ):
+        self.device = device
+        self.deferred = device.type == "cuda" if deferred is None else deferred
+        if parcel is None:
+            parcel = device.type == "cpu" and any(t.is_cuda for t in tensors)
+        self._parcel = Parcel(tensors) if parcel else None
+        self._clock_device = device if self.deferred else torch.device("cpu")
+        self._powers = torch.tensor(gammas, dtype=torch.float64, device=self._clock_device) + 1
+        self._chunk = _CHUNK.get(device.type, _CHUNK["cuda"])
+        self._groups = _grouped(tensors, self._chunk if self.deferred else _ALONE, self._chunk)
+        num = sum(t.numel() for t in tensors)
+        self._flat = torch.empty(len(gammas), num, dtype=dtype, device=device)
+        self._views = [[torch.empty(0)] * len(tensors) for _ in gammas]
+        end = 0
+        for i in (i for group in self._groups for i in group):
+            begin, end = end, end + tensors[i].numel()
+            for views, flat in zip(self._views, self._flat, strict=True):
+                views[i] = flat[begin:end].view(tensors[i].shape)
+                views[i].copy_(tensors[i])
+        self.set_clock(nimg=start_nimg, history=[], num_refused=0)
+
+    def views(self, index: int) -> list[Tensor]:
+        """The averages under exponent ``index``, in the order and shapes of the tensors; live."""
+        self._unpack()
+        return self._views[index]
+
+    def set_clock(self, *, nimg: int, history: list[list[int]], num_refused: int) -> None:
+        """Continue from another moment."""
+        self.nimg, self.history, self.num_refused = nimg, history, num_refused
+        self._on_the_way: int | None = None  # nimg of the weights in the parcel
+        self._taken = torch.tensor(nimg, dtype=torch.float64, device=self._clock_device)
+        self._offered: list[int] = []  # image counts of updates whose verdict is not yet read
+        self._verdicts: list[Tensor] = []
+        self._packed: list[Tensor] = []
+
+    def update(self, tensors: Sequence[Tensor], nimg: int) -> None:
+        """Take ``tensors`` as the weights since the last update taken, unless one is not finite."""
+        if self._parcel is None:
+            self._average(tensors, nimg)
+        else:
+            self._unpack()
+            self._parcel.send(tensors)
+            self._on_the_way = nimg
+
+    def _unpack(self) -> None:
+        """Average the weights that were copied here at the last update, if any."""
+        if self._parcel is not None and self._on_the_way is not None:
+            nimg, self._on_the_way = self._on_the_way, None
+            self._average(self._parcel.receive(), nimg)
+
+    @torch.no_grad()
+    def _average(self, tensors: Sequence[Tensor], nimg: int) -> None:
+        finite = self._all_finite(tensors)
+        self._offered.append(nimg)
+        self._verdicts.append(finite)
+        if len(self._verdicts) == _FOLD:
+            self._packed.append(torch.stack(self._verdicts))
+            self._verdicts = []
+        if not self.deferred:
+            self._read_verdicts()
+            if not finite:
+                return
+        stride = nimg - self._taken
+        ends = -torch.expm1(self._powers * torch.log1p(-stride / nimg))  # 1 - beta, Eq. 127
+        weights = torch.where(finite, ends, 0).to(self.device, self._flat.dtype).unbind()
+        self._taken = self._taken + torch.where(finite, stride, 0)
+        at = 0
+        for values in self._flattened(tensors):
+            for part in values.split(self._chunk):
+                part = part.to(self.device, self._flat.dtype, non_blocking=True)
+                if self.deferred:
+                    part = torch.where(finite, part, 0)
+                for flat, weight in zip(self._flat, weights, strict=True):
+                    flat[at : at + len(part)].lerp_(part, weight)
+                at += len(part)
+
+    def settle(self) -> None:
+        """Bring ``nimg``, ``history`` and ``num_refused`` up to date; waits for the device."""
+        self._unpack()
+        self._read_verdicts()
+
+    def _read_verdicts(self) -> None:
+        if not self._offered:
+            return
+        verdicts = [*self._packed, *(v.reshape(1) for v in self._verdicts)]
+        for nimg, finite in zip(self._offered, torch.cat(verdicts).tolist(), strict=True):
+            if not finite:
+                self.num_refused += 1
+                logger.warning(
+                    "refused EMA update %d at nimg = %d: not finite", self.num_refused, nimg
+                )
+                continue
+            stride, self.nimg = nimg - self.nimg, nimg
+            if self.history and self.history[-1][0] == stride:
+                self.history[-1][1] += 1
+            else:
+                self.history.append([stride, 1])
+        self._offered, self._verdicts, self._packed = [], [], []
+
+    def _flattened(self, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+        """All elements in the order of ``_flat``, small tensors joined; views where possible."""
+        for group in self._groups:
+            rows = [tensors[i].reshape(-1) for i in group]
+            yield rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _all_finite(self, tensors: Sequence[Tensor]) -> Tensor:
+        """0-dim bool. Extremes cannot overflow, as sums and 2-norms of half precision would."""
+        filled = [t for t in tensors if t.numel()]
+        if not filled:  # a rank whose shards are all empty
+            return torch.ones((), dtype=torch.bool, device=self._clock_device)
+        parts: Sequence[Tensor]
+        if self.deferred:
+            parts = torch._foreach_norm(filled, float("inf"))
+        else:  # twenty times faster than that norm on a CPU
+            parts = [p for v in self._flattened(tensors) if len(v) for p in torch.aminmax(v)]
+        parts = [p.to(self._clock_device, non_blocking=True) for p in parts]
+        return torch.stack(parts).isfinite().all()
+
+
+def _grouped(tensors: Sequence[Tensor], alone: int, limit: int) -> list[list[int]]:
+    """Indices of small tensors in groups of at most ``limit`` elements, then the others singly."""
+    groups: list[list[int]] = []
+    size, device = 0, None
+    for i, tensor in enumerate(tensors):
+        if tensor.numel() >= alone:
+            continue
+        if size + tensor.numel() > limit or tensor.device != device:
+            groups.append([])
+            size, device = 0, tensor.device
+        groups[-1].append(i)
+        size += tensor.numel()
+    return groups + [[i] for i, t in enumerate(tensors) if t.numel() >= alone]

@@ -1,0 +1,82 @@
+"""Run by test_tracker under torchrun: averages of an FSDP2 model, saved by rank 0."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from edm2lite.ema import PowerFunctionEMA
+from edm2lite.ema.source import local, over_ranks
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))  # uneven, 1 of 2 rows
+
+
+def step(net: nn.Module, k: int) -> None:
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            local(p).mul_(0.5 + 0.1 * k + 0.01 * i)
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    net, whole = build(), build()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    ema = PowerFunctionEMA(net, run="sharded")
+    reference = PowerFunctionEMA(whole, run="sharded")
+    for k, nimg in enumerate((64, 160, 192)):
+        step(net, k)
+        step(whole, k)
+        with CommDebugMode() as messages:
+            ema.update(nimg)
+        assert messages.get_total_counts() == 0
+        reference.update(nimg)
+    for sigma_rel in ema.sigma_rels:
+        expected, buffers = reference.state_dict_of(sigma_rel), dict(net.named_buffers())
+        for name, value in ema.state_dict_of(sigma_rel).items():
+            assert isinstance(value, DTensor) == (name not in buffers)
+            full = value.full_tensor() if isinstance(value, DTensor) else value
+            assert full.equal(expected[name].detach()), name
+    ema.save_snapshots(folder / "sharded", background=True)
+    ema.flush()
+    dist.barrier()
+    if dist.get_rank() == 0:
+        reference.save_snapshots(folder / "whole")
+
+    before = [local(p).clone() for p in net.parameters()]
+    with ema.applied(0.05):
+        out = net(torch.ones(4, 5))
+    assert all(local(p).equal(b) for p, b in zip(net.parameters(), before, strict=True))
+    with reference.applied(0.05):
+        torch.testing.assert_close(out, whole(torch.ones(4, 5)))
+
+    dcp.save(ema.state_dict(), checkpoint_id=folder / "state")
+    again = PowerFunctionEMA(net)
+    state = again.state_dict()
+    dcp.load(state, checkpoint_id=folder / "state")
+    again.load_state_dict(state)
+    assert again.nimg == 192 and again.run == "sharded"
+    for sigma_rel in ema.sigma_rels:
+        mine, theirs = ema.state_dict_of(sigma_rel), again.state_dict_of(sigma_rel)
+        assert all(local(mine[n]).equal(local(theirs[n])) for n in mine)
+
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            local(net[0].weight).fill_(float("nan"))
+    ema.update(256)  # refused by rank 1 alone
+    assert over_ranks(ema.num_refused, net.parameters()) == [0, 1]
+    assert ema.nimg == (256 if dist.get_rank() == 0 else 192)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -47,7 +47,6 @@ setup(
         "hub": ["huggingface-hub>=0.23"],
         "test": [
             *DEMO,
-            "tensorboard>=2.14",
             "mpmath>=1.3",
             "pytest>=8.0",
             "ruff>=0.9",

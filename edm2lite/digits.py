@@ -6,6 +6,7 @@ Importing this module registers it under the name ``digits``. Its weights are tr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,20 @@ def classifier() -> nn.Sequential:
     )
 
 
-def train_classifier(path: Path, num_epochs: int = 12, seed: int = 0) -> float:
-    """Train on two thirds of the digits and write the weights; returns accuracy on the rest."""
+def train_classifier(
+    path: Path,
+    num_epochs: int = 12,
+    seed: int = 0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> float:
+    """Train on two thirds of the digits and write the weights; returns accuracy on the rest.
+
+    Args:
+        path: File for the weights.
+        num_epochs: Passes over the training digits.
+        seed: Of the weights, the split and the order.
+        progress: Wraps the epochs, to show how far it is.
+    """
     dataset = open_dataset("digits")
     assert dataset.labels is not None
     images = torch.from_numpy(dataset.images(range(len(dataset))))
@@ -86,7 +99,7 @@ def train_classifier(path: Path, num_epochs: int = 12, seed: int = 0) -> float:
         order = torch.randperm(len(images))
         held_out, train = order[: len(order) // 3], order[len(order) // 3 :]
         optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
-        for _ in range(num_epochs):
+        for _ in progress(range(num_epochs)):
             for rows in train[torch.randperm(len(train))].split(64):
                 loss = F.cross_entropy(net(_scaled(images[rows])), labels[rows])
                 optimizer.zero_grad()

@@ -205,6 +205,31 @@ def test_missing_weights_of_the_reference_are_named(run_dir, reference, tmp_path
     assert "classifier.safetensors" in line and "--weights" in line
 
 
+@pytest.mark.parametrize(
+    "missing, command, arguments",
+    [
+        ("sklearn", training, ("digits", "--out", "OUT")),
+        ("torch_fidelity", edm2lite, ("evaluate", "stats", "digits", "--out", "OUT/x")),
+        ("torch_fidelity", edm2lite, ("classifier", "--out", "OUT/x")),
+        ("matplotlib", edm2lite, ("demo", "--out", "OUT")),
+    ],
+)
+def test_missing_extra_is_named(missing, command, arguments, tmp_path, monkeypatch):
+    for name in [m for m in sys.modules if m.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "edm2lite.digits", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)  # what a missing package looks like
+    line = fail(command, *[a.replace("OUT", str(tmp_path / "out")) for a in arguments])
+    assert "pip install 'edm2lite[" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_removes_the_folder_of_a_run_and_nothing_else(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    line = fail(edm2lite, "demo", "--fresh", "--out", tmp_path)
+    assert "has no run.json" in line and (tmp_path / "precious").exists()
+
+
 SHORT = (
     "--num", "60", "--set", "total_nimg=2560", "--set", "snapshot_nimg=256",
     "--set", "checkpoint_nimg=512", "--set", "net.unet.model_channels=16",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ._cli import user_errors
+from ._cli import progress, user_errors
 
 
 @click.command()
@@ -36,5 +36,7 @@ def main(out: Path) -> None:
         from edm2lite.digits import train_classifier
     except ImportError as error:
         raise ImportError(f"{error.name} is missing; pip install 'edm2lite[demo]'") from error
-    accuracy = train_classifier(out)
+    accuracy = train_classifier(
+        out, progress=lambda epochs: progress(epochs, desc="train classifier", unit="epoch")
+    )
     click.echo(f"{out}: {accuracy:.1%} of held-out digits right")

@@ -2,8 +2,8 @@
 
 Writes K fp16 snapshots of a network's size, reads them once so that they lie in the page cache, and
 measures in fresh processes: reading the bytes into a reused buffer and writing those of 31 outputs
-from one buffer (the yardsticks), and building 1, 8 and 31 targets into a RAM-backed folder, with the
-digests of all inputs checked and those of all outputs computed.
+(the yardsticks), and building 1, 8 and 31 targets into a RAM-backed folder, with the digests of all
+inputs checked and those of all outputs computed.
 
 Example:
   python benchmarks/reconstruct.py --params 124.7e6 --snapshots 16

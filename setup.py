@@ -47,6 +47,7 @@ setup(
         "hub": ["huggingface-hub>=0.23"],
         "test": [
             *DEMO,
+            "ema-pytorch>=0.8",
             "mpmath>=1.3",
             "pytest>=8.0",
             "ruff>=0.9",

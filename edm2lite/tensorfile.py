@@ -148,8 +148,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     return Path(path)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, whole: bool = True) -> Header:
     """Shapes, dtypes, offsets and metadata of a safetensors file; no tensor is read.
+
+    Args:
+        path: The file.
+        whole: Whether the size must be what the header promises. Without it, a file that was cut
+            short still tells what it held.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -171,7 +176,7 @@ def read_header(path: Path) -> Header:
     end = 0
     for spec in tensors.values():
         end = max(end, spec.offset - 8 - length + spec.nbytes)
-    if size != 8 + length + end:
+    if whole and size != 8 + length + end:
         raise _damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
     seal = metadata.get("header_digest")
     if seal is None and "digest" in metadata:
@@ -223,6 +228,27 @@ def verify(path: Path) -> Header:
             state.update(block)
     check_digest(header, state.hexdigest())
     return header
+
+
+def read_blocks(header: Header) -> Iterator[tuple[str, Tensor]]:
+    """(name, values [n]) of all tensors in file order, in blocks of bounded size; then the digest.
+
+    Raises:
+        ValueError: The file ends early, or (after the last block) the digest does not match.
+    """
+    state = xxhash.xxh3_128()
+    with open(header.path, "rb", buffering=0) as file:
+        for name, spec in sorted(header.tensors.items(), key=lambda item: item[1].offset):
+            file.seek(spec.offset)
+            left = spec.nbytes
+            while left:
+                data = bytearray(file.read(min(left, _BLOCK)))
+                if not data or len(data) % spec.dtype.itemsize:
+                    raise _damaged(header.path, "ended early while it was read")
+                state.update(data)
+                left -= len(data)
+                yield name, torch.frombuffer(data, dtype=spec.dtype)
+    check_digest(header, state.hexdigest())
 
 
 def check_digest(header: Header, digest: str) -> None:

@@ -20,6 +20,19 @@ def parse_count(value: object) -> object:
     return int(number) if number == int(number) else value
 
 
+def parse_params(text: str) -> int:
+    """``280M`` -> 280000000, ``1.5B``, ``12K`` or a plain whole number: powers of ten.
+
+    Raises:
+        ValueError: Not such a number.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", text)
+    value = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]] if match else 0
+    if value < 1 or abs(value - round(value)) > 1e-6 * value:
+        raise ValueError(f"{text!r} must be a number of parameters, as in 280M, 1.5B or 5000")
+    return round(value)
+
+
 def parse_floats(text: str) -> list[float]:
     """``0.05,0.10`` and ``0.02:0.25:0.01`` (start, end included, step), mixed freely.
 
@@ -43,6 +56,21 @@ def parse_floats(text: str) -> list[float]:
         else:
             raise ValueError(f"{part!r} must be start:end:step with start <= end and step > 0")
     return values
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """``0.02:0.25`` -> (0.02, 0.25).
+
+    Raises:
+        ValueError: Not two numbers in ascending order.
+    """
+    try:
+        low, high = (float(number) for number in text.split(":"))
+    except ValueError:
+        raise ValueError(f"{text!r} must be low:high, as in 0.02:0.25") from None
+    if not 0 < low <= high:
+        raise ValueError(f"{text!r} must be low:high with 0 < low <= high")
+    return low, high
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -89,6 +89,80 @@ def test_reconstruction_explains_mistakes(run_dir, arguments, message):
     assert message in fail(reconstruct_ema, run_dir, *arguments)
 
 
+def test_reconstruction_that_would_be_poor_is_refused_before_anything_is_written(run_dir, tmp_path):
+    arguments = (run_dir, "--sigma-rel", "0.002,0.05,0.004", "--out", tmp_path / "ema")
+    plan = json.loads(succeed(reconstruct_ema, *arguments, "--dry-run", "--json"))
+    limit = (plan[2]["predicted_error"] + plan[1]["predicted_error"]) / 2
+    assert [row["sigma_rel"] for row in plan] == [0.002, 0.05, 0.004]
+    line = fail(reconstruct_ema, *arguments, "--max-error", limit)
+    assert f"0.002 ({plan[0]['predicted_error']:.1e}), 0.004 (" in line and "--max-error" in line
+    assert "0.05 (" not in line and not (tmp_path / "ema").exists()
+    table = succeed(reconstruct_ema, *arguments, "--max-error", limit, "--dry-run")
+    assert [line.endswith("above --max-error") for line in table.splitlines()[1:]] == [1, 0, 1]
+    succeed(reconstruct_ema, *arguments, "--max-error", 1)
+    assert len(list((tmp_path / "ema").iterdir())) == 3
+
+
+def test_reconstruction_is_verified(run_dir, tmp_path):
+    output = run(
+        reconstruct_ema, run_dir, "--sigma-rel", "0.07,0.1,0.2", "--solver", "paper", "--json",
+        "--max-error", 1, "--out", tmp_path,
+    )  # fmt: skip
+    for row in json.loads(output.stdout):
+        assert "as rebuilt" in succeed(reconstruct_ema, run_dir, "--verify", row["file"])
+        assert read_header(row["file"]).metadata["solver"] == "paper"
+    assert "reconstruct_ema wrote" in fail(
+        reconstruct_ema, run_dir, "--verify", run_dir / "last.safetensors"
+    )
+
+
+def test_snapshots_are_described_and_faults_fail(run_dir, tmp_path):
+    output = succeed(edm2lite, "snapshots", run_dir)
+    assert output.count(" ok ") == 16 and "Predicted errors at nimg = 1280" in output
+    shutil.copytree(run_dir / "snapshots", tmp_path / "s")
+    victim = sorted((tmp_path / "s").iterdir())[2]
+    victim.write_bytes(victim.read_bytes()[:-100])
+    result = run(edm2lite, "snapshots", tmp_path / "s", "--quick")
+    assert result.exit_code == 1 and f"truncated: {victim}" in result.stdout
+    assert "to the predicted error of sigma_rel" in result.stdout
+    assert "1 things are wrong" in result.output
+    line = fail(edm2lite, "snapshots", tmp_path / "s", "--thin", "--max-error", 1)
+    assert "every file is sound" in line and victim.name in line
+
+
+def test_thinning_is_a_list_until_applied(run_dir, tmp_path):
+    folder = shutil.copytree(run_dir / "snapshots", tmp_path / "s")
+    thin = ("snapshots", folder, "--range", "0.05:0.2", "--thin", "--max-error", 0.1)
+    listed = run(edm2lite, *thin).stdout
+    names = {p.name for p in folder.iterdir()}
+    removable = {n for n in names if n in listed}
+    assert len(names) == 16 and removable and "could be freed" in listed
+    freed = sum((folder / n).stat().st_size for n in removable)
+    assert f"{freed} bytes freed" in succeed(edm2lite, *thin, "--apply")
+    assert {p.name for p in folder.glob("*.safetensors")} == names - removable
+    assert f"{len(removable)} more were removed" in succeed(edm2lite, "snapshots", folder)
+    assert "--thin" in fail(edm2lite, "snapshots", folder, "--apply", code=2)
+    assert "low:high" in fail(edm2lite, "snapshots", folder, "--range", "0.3", code=2)
+
+
+def test_plan_marks_the_cheapest_choice(tmp_path):
+    common = ("plan", "--duration", "64Mi", "--params", "1.5M", "--range", "0.03:0.2")
+    lines = succeed(
+        edm2lite, *common, "--sigma-rels", "0.05,0.1", "--max-error", 0.003
+    ).splitlines()
+    rows = [line.split() for line in lines if line.startswith("0.05,0.1")]
+    assert len(rows) == 8 and rows[0][1:5] == ["4Mi", "float16", "32", "0.1"]
+    marked = [row for row in rows if row[-1] == "cheapest"]
+    sizes = [float(row[4]) for row in rows if float(row[5]) < 0.003]
+    assert len(marked) == 1 and float(marked[0][4]) == min(sizes)
+    one = run(edm2lite, *common, "--every", "8Mi", "--dtype", "bfloat16", "--sigma-rels", 0.1)
+    assert one.stdout.splitlines()[1].split()[:5] == ["0.1", "8Mi", "bfloat16", "8", "0.0"]
+    assert "none of these" in fail(edm2lite, *common, "--every", "32Mi", "--max-error", 1e-9)
+    assert "number of parameters" in fail(
+        edm2lite, "plan", "--duration", "1Mi", "--params", "big", code=2
+    )
+
+
 def test_reconstruction_usage_errors(run_dir, tmp_path):
     assert "either" in fail(reconstruct_ema, run_dir, code=2)
     assert "start:end:step" in fail(reconstruct_ema, run_dir, "--sigma-rel", "a", code=2)

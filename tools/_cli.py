@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 from tqdm import tqdm
 
-from edm2lite.units import parse_count, parse_floats, parse_seeds
+from edm2lite.units import parse_count, parse_floats, parse_params, parse_range, parse_seeds
 
 T = TypeVar("T")
 
@@ -39,6 +39,8 @@ def _count(text: str) -> int:
 
 COUNT = _Parsed("count", _count)
 FLOATS = _Parsed("list", parse_floats)
+PARAMS = _Parsed("params", parse_params)
+RANGE = _Parsed("low:high", parse_range)
 SEEDS = _Parsed("seeds", parse_seeds)
 
 
@@ -65,8 +67,30 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> Any:
     return tqdm(items, dynamic_ncols=True, **options)
 
 
-class ByteBar:
-    """A progress callback ``(done, total)`` in bytes, shown with throughput."""
+def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned text: a header line and one line per row.
+
+    Args:
+        columns: Title -> format of the values below it, e.g. ``.1e``; text where it is empty, and
+            then aligned left.
+        rows: Values in the order of the columns.
+    """
+    cells = [list(columns)] + [
+        [format(value, kind) for value, kind in zip(row, columns.values(), strict=True)]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides = [">" if kind else "<" for kind in columns.values()]
+    return "\n".join(
+        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+class CountBar:
+    """A progress callback ``(done, total)``."""
+
+    _options: dict[str, Any] = {}
 
     def __init__(self, description: str):
         self._description = description
@@ -74,9 +98,13 @@ class ByteBar:
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = progress(
-                total=total, desc=self._description, unit="B", unit_scale=True, unit_divisor=1024
-            )
+            self._bar = progress(total=total, desc=self._description, **self._options)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._bar.close()
+
+
+class ByteBar(CountBar):
+    """A progress callback ``(done, total)`` in bytes, shown with throughput."""
+
+    _options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}

@@ -12,8 +12,12 @@ COMMANDS = {
     "demo": "Train on real digits, rebuild EMA lengths, sweep and draw: the whole road on a CPU.",
     "generate": "Generate images from models.",
     "evaluate": "Feature statistics and Fréchet distance.",
+    "plan": "Which averages to store, how often and in which type, before training.",
+    "import": "Snapshots of other tools (ema-pytorch) as snapshots of ours.",
+    "snapshots": "What a run has saved, what is wrong with it, and what can go.",
     "classifier": "Train the digit classifier that the demo measures with.",
 }
+_MODULES = {"import": "import_run"}  # where the name of a command is a keyword
 
 
 class _Lazy(click.Group):
@@ -25,7 +29,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return importlib.import_module(f"edm2lite.tools.{name}").main
+        return importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}").main
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

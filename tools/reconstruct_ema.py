@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ._cli import COUNT, FLOATS, ByteBar, user_errors
+from ._cli import COUNT, FLOATS, ByteBar, table, user_errors
+
+_PATH = click.Path(path_type=Path)
+_DTYPES = click.Choice(["float32", "float16", "bfloat16"])
+_SOLVERS = click.Choice(["calibrated", "paper"])
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_PATH)
 @click.option("--sigma-rel", type=FLOATS, help="Relative widths, e.g. 0.05,0.10 or 0.02:0.25:0.01.")
 @click.option("--gamma", type=FLOATS, help="Exponents, e.g. 6.94, in place of --sigma-rel.")
+@click.option("--at", "nimg", type=COUNT, metavar="NIMG", help="End in images. [default: latest]")
+@click.option("--out", type=_PATH, help="Folder for the files. [default: RUN/ema]")
 @click.option(
-    "--at",
-    "nimg",
-    type=COUNT,
-    metavar="NIMG",
-    help="End of the averages in images, e.g. 64Mi. [default: the latest snapshot]",
+    "--dtype", type=_DTYPES, default="float32", show_default=True, help="Of the rebuilt weights."
 )
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the files. [default: RUN/ema]",
+    "--solver", type=_SOLVERS, default="calibrated", show_default=True, help="`paper`: Algorithm 3."
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of the rebuilt weights.",
-)
+@click.option("--max-error", type=float, default=0.02, help="Refuse above it. [default: 0.02]")
+@click.option("--dry-run", is_flag=True, help="Print the table and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of the table.")
+@click.option("--verify", type=_PATH, help="Rebuild this earlier result and compare.")
 @user_errors
 def main(
     run: Path,
@@ -40,38 +39,60 @@ def main(
     nimg: int | None,
     out: Path | None,
     dtype: str,
+    solver: str,
+    max_error: float,
+    dry_run: bool,
+    as_json: bool,
+    verify: Path | None,
 ) -> None:
     """Rebuild EMA weights of any length from the snapshots of RUN.
 
     All lengths are rebuilt in one pass over the files. A file that is there already, from the same
-    snapshots, is left as it is.
+    snapshots, is left as it is. Nothing is written if a predicted error is above --max-error.
 
     \b
-    Example:
+    Examples:
       reconstruct_ema runs/digits --sigma-rel 0.02:0.25:0.01 --out runs/digits/ema
+      reconstruct_ema runs/digits --verify runs/digits/ema/ema-0.10000-0000064000.safetensors
     """
+    if (sigma_rel, gamma, verify).count(None) != 2:
+        raise click.UsageError("give the lengths with either --sigma-rel or --gamma, or --verify")
     import torch
 
-    from edm2lite.ema.reconstruction import build, is_current, output_paths, plan_targets
+    from edm2lite.ema import reconstruction as rec
+    from edm2lite.ema.verification import verify_reconstruction
 
-    if (sigma_rel is None) == (gamma is None):
-        raise click.UsageError("give the lengths with either --sigma-rel or --gamma")
+    if verify is not None:
+        count = verify_reconstruction(verify, run, ByteBar("verify"))
+        return click.echo(f"{verify}: as rebuilt from {count} snapshots of {run}")
     out = out if out is not None else run / "ema"
-    plans = plan_targets(run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg)
-    todo = [
-        plan
-        for plan, path in zip(plans, output_paths(out, plans), strict=True)
-        if not is_current(path, plan, getattr(torch, dtype))
+    kind = getattr(torch, dtype)
+    plans = rec.plan_targets(
+        run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver, anywhere=True
+    )
+    paths = rec.output_paths(out, plans)
+    if not dry_run:
+        rec.check_error(plans, max_error)
+        pairs = zip(plans, paths, strict=True)
+        todo = [plan for plan, path in pairs if not rec.is_current(path, plan, kind)]
+        if todo:
+            bar = ByteBar(f"{len(todo)} averages from {len(plans[0].inputs)} snapshots")
+            list(rec.build(todo, out=out, dtype=kind, progress=bar))
+    keys = ("sigma_rel", "gamma", "nimg", "predicted_error", "sum_abs")
+    rows = [{key: getattr(plan, key) for key in keys} for plan in plans]
+    for row, path in zip(rows, paths, strict=True):
+        row |= {"file": str(path), "above_max_error": not row["predicted_error"] <= max_error}
+    click.echo(json.dumps(rows, indent=1) if as_json else _table(rows))
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    columns = {"sigma_rel": ".4f", "gamma": ".3f", "predicted error": ".1e", "sum |x|": ".2f"}
+    cells = [
+        [row["sigma_rel"], row["gamma"], row["predicted_error"], row["sum_abs"]]
+        + ["none: above --max-error" if row["above_max_error"] else row["file"]]
+        for row in rows
     ]
-    if todo:
-        bar = ByteBar(f"{len(todo)} averages from {len(plans[0].inputs)} snapshots")
-        list(build(todo, out=out, dtype=getattr(torch, dtype), progress=bar))
-    click.echo(f"{'sigma_rel':>9}  {'gamma':>8}  {'predicted error':>15}  {'sum |x|':>8}  file")
-    for plan, path in zip(plans, output_paths(out, plans), strict=True):
-        click.echo(
-            f"{plan.sigma_rel:9.4f}  {plan.gamma:8.3f}  {plan.predicted_error:15.1e}"
-            f"  {plan.sum_abs:8.2f}  {path}"
-        )
+    return table({**columns, "file": ""}, cells)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -32,9 +32,14 @@ KEEP = 2
 
 
 def save(
-    folder: Path, nimg: int, net: nn.Module, optimizer: torch.optim.Optimizer, ema: PowerFunctionEMA
+    folder: Path,
+    nimg: int,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: PowerFunctionEMA,
+    figures: dict[str, Tensor],
 ) -> Path:
-    """Write ``folder/<nimg>``; every rank calls this."""
+    """Write ``folder/<nimg>``; every rank calls this. ``figures``: counters, the same on all."""
     final = folder / f"{nimg:012d}"
     temporary = folder / f".{nimg:012d}.partial"
     if distributed.rank() == 0:
@@ -43,7 +48,7 @@ def save(
     distributed.barrier()
     with _quiet():
         alone = not distributed.is_group()
-        dcp.save(_state(net, optimizer, ema), checkpoint_id=temporary, no_dist=alone)
+        dcp.save(_state(net, optimizer, ema, figures), checkpoint_id=temporary, no_dist=alone)
     distributed.barrier()
     if distributed.rank() == 0:
         for path in temporary.iterdir():
@@ -59,13 +64,17 @@ def save(
 
 
 def load_latest(
-    folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer, ema: PowerFunctionEMA
+    folder: Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: PowerFunctionEMA,
+    figures: dict[str, Tensor],
 ) -> int:
-    """Continue from the newest checkpoint, if any; returns its image count, or 0."""
+    """Continue from the newest checkpoint, if any, in place; returns its image count, or 0."""
     found = _complete(folder)
     if not found:
         return 0
-    state = _state(net, optimizer, ema)
+    state = _state(net, optimizer, ema, figures)
     with _quiet():
         dcp.load(state, checkpoint_id=found[-1], no_dist=not distributed.is_group())
     set_model_state_dict(net, state["net"])
@@ -75,12 +84,16 @@ def load_latest(
 
 
 def _state(
-    net: nn.Module, optimizer: torch.optim.Optimizer, ema: PowerFunctionEMA
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: PowerFunctionEMA,
+    figures: dict[str, Tensor],
 ) -> dict[str, Any]:
     return {
         "net": get_model_state_dict(net),
         "optimizer": get_optimizer_state_dict(net, optimizer),
         "ema": ema.state_dict(),
+        "figures": figures,
     }
 
 

@@ -28,10 +28,10 @@ class Monitor:
         nimg: Where the run continues; later lines of an interrupted run are dropped, for they will
             be written again.
         total_nimg: Where it ends.
-        device: Of the figures that are added.
+        sums: [2] float64, loss and samples of all ranks since the last report, from a checkpoint.
     """
 
-    def __init__(self, run_dir: Path, *, nimg: int, total_nimg: int, device: torch.device):
+    def __init__(self, run_dir: Path, *, nimg: int, total_nimg: int, sums: Tensor):
         self.path = run_dir / "stats.jsonl"
         self.main = distributed.rank() == 0
         if self.main:
@@ -47,7 +47,7 @@ class Monitor:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, samples
+        self._sums = sums.clone() if self.main else torch.zeros_like(sums)
         self._start, self._nimg = time.perf_counter(), nimg
 
     def __enter__(self) -> Monitor:
@@ -69,9 +69,13 @@ class Monitor:
         """Move the bar by one step."""
         self._bar.update(batch_size)
 
+    def sums(self) -> Tensor:
+        """[2] loss and samples of all ranks since the last report; every rank calls this."""
+        return distributed.sum_(self._sums.clone())
+
     def report(self, nimg: int, **figures: Any) -> None:
         """End the tick at ``nimg`` images: write its line and start the next one."""
-        total, count = distributed.sum_(self._sums.clone()).tolist()
+        total, count = self.sums().tolist()
         self._sums.zero_()
         now = time.perf_counter()
         seconds, images = now - self._start, nimg - self._nimg

@@ -59,10 +59,11 @@ class Trainer:
         )
         self.run = open_run(config, run_dir)
         self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=self.run)
-        self.nimg = checkpoint.load_latest(
-            run_dir / "checkpoints", self.net, self.optimizer, self.ema
-        )
         self.bad_steps = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in all
+        self.tick = torch.zeros(2, dtype=torch.float64, device=device)  # loss, samples so far
+        self.nimg = checkpoint.load_latest(
+            run_dir / "checkpoints", self.net, self.optimizer, self.ema, self._figures()
+        )
         self.batches = BatchSource(
             dataset,
             seed=config.seed,
@@ -83,7 +84,7 @@ class Trainer:
             self._save_weights()
             return
         with Monitor(
-            self.run_dir, nimg=self.nimg, total_nimg=config.total_nimg, device=self.device
+            self.run_dir, nimg=self.nimg, total_nimg=config.total_nimg, sums=self.tick
         ) as monitor:
             while self.nimg < config.total_nimg:
                 monitor.add(self.train_step())
@@ -98,6 +99,7 @@ class Trainer:
                 if self.due(config.snapshot_nimg):
                     self._save_snapshots()
                 if self.due(config.checkpoint_nimg):
+                    self.tick = monitor.sums()
                     self._save_checkpoint()
         self.batches.close()
         self._save_weights()
@@ -169,6 +171,10 @@ class Trainer:
                 f" = {self.config.max_bad_steps}); lower optim.ref_lr, or look for bad images"
             )
 
+    def _figures(self) -> dict[str, Tensor]:
+        """Counters that a checkpoint keeps, so that an interrupted tick ends with the same line."""
+        return {"bad_steps": self.bad_steps, "tick": self.tick}
+
     def _metadata(self) -> dict[str, str]:
         return {
             "model": self.config.net.to_json(),
@@ -182,7 +188,14 @@ class Trainer:
             self.ema.save_snapshots(self.run_dir / "snapshots", dtype, self._metadata())
 
     def _save_checkpoint(self) -> None:
-        checkpoint.save(self.run_dir / "checkpoints", self.nimg, self.net, self.optimizer, self.ema)
+        checkpoint.save(
+            self.run_dir / "checkpoints",
+            self.nimg,
+            self.net,
+            self.optimizer,
+            self.ema,
+            self._figures(),
+        )
 
     def _save_weights(self) -> None:
         if distributed.rank() == 0:

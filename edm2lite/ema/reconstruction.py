@@ -79,6 +79,7 @@ def plan_targets(
     profiles: Sequence[Profile] | None = None,
     nimg: int | None = None,
     solver: str = "calibrated",
+    anywhere: bool = False,
 ) -> list[Reconstruction]:
     """The targets with their coefficients and predicted errors; a small part of the files is read.
 
@@ -89,6 +90,8 @@ def plan_targets(
         profiles: Averages of any shape, in place of both; they say themselves where they end.
         nimg: End of the averages in images; some snapshot must end there. [default: the latest]
         solver: ``calibrated``, or ``paper`` (Algorithm 3).
+        anywhere: Let averages end where no snapshot was saved: the weights since the last one are
+            unknown, which the predicted error then includes.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`list_snapshots`; unusable targets.
@@ -99,11 +102,13 @@ def plan_targets(
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     targets, widths = _targets(infos, sigma_rel, gamma, profiles, nimg)
-    end = _check_end(infos, {target.nimg for target in targets})
+    end = _check_end(infos, {target.nimg for target in targets}, anywhere)
     used = tuple(info for info in infos if 0 < info.nimg <= end)
     sources = [info.profile for info in used]
     rounding = [ROUNDING[info.dtype] for info in used]
-    solution = SOLVERS[solver](sources, targets, fit_model(used), rounding)
+    # Where the last snapshot is not the end, later ones tell how far the weights moved between.
+    model = fit_model(used if used[-1].nimg == end else infos)
+    solution = SOLVERS[solver](sources, targets, model, rounding)
     return [
         Reconstruction(
             profile=target,
@@ -206,6 +211,22 @@ def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
     Raises:
         ValueError: A sampled value is not finite: that file is damaged.
     """
+    return fit_sample(infos, read_sample(infos))
+
+
+def fit_sample(infos: Sequence[SnapshotInfo], sample: NDArray[np.float64]) -> TrajectoryModel:
+    """As :func:`fit_model`, of values [K, n] from :func:`read_sample`."""
+    updates = sum(count for _, count in infos[-1].history)
+    rounding = [ROUNDING[info.dtype] for info in infos]
+    return fit_trajectory([info.profile for info in infos], sample, rounding, updates)
+
+
+def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
+    """[K, n] values of the same random elements of every file, always the same ones for a model.
+
+    Raises:
+        ValueError: A value is not finite: that file is damaged.
+    """
     rng = np.random.default_rng(0)
     tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.dtype.is_floating_point]
     sizes = np.array([spec.numel for _, spec in tensors], dtype=np.float64)
@@ -220,9 +241,7 @@ def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
         raise ValueError(
             f"{bad[0]} must hold finite values and does not; move it out of the folder"
         )
-    updates = sum(count for _, count in infos[-1].history)
-    rounding = [ROUNDING[info.dtype] for info in infos]
-    return fit_trajectory([info.profile for info in infos], sample, rounding, updates)
+    return sample
 
 
 def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
@@ -281,15 +300,41 @@ def _targets(
     return list(powers), [power.sigma_rel for power in powers]
 
 
-def _check_end(infos: Sequence[SnapshotInfo], ends: set[int]) -> int:
-    """The one image count where all targets end, if some snapshot ends there."""
+def check_error(plans: Sequence[Reconstruction], max_error: float) -> None:
+    """Refuse averages that the snapshots cannot give.
+
+    Raises:
+        ValueError: A predicted error is above ``max_error``; all such averages are named.
+    """
+    bad = [plan for plan in plans if not plan.predicted_error <= max_error]
+    if not bad:
+        return
+    named = ", ".join(
+        f"{plan.profile if plan.sigma_rel is None else f'{plan.sigma_rel:.6g}'}"
+        f" ({plan.predicted_error:.1e})"
+        for plan in bad
+    )
+    latest = max(info.nimg for info in bad[0].inputs)
+    where = "" if latest == bad[0].nimg else f", where the latest snapshot is of {latest}"
+    raise ValueError(
+        f"predicted errors must be at most {max_error:g}, those of sigma_rel {named} at nimg ="
+        f" {bad[0].nimg}{where} are larger; leave these out or raise the limit (--max-error)"
+    )
+
+
+def _check_end(infos: Sequence[SnapshotInfo], ends: set[int], anywhere: bool) -> int:
+    """The one image count where all targets end, if some snapshot ends there or it may be anywhere.
+
+    Raises:
+        ValueError: Ends differ, or no snapshot is there.
+    """
     times = sorted({info.nimg for info in infos})
     if not ends:
         raise ValueError("give at least one average to rebuild, got none")
     if len(ends) > 1:
         raise ValueError(f"targets of one call must end together, got {sorted(ends)}; call twice")
     (end,) = ends
-    if end not in times:
+    if end not in times and not (anywhere and end > times[0]):
         raise ValueError(
             f"an average can end only where a snapshot was saved, none is at nimg = {end}; the"
             f" nearest is {min(times, key=lambda t: abs(t - end))}"

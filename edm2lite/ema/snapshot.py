@@ -122,14 +122,33 @@ def write_snapshot(
     return path
 
 
-def read_info(path: Path) -> SnapshotInfo | None:
+@dataclass(frozen=True)
+class Scanned:
+    """One safetensors file of a folder of snapshots, sound or not.
+
+    Attributes:
+        path: The file.
+        info: What its header says; None for files of another kind and for unreadable headers.
+        error: Why it cannot be read as it is; None if it can.
+    """
+
+    path: Path
+    info: SnapshotInfo | None
+    error: ValueError | None = None
+
+
+def read_info(path: Path, whole: bool = True) -> SnapshotInfo | None:
     """The description of a snapshot; None if the file is a sound safetensors file of another kind.
+
+    Args:
+        path: The file.
+        whole: As :func:`edm2lite.tensorfile.read_header`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged.
     """
-    header = read_header(path)
+    header = read_header(path, whole)
     meta = header.metadata
     if meta.get("format") != FORMAT:
         return None
@@ -153,6 +172,18 @@ def snapshot_folder(source: Path) -> Path:
     return source / "snapshots" if (source / "snapshots").is_dir() else source
 
 
+def scan_snapshots(source: Path) -> list[Scanned]:
+    """Every safetensors file of a run or folder by name, whatever its state; reads headers only.
+
+    Raises:
+        FileNotFoundError: The folder is missing.
+    """
+    folder = snapshot_folder(source)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run")
+    return [_scan(path) for path in sorted(folder.glob("*.safetensors"))]
+
+
 def list_snapshots(source: Path) -> list[SnapshotInfo]:
     """Snapshots of a run or folder by time and exponent; reads headers only.
 
@@ -163,10 +194,11 @@ def list_snapshots(source: Path) -> list[SnapshotInfo]:
         ValueError: A file is damaged, two hold the same average, or runs or models are mixed.
     """
     folder = snapshot_folder(source)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run")
-    found = [read_info(path) for path in sorted(folder.glob("*.safetensors"))]
-    infos = [info for info in found if info is not None]
+    scanned = scan_snapshots(source)
+    for file in scanned:
+        if file.error is not None:
+            raise file.error
+    infos = [file.info for file in scanned if file.info is not None]
     if not infos:
         raise FileNotFoundError(
             f"{folder} holds no EMA snapshot (*.safetensors with format {FORMAT}); give the folder"
@@ -193,6 +225,21 @@ def refuse_other_runs(folder: Path, run: str) -> None:
             )
 
 
+def _scan(path: Path) -> Scanned:
+    try:
+        return Scanned(path, read_info(path))
+    except ValueError as error:
+        try:
+            return Scanned(path, read_info(path, whole=False), error)
+        except ValueError:
+            return Scanned(path, None, error)
+
+
+def tensor_shapes(info: SnapshotInfo) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes in file order: the same for all snapshots of a run."""
+    return tuple((name, spec.shape) for name, spec in info.header.tensors.items())
+
+
 def _check_one_run(folder: Path, infos: list[SnapshotInfo]) -> None:
     runs = sorted({info.run for info in infos})
     if len(runs) > 1:
@@ -200,10 +247,10 @@ def _check_one_run(folder: Path, infos: list[SnapshotInfo]) -> None:
             f"snapshots in one folder must come from one run, {folder} mixes runs"
             f" {', '.join(runs)}; move all but one run's files elsewhere"
         )
-    shapes = [(n, s.shape) for n, s in infos[0].header.tensors.items()]
+    shapes = tensor_shapes(infos[0])
     seen: dict[tuple[int, float], Path] = {}
     for info in infos:
-        if [(n, s.shape) for n, s in info.header.tensors.items()] != shapes:
+        if tensor_shapes(info) != shapes:
             raise ValueError(
                 f"snapshots must hold the same tensors in one order, {info.path.name} and"
                 f" {infos[0].path.name} in {folder} differ; move the odd one out of the folder"

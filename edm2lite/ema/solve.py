@@ -124,7 +124,7 @@ def least_error(
     """
     _check(sources, targets)
     k = len(sources)
-    have, want, noise = _responses(sources, targets, model, rounding)
+    have, want, noise = responses(sources, targets, model, rounding)
     a = np.concatenate([have, noise], axis=1)
     b = np.concatenate([want, np.zeros((len(targets), noise.shape[1]))], axis=1)
     last = np.eye(k)[-1]
@@ -150,18 +150,21 @@ def predicted_error(
     ``sqrt(|x V - V_target|**2 + |x B|**2)`` with the movement V and rounding B of ``model``, times
     the model's misfit. Columns of ``coefficients`` must sum to 1.
     """
-    have, want, noise = _responses(sources, targets, model, rounding)
+    have, want, noise = responses(sources, targets, model, rounding)
     movement = ((coefficients.T @ have - want) ** 2).sum(axis=1)
     return model.misfit * np.sqrt(movement + ((coefficients.T @ noise) ** 2).sum(axis=1))
 
 
-def _responses(
+def responses(
     sources: Sequence[PowerFunction],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> tuple[Array, Array, Array]:
-    """Movement of sources [K, M] and targets [R, M], rounding of sources [K, m]."""
+    """Movement of sources [K, M] and targets [R, M], rounding of sources [K, m].
+
+    The squared error of ``x`` is ``|x @ have - want|**2 + |x @ noise|**2``, before the misfit.
+    """
     ends = [p.nimg for p in (*sources, *targets)]
     quadrature = quadrature_nodes(ends, max(ends))
     have = model.response(sources, quadrature)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from edm2lite.ema import PowerFunctionEMA, list_snapshots, plan_targets, reconstruct
+from edm2lite.ema.reconstruction import build, check_error
+from edm2lite.ema.verification import verify_reconstruction
 from edm2lite.tensorfile import load_tensors, save_tensors
 
 TRACKED = (0.03, 0.07, 0.13, 0.20)
@@ -177,3 +179,69 @@ def test_renamed_files_are_read_by_what_they_say(walk, tmp_path):
     for i, path in enumerate(sorted(some.iterdir())):
         path.rename(some / f"{99 - i}.safetensors")
     assert [i.nimg for i in list_snapshots(some)] == [i.nimg for i in list_snapshots(walk[0])[-6:]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_one_average_alone_is_what_it_is_among_many(walk, tmp_path, monkeypatch, dtype):
+    lengths = [0.02, 0.031, 0.06, 0.13, 0.2, 0.25, 0.28, 0.11, 0.09, 0.17, 0.012]
+    many = list(reconstruct(walk[0], sigma_rel=lengths, out=tmp_path / "many", dtype=dtype))
+    monkeypatch.setattr("edm2lite.ema.stream.BLOCK_BYTES", 4 * 131 * 1030)
+    for whole in many:
+        alone = next(reconstruct(walk[0], sigma_rel=whole.sigma_rel, dtype=dtype))
+        tensors, _ = load_tensors(whole.path)
+        # sums of float32 terms in another order, and one rounding to the type
+        tolerance = {"atol": 2e-5, "rtol": torch.finfo(dtype).eps}
+        assert all(
+            torch.allclose(tensors[n].float(), t.float(), **tolerance)
+            for n, t in alone.state_dict.items()
+        )
+        assert verify_reconstruction(whole.path, walk[0]) == len(alone.inputs)
+
+
+def test_verification_names_what_differs(walk, tmp_path):
+    some = copy_some(walk[0], tmp_path / "some")
+    (built,) = reconstruct(some, sigma_rel=0.1, out=tmp_path / "out")
+    tensors, metadata = load_tensors(built.path)
+    tensors["b"][3] += 0.25
+    changed = {k: v for k, v in metadata.items() if "digest" not in k}
+    save_tensors(tmp_path / "changed.safetensors", tensors, changed)
+    with pytest.raises(ValueError, match=r"differs in 1 values, by up to 2.5e-01"):
+        verify_reconstruction(tmp_path / "changed.safetensors", some)
+    damaged = bytearray(built.path.read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "damaged.safetensors").write_bytes(damaged)
+    with pytest.raises(ValueError, match="holds other bytes"):
+        verify_reconstruction(tmp_path / "damaged.safetensors", some)
+    with pytest.raises(ValueError, match="must be a file that reconstruct_ema wrote"):
+        verify_reconstruction(built.inputs[0].path, some)
+    victim = built.inputs[2].path
+    victim.rename(some / "another name.safetensors")
+    assert verify_reconstruction(built.path, some) == 6
+    (some / "another name.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"1 are missing or damaged: {victim.name}"):
+        verify_reconstruction(built.path, some)
+
+
+def test_between_snapshots_the_error_is_predicted(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    theta = {"a": torch.randn(4000, generator=generator)}
+    ema, direct = PowerFunctionEMA(theta, run="w"), PowerFunctionEMA(theta, (0.05,))
+    for k in range(1, 801):
+        theta["a"] += 0.01 * torch.randn(4000, generator=generator)
+        ema.update(k)
+        if k <= 710:
+            direct.update(k)
+        if k % 40 == 0:
+            ema.save_snapshots(tmp_path)
+    with pytest.raises(ValueError, match="nearest is 720"):
+        plan_targets(tmp_path, sigma_rel=0.05, nimg=710)
+    plans = plan_targets(tmp_path, sigma_rel=0.05, nimg=710, anywhere=True)
+    assert max(info.nimg for info in plans[0].inputs) == 680
+    (built,) = build(plans)
+    truth = direct.state_dict_of(0.05)["a"]
+    error = float((built.state_dict["a"] - truth).norm() / truth.norm())
+    # the predicted error is the root of an expectation over 4000 walks that the fit has to guess
+    assert error / 2 < built.predicted_error < 2 * error
+    check_error(plans, 3 * error)
+    with pytest.raises(ValueError, match=r"sigma_rel 0.05 \(.*latest snapshot is of 680"):
+        check_error(plans, error / 3)

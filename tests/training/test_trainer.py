@@ -65,6 +65,23 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(run_dir, tmp_path):
     assert losses(folder) == losses(run_dir)
 
 
+def test_a_tick_cut_by_a_checkpoint_ends_with_the_same_line(run_dir, tmp_path):
+    folder = tmp_path / "cut"
+    trainer = Trainer(tiny_config("checkpoint_nimg=96"), folder, CPU)
+    step = trainer.train_step
+
+    def interrupted():
+        if trainer.nimg == 448:  # a checkpoint at 384 lies in the tick from 320 to 640
+            raise KeyboardInterrupt
+        return step()
+
+    trainer.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    Trainer(tiny_config("checkpoint_nimg=96"), folder, CPU).train()
+    assert losses(folder) == losses(run_dir)
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_ends_with_the_same_files(run_dir, tmp_path):
     folder = tmp_path / "killed"

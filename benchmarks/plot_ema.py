@@ -15,7 +15,7 @@ import click
 import matplotlib
 import numpy as np
 
-from edm2lite.ema import PowerFunction
+from edm2lite.ema import PowerFunction, planning
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -69,6 +69,42 @@ def predicted(path: Path, cells: Path) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
+def disk(path: Path) -> None:
+    """Disk space against the worst expected error over 0.015 to 0.25, of a planned run."""
+    duration, num_params = 2048 * 2**20, 280_000_000
+    wanted = planning.lengths_between(0.015, 0.25)
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), dpi=150)
+    for color, profiles in zip(plt.cm.tab10.colors, planning.PROFILES, strict=False):
+        for dtype, style in (("float32", "-"), ("float16", "--")):
+            choices = [
+                planning.assess(
+                    tuple(profiles),
+                    every,
+                    dtype,
+                    duration=duration,
+                    num_params=num_params,
+                    wanted=wanted,
+                    movement=planning.MOVEMENT,
+                )
+                for every in planning.cadences(duration)
+            ]
+            choices.sort(key=lambda choice: choice.num_bytes)
+            axes.plot(
+                [choice.num_bytes / 1e9 for choice in choices],
+                [choice.worst_error for choice in choices],
+                style + "o",
+                color=color,
+                ms=4,
+                label=f"{', '.join(f'{s:g}' for s in profiles)} in {dtype}",
+            )
+    axes.set(xscale="log", yscale="log", xlabel="disk space, GB")
+    axes.set_ylabel("worst error over 0.015 to 0.25")
+    axes.set_title("280M parameters, 2048 Mi images, planned", fontsize=9)
+    axes.legend(frameon=False, fontsize=7)
+    axes.grid(alpha=0.25)
+    figure.savefig(path, bbox_inches="tight")
+
+
 @click.command()
 @click.argument("cells", type=click.Path(exists=True, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
@@ -77,6 +113,7 @@ def main(cells: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     profiles(out / "ema-profiles.png")
     predicted(out / "ema-predicted.png", cells)
+    disk(out / "ema-disk.png")
 
 
 if __name__ == "__main__":

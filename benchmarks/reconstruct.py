@@ -26,8 +26,9 @@ import torch
 
 from edm2lite.ema import list_snapshots
 from edm2lite.ema.profile import PowerFunction
-from edm2lite.ema.reconstruction import build, plan_targets
+from edm2lite.ema.reconstruction import build
 from edm2lite.ema.snapshot import write_snapshot
+from edm2lite.ema.targets import plan_targets
 
 TARGETS = (1, 8, 31)
 READ, WRITE = 0, -1  # the yardsticks, among the numbers of targets

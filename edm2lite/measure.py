@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm2lite.ema.reconstruction import Reconstruction, build
+from edm2lite.ema.reconstruction import build
+from edm2lite.ema.targets import Reconstruction
 from edm2lite.fidelity import Extractor, FeatureStats, feature_stats, frechet_distance
 from edm2lite.generate import Generator
 from edm2lite.models import Model, from_reconstruction, load

@@ -1,16 +1,22 @@
-"""The example in docs/ema.md runs as written, and does what the page says."""
+"""What docs/ema.md shows runs as written, and does what the page says."""
 
 import re
+import shlex
 from pathlib import Path
+
+from click.testing import CliRunner
+from edm2lite.tools.edm2lite import main as edm2lite
+from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
 
 from edm2lite.ema import list_snapshots
 
 DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "ema.md").read_text(encoding="utf-8")
 
 
-def test_the_example_of_the_ema_page_runs(tmp_path, monkeypatch, capsys):
+def test_the_examples_of_the_ema_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", (DOCS / "ema.md").read_text(encoding="utf-8"), re.S)
+    code = re.search(r"```python\n(.*?)```", TEXT, re.S)
     exec(compile(code[1], "docs/ema.md", "exec"), {})
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == ["0.03", "0.07", "0.13"]
@@ -20,6 +26,18 @@ def test_the_example_of_the_ema_page_runs(tmp_path, monkeypatch, capsys):
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.15
     assert all(float(row[-1]) < 0.02 for row in rows)
     assert len(list_snapshots(tmp_path / "runs/mine")) == 60
+    lines = [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+        for line in block.splitlines()
+        if "FOLDER" not in line  # the reader's own; tests/test_interop.py imports one
+    ]
+    assert len(lines) >= 5
+    for line in lines:
+        name, *words = shlex.split(line)
+        command = {"edm2lite": edm2lite, "reconstruct_ema": reconstruct_ema}[name]
+        result = CliRunner().invoke(command, words)
+        assert result.exit_code == 0, (line, result.output)
 
 
 def test_pictures_that_pages_show_are_there():

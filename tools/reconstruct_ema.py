@@ -60,6 +60,7 @@ def main(
     import torch
 
     from edm2lite.ema import reconstruction as rec
+    from edm2lite.ema import targets
     from edm2lite.ema.verification import verify_reconstruction
 
     if verify is not None:
@@ -72,7 +73,7 @@ def main(
     )
     paths = rec.output_paths(out, plans)
     if not dry_run:
-        rec.check_error(plans, max_error)
+        targets.check_error(plans, max_error)
         pairs = zip(plans, paths, strict=True)
         todo = [plan for plan, path in pairs if not rec.is_current(path, plan, kind)]
         if todo:

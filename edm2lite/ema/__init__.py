@@ -14,8 +14,9 @@ if TYPE_CHECKING:
         gamma_to_sigma_rel,
         sigma_rel_to_gamma,
     )
-    from edm2lite.ema.reconstruction import Reconstruction, plan_targets, reconstruct
+    from edm2lite.ema.reconstruction import reconstruct
     from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
+    from edm2lite.ema.targets import Reconstruction, plan_targets
     from edm2lite.ema.tracker import PowerFunctionEMA
 
 __all__ = [
@@ -35,10 +36,10 @@ __all__ = [
 
 _HOME = {
     "PowerFunctionEMA": "tracker",
-    "Reconstruction": "reconstruction",
+    "Reconstruction": "targets",
     "SnapshotInfo": "snapshot",
     "list_snapshots": "snapshot",
-    "plan_targets": "reconstruction",
+    "plan_targets": "targets",
     "reconstruct": "reconstruction",
 }
 

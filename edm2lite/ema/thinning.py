@@ -13,10 +13,10 @@ from scipy.linalg import qr, solve_triangular
 
 from edm2lite.ema.doctor import THINNED, predict
 from edm2lite.ema.profile import PowerFunction
-from edm2lite.ema.reconstruction import fit_sample, read_sample
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
+from edm2lite.ema.targets import fit_sample, read_sample
 from edm2lite.tensorfile import sync_folder
 
 Array = NDArray[np.float64]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from edm2lite.ema import PowerFunctionEMA, list_snapshots, plan_targets, reconstruct
-from edm2lite.ema.reconstruction import build, check_error
+from edm2lite.ema.reconstruction import build
+from edm2lite.ema.targets import check_error
 from edm2lite.ema.verification import verify_reconstruction
 from edm2lite.tensorfile import load_tensors, save_tensors
 

@@ -72,27 +72,27 @@ def ram_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=ram))
 
 
-def write_all(params: int, count: int) -> float:
-    """Seconds to write ``count`` float32 outputs from one buffer of 8 MiB, nothing else."""
+def write_all(nbytes: int, count: int) -> float:
+    """Seconds to write ``count`` outputs of ``nbytes`` from one buffer of 8 MiB, nothing else."""
     buffer, out = bytes(8 * 2**20), ram_folder()
     begin = time.perf_counter()
     try:
         for i in range(count):
             with open(out / str(i), "wb", buffering=0) as file:
-                for _ in range(4 * params // len(buffer)):
+                for _ in range(nbytes // len(buffer)):
                     file.write(buffer)
         return time.perf_counter() - begin
     finally:
         shutil.rmtree(out)
 
 
-def build_targets(folder: Path, count: int) -> tuple[float, float]:
+def build_targets(folder: Path, count: int, dtype: torch.dtype) -> tuple[float, float]:
     """(seconds, peak anonymous MiB) to plan and build ``count`` targets in a RAM-backed folder."""
     out = ram_folder()
     try:
         begin = time.perf_counter()
         widths = np.geomspace(0.02, 0.25, count).tolist() if count > 1 else [0.13]
-        list(build(plan_targets(list_snapshots(folder), sigma_rel=widths), out=out))
+        list(build(plan_targets(list_snapshots(folder), sigma_rel=widths), out=out, dtype=dtype))
         seconds = time.perf_counter() - begin
     finally:
         shutil.rmtree(out)
@@ -104,59 +104,27 @@ def build_targets(folder: Path, count: int) -> tuple[float, float]:
     return seconds, (peak - shared) / 1024
 
 
-@click.command()
-@click.option("--params", type=float, default=124.7e6, show_default=True)
-@click.option("--snapshots", type=int, default=16, show_default=True)
-@click.option("--rounds", type=int, default=3, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep the snapshots here.")
-@click.option("--one", type=int, hidden=True, help="Measure one number of targets; prints JSON.")
-def main(params: float, snapshots: int, rounds: int, folder: Path | None, one: int | None) -> None:
-    """Measure and print one table."""
-    if one is not None:
-        assert folder is not None
-        if one == WRITE:
-            click.echo(json.dumps([write_all(int(params), TARGETS[-1]), 0]))
-        else:
-            click.echo(
-                json.dumps([read_all(folder), 0] if one == READ else build_targets(folder, one))
-            )
-        return
-    where = folder or Path(tempfile.mkdtemp())
-    if not any(where.glob("*.safetensors")):
-        where.mkdir(parents=True, exist_ok=True)
-        make_snapshots(where, int(params), snapshots)
-    size = sum(path.stat().st_size for path in where.iterdir())
-    read_all(where)
+def one_measurement(number: int, folder: Path, params: int, dtype: torch.dtype) -> list[float]:
+    """[seconds, peak MiB] of a yardstick or of building ``number`` targets, in this process."""
+    if number == READ:
+        return [read_all(folder), 0]
+    if number == WRITE:
+        return [write_all(params * dtype.itemsize, TARGETS[-1]), 0]
+    return list(build_targets(folder, number, dtype))
 
-    def measure(count: int) -> tuple[float, float]:
-        command = [sys.executable, __file__, "--folder", str(where), "--one", str(count)]
-        command += ["--params", str(params)]
-        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
-    seconds: dict[int, list[float]] = {count: [] for count in (READ, *TARGETS, WRITE)}
-    memory: dict[int, float] = {}
-    for _ in range(rounds):
-        for count in seconds:
-            taken, peak = measure(count)
-            seconds[count].append(taken)
-            memory[count] = max(peak, memory.get(count, 0))
-    middle = {count: statistics.median(values) for count, values in seconds.items()}
-    click.echo(
-        f"{snapshots} fp16 snapshots, {params:g} parameters, {size / 1e9:.2f} GB in the cache\n"
-    )
+def report(seconds: dict[int, list[float]], memory: dict[int, float]) -> None:
+    """Print the table and the bars; assert those that do not depend on how fast memory is."""
+    middle = {number: statistics.median(values) for number, values in seconds.items()}
     click.echo("| | seconds (median, range) | against reading | against 1 target | peak MiB |")
     click.echo("|---|---|---|---|---|")
-    for count, values in seconds.items():
-        names = {READ: "reading the inputs", WRITE: f"writing {TARGETS[-1]} outputs"}
-        name = names.get(count, f"{count} target" + "s" * (count > 1))
-        ratio = f"{middle[count] / middle[1]:.2f}"
-        memory_used = f"{memory[count]:.0f}" if count > 0 else ""
-        spread = f"{middle[count]:.2f} ({min(values):.2f} to {max(values):.2f})"
-        click.echo(
-            f"| {name} | {spread} | {middle[count] / middle[READ]:.2f} | {ratio} | {memory_used} |"
-        )
-    if folder is None:
-        shutil.rmtree(where)
+    names = {READ: "reading the inputs", WRITE: f"writing {TARGETS[-1]} outputs"}
+    for number, values in seconds.items():
+        name = names.get(number, f"{number} target" + "s" * (number > 1))
+        spread = f"{middle[number]:.2f} ({min(values):.2f} to {max(values):.2f})"
+        against = f"{middle[number] / middle[READ]:.2f} | {middle[number] / middle[1]:.2f}"
+        peak = f"{memory[number]:.0f}" if number > 0 else ""
+        click.echo(f"| {name} | {spread} | {against} | {peak} |")
     bars = {
         "1 target within 3x of reading, digests checked": middle[1] <= 3 * middle[READ],
         "8 targets at most 2.5x of 1": middle[8] <= 2.5 * middle[1],
@@ -164,10 +132,50 @@ def main(params: float, snapshots: int, rounds: int, folder: Path | None, one: i
         "31 targets within 2x of writing their bytes": middle[31] <= 2 * middle[WRITE],
         "at most 1 GiB": max(memory.values()) <= 1024,
     }
+    click.echo()
     for claim, holds in bars.items():
         click.echo(f"- {claim}: {'yes' if holds else 'NO'}")
     bars.pop("31 targets at most 8x of 1")  # reported; where writing is slow it cannot hold
     assert all(bars.values())
+
+
+@click.command()
+@click.option("--params", type=float, default=124.7e6, show_default=True)
+@click.option("--snapshots", type=int, default=16, show_default=True)
+@click.option("--rounds", type=int, default=3, show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the snapshots here.")
+@click.option("--one", type=int, hidden=True, help="Measure one number of targets; prints JSON.")
+def main(
+    params: float, snapshots: int, rounds: int, dtype: str, folder: Path | None, one: int | None
+) -> None:
+    """Measure and print one table."""
+    where = folder or Path(tempfile.mkdtemp())
+    if one is not None:
+        figures = one_measurement(one, where, int(params), getattr(torch, dtype))
+        return click.echo(json.dumps(figures))
+    if not any(where.glob("*.safetensors")):
+        where.mkdir(parents=True, exist_ok=True)
+        make_snapshots(where, int(params), snapshots)
+    size = sum(path.stat().st_size for path in where.iterdir())
+    read_all(where)
+    command = [sys.executable, __file__, "--folder", str(where)]
+    command += ["--params", str(params), "--dtype", dtype, "--one"]
+    seconds: dict[int, list[float]] = {number: [] for number in (READ, *TARGETS, WRITE)}
+    memory = dict.fromkeys(seconds, 0.0)
+    for _ in range(rounds):
+        for number in seconds:
+            done = subprocess.run([*command, str(number)], check=True, capture_output=True)
+            taken, peak = json.loads(done.stdout)
+            seconds[number].append(taken)
+            memory[number] = max(peak, memory[number])
+    if folder is None:
+        shutil.rmtree(where)
+    click.echo(
+        f"{snapshots} fp16 snapshots, {params:g} parameters, {size / 1e9:.2f} GB in the page cache,"
+        f" results in {dtype}\n"
+    )
+    report(seconds, memory)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def main(config: str, out: Path, overrides: tuple[str, ...]) -> None:
             level = logging.INFO if distributed.rank() == 0 else logging.WARNING
             logging.getLogger("edm2lite").setLevel(level)
             Trainer(run_config, out, device).train()
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
+        raise click.ClickException(" ".join(str(error).split())) from error
     except KeyboardInterrupt:
         raise click.ClickException(
             "interrupted; the same command continues from the newest checkpoint"

@@ -77,7 +77,7 @@ class Trainer:
         """Run to ``config.total_nimg``.
 
         Raises:
-            RuntimeError: Gradients were not finite for too many steps in a row.
+            FloatingPointError: Gradients were not finite for too many steps in a row.
         """
         config = self.config
         if self.nimg >= config.total_nimg:
@@ -166,7 +166,7 @@ class Trainer:
 
     def _check_bad_steps(self, in_row: int) -> None:
         if in_row >= self.config.max_bad_steps:
-            raise RuntimeError(
+            raise FloatingPointError(
                 f"gradients must be finite, they were not in the last {in_row} steps (max_bad_steps"
                 f" = {self.config.max_bad_steps}); lower optim.ref_lr, or look for bad images"
             )

@@ -154,7 +154,7 @@ def test_every_epoch_shows_every_image_once():
 def test_non_finite_gradients_are_zeroed_counted_and_stop_the_run(tmp_path):
     trainer = Trainer(tiny_config("max_bad_steps=5", "status_nimg=160"), tmp_path / "e", CPU)
     trainer.net.unet.out_conv.weight.register_hook(lambda g: torch.full_like(g, float("nan")))
-    with pytest.raises(FloatingPointError, match="must be finite, they were not in the last 5 steps"):
+    with pytest.raises(FloatingPointError, match="they were not in the last 5 steps"):
         trainer.train()
     assert json.loads((tmp_path / "e" / "stats.jsonl").read_text())["nonfinite_steps"] == 5
     assert all(p.isfinite().all() for p in trainer.net.parameters())

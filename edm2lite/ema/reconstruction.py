@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from edm2lite.ema.profile import Profile
 from edm2lite.ema.snapshot import SnapshotInfo
@@ -87,7 +89,9 @@ def build(
         return
     paths = output_paths(Path(out), plans)
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(2))
+        pool = stack.enter_context(
+            ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,))
+        )
         writers = [
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
             for path, plan in zip(paths, plans, strict=True)
@@ -95,10 +99,14 @@ def build(
         written: Iterator[None] = iter(())
         for name, values in sums:
             list(written)  # of the piece before: its memory is about to be used again
-            written = pool.map(TensorWriter.write, writers, values.to(specs[name].dtype))
+            written = pool.map(_write_as, writers, values, repeat(specs[name].dtype))
         list(written)
     for plan, path in zip(plans, paths, strict=True):
         yield dataclasses.replace(plan, path=path)
+
+
+def _write_as(writer: TensorWriter, values: Tensor, dtype: torch.dtype) -> None:
+    writer.write(values.to(dtype))
 
 
 def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:

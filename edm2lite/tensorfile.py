@@ -136,7 +136,7 @@ class TensorWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
+        sync(self.path.parent)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -259,9 +259,9 @@ def check_digest(header: Header, digest: str) -> None:
         )
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a directory entry to disk, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file to disk, or a folder, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -280,7 +280,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

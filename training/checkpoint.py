@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from edm2lite.ema import PowerFunctionEMA
+from edm2lite.tensorfile import sync
 
 from . import distributed
 
@@ -52,11 +53,11 @@ def save(
     distributed.barrier()
     if distributed.rank() == 0:
         for path in temporary.iterdir():
-            _sync(path)
+            sync(path)
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)
-        _sync(folder)
+        sync(folder)
         for old in _complete(folder)[:-KEEP]:
             shutil.rmtree(old)
     distributed.barrier()
@@ -108,11 +109,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
 from edm2lite.ema.targets import fit_sample, read_sample
-from edm2lite.tensorfile import sync_folder
+from edm2lite.tensorfile import sync
 
 Array = NDArray[np.float64]
 
@@ -145,7 +145,7 @@ def remove(infos: Sequence[SnapshotInfo]) -> int:
                 file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        sync_folder(Path(folder))
+        sync(Path(folder))
     for info in infos:
         freed += info.path.stat().st_size
         info.path.unlink()

@@ -7,12 +7,15 @@ from edm2lite.training.schedule import learning_rate
 
 from edm2lite.precond import Precond
 
+PARAMETERS = {"digits": 722_539}  # as the header of each file says
+
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_configuration_loads_and_builds(name):
     config = load_config(name)
     with torch.device("meta"):
-        Precond(config.net)
+        net = Precond(config.net)
+    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from edm2lite.ema import PowerFunctionEMA, list_snapshots, plan_targets, reconstruct
+from edm2lite.ema import (
+    Exponential,
+    PowerFunctionEMA,
+    Window,
+    list_snapshots,
+    plan_targets,
+    reconstruct,
+)
 from edm2lite.ema.reconstruction import build
 from edm2lite.ema.targets import check_error
 from edm2lite.ema.verification import verify_reconstruction
@@ -246,3 +253,27 @@ def test_between_snapshots_the_error_is_predicted(tmp_path):
     check_error(plans, 3 * error)
     with pytest.raises(ValueError, match=r"sigma_rel 0.05 \(.*latest snapshot is of 680"):
         check_error(plans, error / 3)
+
+
+def test_windows_and_exponential_averages_match_direct_sums(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    theta = {"a": torch.randn(3000, generator=generator)}
+    ema = PowerFunctionEMA(theta, (0.05, 0.10), run="w")
+    trajectory = []
+    for k in range(1, 801):
+        theta["a"] += 0.01 * torch.randn(3000, generator=generator)
+        trajectory.append(theta["a"].clone())
+        ema.update(32 * k)
+        if k % 10 == 0:
+            ema.save_snapshots(tmp_path)
+    end, steps = 32 * 800, np.arange(801) * 32
+    for profile in (Window(32 * 200, end), Exponential(32 * 60, end)):
+        (built,) = reconstruct(tmp_path, profiles=[profile])
+        weights = np.diff(profile.cumulative(steps), prepend=0)[1:]  # theta_k holds until k
+        truth = sum(
+            w * t.double() for w, t in zip(weights / weights.sum(), trajectory, strict=True)
+        )
+        error = (built.state_dict["a"] - truth).norm() / truth.norm()
+        # a window has an edge that smooth averages cannot follow: the walk moves 3 % over a cadence
+        assert error < 5e-3 and 0.5 < built.predicted_error / error < 2
+        assert built.gamma is None and built.sigma_rel is None

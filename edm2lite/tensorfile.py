@@ -161,6 +161,8 @@ def read_header(path: Path, whole: bool = True) -> Header:
         ValueError: The file is cut short, is not safetensors, or its header was altered.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")

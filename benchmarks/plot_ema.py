@@ -12,13 +12,12 @@ import csv
 from pathlib import Path
 
 import click
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 
 from edm2lite.ema import PowerFunction, planning
 
-matplotlib.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402
+plt.switch_backend("agg")
 
 COLORS = {"float32": "tab:blue", "float16": "tab:orange", "bfloat16": "tab:green"}
 MARKERS = {"8": "o", "30": "s", "120": "^"}

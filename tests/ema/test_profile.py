@@ -60,7 +60,10 @@ def test_exponent_out_of_range_is_refused(bad):
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.25])
 def test_width_and_mean_are_those_of_the_integrated_profile(sigma_rel):
     profile = PowerFunction.of_width(sigma_rel, 1000)
-    density = lambda t: (profile.gamma + 1) * t**profile.gamma  # noqa: E731
+
+    def density(t):
+        return (profile.gamma + 1) * t**profile.gamma
+
     mean = quad(lambda t: t * density(t), 0, 1)[0]
     std = np.sqrt(quad(lambda t: (t - mean) ** 2 * density(t), 0, 1)[0])
     assert mean == pytest.approx(profile.mean_rel, rel=1e-10)

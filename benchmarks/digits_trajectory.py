@@ -22,9 +22,11 @@ from edm2lite.ema import PowerFunctionEMA
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--elements", default=4000, show_default=True, help="Weights drawn at random.")
-def main(out: Path, elements: int) -> None:
+@click.option("--set", "settings", multiple=True, help="Of the preset, e.g. optim.ref_lr=0.01.")
+def main(out: Path, elements: int, settings: tuple[str, ...]) -> None:
     """Train the digits preset and write OUT: [steps, elements], the weights as the averages see."""
-    config = load_config("digits", ["checkpoint_nimg=64000", "snapshot_nimg=64000"])
+    fixed = ["checkpoint_nimg=64000", "snapshot_nimg=64000"]
+    config = load_config("digits", [*fixed, *settings])
     steps = config.total_nimg // config.batch_size
     recorded = np.empty((steps, elements), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:

@@ -68,7 +68,7 @@ def random_walk(nimg: int, first_nimg: int, movement: float = MOVEMENT) -> Traje
     if not 0 <= movement < np.inf:
         raise ValueError(f"movement must be a ratio of at least 0, got {movement}; runs have 0.3-1")
     none, rate = np.zeros(1), np.array([movement**2])
-    return TrajectoryModel(nimg, first_nimg, np.zeros(0), rate, none, 0.0, 0.0, 0, 1.0)
+    return TrajectoryModel(nimg, first_nimg, np.zeros(0), rate, none, none)
 
 
 def assess(

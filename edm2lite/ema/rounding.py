@@ -24,7 +24,66 @@ is between ``2**-bits`` and half of that of the number.
 
 
 def stored_rounding(rounding: ArrayLike, response: Array) -> Array:
-    """Factor [K, K] of the rounding of stored numbers.
+    """Factor [K, K] of the rounding of stored numbers; those that hardly moved round alike.
+
+    Args:
+        rounding: [K] or scalar, relative RMS error q of the stored numbers.
+        response: [K, M] with ``|V_i - V_j|**2`` the expected squared difference of averages.
+    """
+    q = np.broadcast_to(np.asarray(rounding, np.float64), len(response))
+    gram = response @ response.T
+    square = np.diag(gram)
+    moved = np.maximum(square[:, None] + square - 2 * gram, 0)
+    scale = np.outer(q, q)
+    values, vectors = np.linalg.eigh(scale * _alike(moved, scale))
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
+def tracker_rounding(
+    sources: Sequence[PowerFunction], updates: int, nimg: float, lags: Array, moved: Array
+) -> Array:
+    """Factor [K, 2 K] of the error that float32 updates leave in averages.
+
+    An update adds ``(1 - beta) (theta - average)`` and rounds the sum with a relative error q,
+    which then decays: an average inherits ``(t'/t)**(gamma+1)`` of the error it had at t'. Independent
+    errors of N updates come to the square ``q**2 N / (2 gamma + 3)``. Errors of neighbouring
+    updates are alike as far as what they add is: with the correlation rho(l) over l updates, the
+    square grows by ``1 + 2 sum_l rho(l)`` over the ``N / (gamma + 2)`` updates that an average
+    remembers. What is still alike after all of these (weights that move straight on) is systematic:
+    it comes to ``q N / (gamma + 2)``, and is shared with later averages until the spacing of the
+    numbers changes, as ``sqrt(t'/t)``.
+
+    Args:
+        sources: K stored averages.
+        updates: Updates until ``nimg``; 0 leaves nothing.
+        lags: [L] numbers of updates, growing from 1.
+        moved: [L] expected squared change of a weight over as many updates.
+    """
+    t = np.array([s.nimg for s in sources], np.float64)
+    gamma = np.array([s.gamma for s in sources])
+    count = updates / nimg * t  # updates that each average saw
+    remembered = count / (gamma + 2)
+    apart = np.geomspace(1, np.maximum(remembered, 1), 32)  # [32, K]
+    step = np.minimum((gamma + 1) / np.maximum(count, 1), 1)  # 1 - beta
+    rho = _alike(step**2 * np.interp(np.log(apart), np.log(lags), moved), ROUNDING["float32"] ** 2)
+    always = rho[-1]
+    grown = 1 + rho[0] - always + 2 * np.trapezoid(rho - always, apart, axis=0)
+    random, systematic = np.zeros((2, len(t), len(t)))
+    for g in np.unique(gamma):
+        own = np.flatnonzero(gamma == g)
+        own = own[np.argsort(t[own], kind="stable")]
+        ends, block = t[own], np.ix_(own, own)
+        kept = np.append(0, ends[:-1]) / ends
+        new = np.sqrt(count[own] * grown[own] / (2 * g + 3) * (1 - kept ** (2 * g + 3)))
+        earlier = np.minimum(ends / ends[:, None], 1)
+        random[block] = np.tril(earlier ** (g + 1)) * new
+        shared = np.tril(np.sqrt(np.diff(ends, prepend=0) / ends[:, None]))
+        systematic[block] = shared * (np.sqrt(always) * remembered)[own][:, None]
+    return ROUNDING["float32"] * np.concatenate([random, systematic], axis=1)
+
+
+def _alike(moved: Array, scale: ArrayLike) -> Array:
+    """Correlation of the rounding errors of two numbers whose expected squared difference is given.
 
     Two numbers whose true values are closer than the spacing ``d = sqrt(12) q`` of the type round
     alike. The error is a sawtooth in the value, so that over normal movements of variance D two
@@ -33,44 +92,11 @@ def stored_rounding(rounding: ArrayLike, response: Array) -> Array:
     is ``1 + 3 r**2 - 3 r coth(1 / r)``, which falls as ``1 / 15 r**2``.
 
     Args:
-        rounding: [K] or scalar, relative RMS error q of the stored numbers.
-        response: [K, M] with ``|V_i - V_j|**2`` the expected squared difference D of averages.
+        moved: D, any shape.
+        scale: q**2, broadcast with it.
     """
-    q = np.broadcast_to(np.asarray(rounding, np.float64), len(response))
-    gram = response @ response.T
-    square = np.diag(gram)
-    moved = np.maximum(square[:, None] + square - 2 * gram, 0)
-    scale = np.outer(q, q)
     r = np.sqrt(moved / (6 * np.maximum(scale, 1e-300)))
     near = np.clip(r, 1e-9, 30)  # beyond, the terms cancel
-    alike = np.where(
+    return np.where(
         r < 30, 1 + 3 * near**2 - 3 * near / np.tanh(1 / near), 1 / (15 * np.maximum(r, 30) ** 2)
     )
-    values, vectors = np.linalg.eigh(scale * alike)
-    return vectors * np.sqrt(np.maximum(values, 0))
-
-
-def tracker_rounding(
-    sources: Sequence[PowerFunction], updates: int, nimg: float
-) -> tuple[Array, Array]:
-    """Factors [K, K] and [K, G] of the error that float32 updates leave in G tracked lengths.
-
-    The error of an update, q of the weights, decays as the average forgets, so that an average
-    inherits ``(t'/t)**(gamma+1)`` of the error it had at t'. Independent errors add up to the first
-    factor. Where an average moves by the same amount in every update they are all alike, and
-    ``q updates / (gamma + 2)`` is the most they come to: the second factor.
-    """
-    t = np.array([s.nimg for s in sources], np.float64)
-    gamma = np.array([s.gamma for s in sources])
-    per_image = updates / nimg
-    random = np.zeros((len(t), len(t)))
-    for g in np.unique(gamma):
-        own = np.flatnonzero(gamma == g)
-        own = own[np.argsort(t[own], kind="stable")]
-        ends = t[own]
-        kept = np.append(0, ends[:-1]) / ends
-        new = np.sqrt(per_image * ends / (2 * g + 3) * (1 - kept ** (2 * g + 3)))
-        inherited = np.tril(np.minimum(ends / ends[:, None], 1) ** (g + 1))
-        random[np.ix_(own, own)] = inherited * new
-    systematic = (gamma[:, None] == np.unique(gamma)) * (per_image * t / (gamma + 2))[:, None]
-    return ROUNDING["float32"] * random, ROUNDING["float32"] * systematic

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lstsq
 
 from edm2lite.ema.profile import PowerFunction, Profile, inner_product
-from edm2lite.ema.trajectory import TrajectoryModel, quadrature_nodes
+from edm2lite.ema.quadrature import quadrature_nodes
+from edm2lite.ema.trajectory import TrajectoryModel
 
 Array = NDArray[np.float64]
 
@@ -94,7 +95,7 @@ def solve_calibrated(
     Args:
         sources: K stored averages.
         targets: R averages wanted, of any shape.
-        model: From :func:`edm2lite.ema.trajectory.fit_trajectory`, on these or similar sources.
+        model: From :func:`edm2lite.ema.fitting.fit_trajectory`, on these or similar sources.
         rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
 
     Raises:

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edm2lite.ema.fitting import fit_trajectory
 from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
 from edm2lite.ema.solve import Solution, solve_calibrated, solve_paper
-from edm2lite.ema.trajectory import TrajectoryModel, fit_trajectory
+from edm2lite.ema.trajectory import TrajectoryModel
 
 FORMAT = "edm2lite.model/1"
 SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}

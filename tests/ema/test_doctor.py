@@ -228,7 +228,7 @@ def test_thinning_of_200_snapshots_is_quick():
     from edm2lite.ema.trajectory import TrajectoryModel
 
     sources = [PowerFunction(g, 1000 * k) for k in range(1, 101) for g in (16.97, 6.94)]
-    model = TrajectoryModel(100000, 1000, np.zeros(0), np.ones(1), np.zeros(1), 0, 0, 0, 1)
+    model = TrajectoryModel(100000, 1000, np.zeros(0), np.ones(1), np.zeros(1), np.zeros(1))
     targets = [PowerFunction.of_width(s, 100000) for s in LENGTHS]
     have, want, noise = responses(sources, targets, model, 2e-4)
     have = np.concatenate([have, noise], axis=1)

@@ -2,6 +2,7 @@ import mpmath
 import numpy as np
 import pytest
 
+from edm2lite.ema.fitting import fit_trajectory
 from edm2lite.ema.profile import Exponential, PowerFunction, Tabulated, Window, sigma_rel_to_gamma
 from edm2lite.ema.solve import (
     Solution,
@@ -10,7 +11,7 @@ from edm2lite.ema.solve import (
     solve_calibrated,
     solve_paper,
 )
-from edm2lite.ema.trajectory import TrajectoryModel, fit_trajectory
+from edm2lite.ema.trajectory import TrajectoryModel
 
 END = 960
 
@@ -23,7 +24,7 @@ def stored(lengths, cadence, end=END):
 def flat_model(walk=1.0, white=0.0, drift=0.0):
     """Rates that do not change, exact tracker."""
     one = np.ones(1)
-    return TrajectoryModel(END, 1, np.zeros(0), walk * one, white * one, drift, 0.0, 0, 1.0)
+    return TrajectoryModel(END, 1, np.zeros(0), walk * one, white * one, 0 * one, drift)
 
 
 def masses(profiles, end=END):

@@ -4,9 +4,10 @@ import sys
 import numpy as np
 import pytest
 
+from edm2lite.ema.fitting import fit_trajectory
 from edm2lite.ema.profile import PowerFunction, decay
+from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.rounding import ROUNDING, stored_rounding, tracker_rounding
-from edm2lite.ema.trajectory import fit_trajectory, quadrature_nodes
 
 END = 960
 

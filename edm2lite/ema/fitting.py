@@ -1,0 +1,265 @@
+"""The movement of a run's weights, learnt from its stored averages. NumPy and SciPy only.
+
+:func:`fit_trajectory` finds the rates of :class:`edm2lite.ema.trajectory.TrajectoryModel` under
+which the differences between stored averages are the most likely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.quadrature import quadrature_nodes
+from edm2lite.ema.rounding import tracker_rounding
+from edm2lite.ema.trajectory import TrajectoryModel, unit_responses
+
+Array = NDArray[np.float64]
+
+_PIECES = 16  # equal stretches of the run, each with rates of its own
+_FIT_SOURCES = 64  # stored averages that the fit looks at; the rates need no more
+_ROW = 16  # moments in a row among them, which show the short times
+_MOMENTA = (0.0, 0.001, 0.002, 0.004, 0.006, 0.009, 0.014)  # of the run
+_CLEAR = 0.03  # gain of 2 / n log likelihood below which no momentum is assumed
+_TRY_STEPS, _FIT_STEPS, _ROUNDS = 60, 50, 4
+_PRIOR = 0.01  # weight of a rate's neighbours in time, in contrasts; decides where data are silent
+_TRUSTED = 0.9, 1.1  # a held-out average may be missed by so much of what was predicted
+
+
+def fit_trajectory(
+    sources: Sequence[PowerFunction],
+    sample: NDArray[np.float64],
+    rounding: ArrayLike,
+    updates: int = 0,
+) -> TrajectoryModel:
+    """Maximum-likelihood rates, given the same random elements of every stored average.
+
+    The differences of the averages are rotated and scaled so that the sample covariance is the
+    identity (which keeps 1e-7 of a weight in sight), and ``log det C + trace C**-1`` of the model
+    covariance C is lowered by the monotone multiplicative update of variance components,
+    ``c_j *= sqrt(trace(K_j C**-1 C**-1) / trace(K_j C**-1))``, which keeps rates non-negative. A
+    momentum is taken from a small grid if it makes the sample clearly more likely; then nothing is
+    forgotten at once. Rounding of the tracker depends on the rates and is worked out in rounds.
+    One average alone says nothing of movement: the walk is then assumed as large as the weights.
+
+    Args:
+        sources: K stored averages.
+        sample: [K, n] values as stored of n elements drawn at random from all trained tensors,
+            each tensor in its own scale; about 1e4 elements fix the rates to some percent.
+        rounding: [K] or scalar, relative RMS rounding error of the stored numbers, as in
+            ``edm2lite.ema.rounding.ROUNDING``.
+        updates: Updates that the float32 tracker made until the latest source.
+
+    Raises:
+        ValueError: Shapes differ, values are not finite, all zero, or a rounding is negative.
+    """
+    sample, q = _check_sample(sources, sample, rounding, updates)
+    times = np.array([s.nimg for s in sources])
+    picked = _spread(times)
+    basis, measured = _whitened_differences(sample[picked])
+    seen = _Differences([sources[i] for i in picked], basis, q[picked], updates, times)
+    if not len(basis):
+        return seen.model(np.repeat([1.0, 0.0], [seen.pieces, 2 * seen.pieces + 1]), 0.0)
+    momentum, kernels, rates = _likely_momentum(seen, measured)
+    noise = seen.noise(moved=0.0)  # systematic rounding, unless the rates turn out to be too large
+    for _ in range(_ROUNDS):
+        rates = _fit_rates(kernels, noise, measured, rates, _FIT_STEPS)
+        noise = seen.noise(*seen.model(rates, momentum).changes()) if updates else noise
+    covariance = np.tensordot(rates, kernels, 1) + noise
+    return replace(seen.model(rates, momentum), misfit=_misfit(basis, covariance, measured))
+
+
+class _Differences:
+    """Covariances [k, k] of the differences ``basis @ averages`` that a model may have."""
+
+    def __init__(
+        self,
+        sources: Sequence[PowerFunction],
+        basis: Array,
+        q: Array,
+        updates: int,
+        times: NDArray[np.int64],
+    ):
+        self._sources, self._basis, self._q, self._updates = sources, basis, q, updates
+        self._end, self._first = int(times.max()), int(times.min())
+        unit = self._end / _PIECES
+        later = np.concatenate([unit * np.array([0.125, 0.25, 0.5]), unit * np.arange(1, _PIECES)])
+        early = self._first * np.array([0.25, 0.5, 1])
+        self._edges = np.concatenate([early, later[later > self._first]])
+        self.pieces = len(self._edges) + 1
+
+    def kernels(self, momentum: float) -> Array:
+        """[3 J + 1, k, k] at unit rates: walk, white and excursion by piece, drift.
+
+        Args:
+            momentum: As a share of the run.
+        """
+        nodes = quadrature_nodes([s.nimg for s in self._sources], self._end)
+        *families, drift = unit_responses(
+            self._sources, nodes, self._end, self._first, momentum * self._end
+        )
+        piece = np.searchsorted(self._edges, nodes[0])
+        parts = [family[:, piece == j] for family in families for j in range(self.pieces)]
+        factors = [self._basis @ part for part in (*parts, drift)]
+        return np.stack([factor @ factor.T for factor in factors])
+
+    def noise(self, lags: ArrayLike = 1.0, moved: ArrayLike = 1.0) -> Array:
+        """[k, k] of the rounding, if weights move so far over so many updates."""
+        factor = np.diag(self._q)
+        if self._updates:
+            lags, moved = np.atleast_1d(lags), np.atleast_1d(moved)
+            tracked = tracker_rounding(self._sources, self._updates, self._end, lags, moved)
+            factor = np.concatenate([factor, tracked], axis=1)
+        factor = self._basis @ factor
+        return factor @ factor.T
+
+    def model(self, rates: Array, momentum: float) -> TrajectoryModel:
+        walk, white, excursion, drift = np.split(rates, self.pieces * np.arange(1, 4))
+        return TrajectoryModel(
+            self._end,
+            self._first,
+            self._edges,
+            walk,
+            white,
+            excursion,
+            float(drift[0]),
+            momentum * self._end,
+            self._updates,
+        )
+
+
+def _likely_momentum(seen: _Differences, measured: Array) -> tuple[float, Array, Array]:
+    """(momentum, kernels, first rates); no momentum unless one is clearly more likely."""
+    noise, tried = seen.noise(), []
+    for momentum in _MOMENTA:
+        kernels = seen.kernels(momentum)
+        rates = _fit_rates(
+            kernels, noise, measured, _equal_shares(kernels, momentum > 0), _TRY_STEPS
+        )
+        covariance = np.tensordot(rates, kernels, 1) + noise
+        unlikely = np.linalg.slogdet(covariance + 1e-12 * np.eye(len(noise)))[1]
+        unlikely += np.sum(_inverse(covariance) * measured)
+        tried.append((float(unlikely), momentum, kernels, rates))
+    best = min(tried, key=lambda t: t[0])
+    return (best if best[0] < tried[0][0] - _CLEAR else tried[0])[1:]
+
+
+def _families(kernels: Array) -> list[slice]:
+    """Where the walk, the white part, the excursions and the drift are among the rates."""
+    pieces = (len(kernels) - 1) // 3
+    return [slice(i * pieces, (i + 1) * pieces) for i in range(3)] + [slice(3 * pieces, None)]
+
+
+def _equal_shares(kernels: Array, smooth: bool) -> Array:
+    """Rates with which every family explains as much; white noise is not smooth."""
+    traces, rates = np.trace(kernels, axis1=1, axis2=2), np.zeros(len(kernels))
+    families = [f for i, f in enumerate(_families(kernels)) if not (smooth and i == 1)]
+    for family in families:
+        total = traces[family].sum()
+        rates[family] = kernels.shape[1] / (len(families) + 2) / total if total > 0 else 0
+    return rates
+
+
+def _fit_rates(kernels: Array, noise: Array, measured: Array, rates: Array, steps: int) -> Array:
+    """Rates of all kernels; the noise has its own strength."""
+    flat, families = kernels.reshape(len(kernels), -1), _families(kernels)
+    for _ in range(steps):
+        inverse = _inverse((rates @ flat).reshape(noise.shape) + noise)
+        gain = flat @ (inverse @ measured @ inverse).ravel()
+        cost = flat @ inverse.ravel()
+        around = np.concatenate([_neighbours(rates[family]) for family in families])
+        ratio = np.divide(around, rates, out=np.zeros_like(rates), where=rates > 0)
+        rates = rates * np.sqrt(
+            (np.maximum(gain, 0) * rates + _PRIOR * ratio) / (np.maximum(cost, 0) * rates + _PRIOR)
+        )
+    return rates
+
+
+def _misfit(basis: Array, covariance: Array, measured: Array) -> float:
+    """Factor by which predictions must grow; 1 where the model describes the averages.
+
+    Two signs of a wrong model count. Over all differences of the averages the whitened covariance
+    has mean square 1 if the model is true; above 4 it is of the wrong shape. And each average is
+    left out and predicted from the others, by the model's own least-error coefficients, whose
+    residual is ``(Q averages)_i / Q_ii`` of expected square ``1 / Q_ii`` with the inverse
+    covariance Q: errors that are not the size that was expected, in either direction, betray a
+    model under which other errors will not be either.
+    """
+    inverse = _inverse(covariance)
+    explained = inverse @ measured
+    mean_square = float(np.sum(explained * explained.T)) / len(measured)
+    residual = np.sum(basis * (explained @ inverse @ basis), axis=0)
+    expected = np.sum(basis * (inverse @ basis), axis=0)
+    held_out = float(np.sqrt(np.mean(residual / np.maximum(expected, 1e-300))))
+    low, high = _TRUSTED
+    surprise = max(1.0, held_out / high, low / max(held_out, 1e-3))
+    return max(1.0, np.sqrt(mean_square) / 2) * surprise
+
+
+def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of about ``_FIT_SOURCES`` averages at most, in rows of moments over the run."""
+    ends = np.unique(times)
+    count = max(2, _FIT_SOURCES * len(ends) // len(times))
+    if len(ends) <= count:
+        return np.arange(len(times))
+    rows = max(2, count // _ROW)
+    length = count // rows
+    starts = np.linspace(0, len(ends) - length, rows).astype(int)
+    chosen = ends[np.unique(starts[:, None] + np.arange(length))]
+    return np.flatnonzero(np.isin(times, chosen))
+
+
+def _whitened_differences(sample: Array) -> tuple[Array, Array]:
+    """(B [k, K], covariance [k, k]) with rows of B summing to 0 and covariance ~ identity."""
+    n = sample.shape[1]
+    left, size, _ = np.linalg.svd(np.diff(sample, axis=0) / np.sqrt(n), full_matrices=False)
+    if not len(size):
+        return np.zeros((0, len(sample))), np.zeros((0, 0))
+    floor = np.sqrt(size**2 + (1e-9 * size[0]) ** 2 + 1e-20)
+    return (left / floor).T @ np.diff(np.eye(len(sample)), axis=0), np.diag((size / floor) ** 2)
+
+
+def _inverse(covariance: Array) -> Array:
+    lower = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance)))
+    half = np.linalg.inv(lower)
+    return half.T @ half
+
+
+def _neighbours(rates: Array) -> Array:
+    """Geometric mean of the rates before and after each; at an end, of the one there is."""
+    if len(rates) < 2:
+        return rates
+    padded = np.concatenate([rates[1:2], rates, rates[-2:-1]])
+    return np.sqrt(padded[:-2]) * np.sqrt(padded[2:])
+
+
+def _check_sample(
+    sources: Sequence[PowerFunction], sample: NDArray[np.float64], rounding: ArrayLike, updates: int
+) -> tuple[Array, Array]:
+    """(sample over the RMS of the latest average, rounding [K]), both float64."""
+    if not sources:
+        raise ValueError("need at least 1 stored average to learn from, got none")
+    sample = np.asarray(sample, np.float64)
+    if sample.ndim != 2 or len(sample) != len(sources) or not sample.shape[1]:
+        raise ValueError(
+            f"sample must be [K = {len(sources)}, n >= 1], one row per stored average, got shape"
+            f" {sample.shape}"
+        )
+    if not np.isfinite(sample).all():
+        bad = np.flatnonzero(~np.isfinite(sample).all(axis=1))
+        raise ValueError(f"sample must be finite, rows {bad.tolist()} are not; leave them out")
+    q = np.array(np.broadcast_to(np.asarray(rounding, np.float64), len(sources)))
+    if not np.all((q >= 0) & (q < 1)):
+        raise ValueError(
+            f"rounding must be relative errors in [0, 1), got {q}; float16 has 2.05e-4"
+        )
+    if updates < 0:
+        raise ValueError(f"updates must be 0 or the number of tracker updates, got {updates}")
+    latest = int(np.argmax([s.nimg for s in sources]))
+    rms = np.sqrt(np.mean(sample[latest] ** 2))
+    if not rms > 0:
+        raise ValueError(f"sample must not be all zero, row {latest} is; draw other elements")
+    return sample / rms, q

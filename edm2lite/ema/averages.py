@@ -10,7 +10,8 @@ the history. Elsewhere reading the verdict costs nothing, and a refused update e
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -139,15 +140,16 @@ class Averages:
         ends = -torch.expm1(self._powers * torch.log1p(-stride / nimg))  # 1 - beta, Eq. 127
         weights = torch.where(finite, ends, 0).to(self.device, self._flat.dtype).unbind()
         self._taken = self._taken + torch.where(finite, stride, 0)
-        at = 0
-        for values in self._flattened(tensors):
-            for part in values.split(self._chunk):
+        end = self._flat.shape[1]
+        for values in self._flattened(tensors, reversed(self._groups)):  # the last are in cache
+            for part in reversed(values.split(self._chunk)):
+                begin = end - len(part)
                 part = part.to(self.device, self._flat.dtype, non_blocking=True)
                 if self.deferred:
                     part = torch.where(finite, part, 0)
                 for flat, weight in zip(self._flat, weights, strict=True):
-                    flat[at : at + len(part)].lerp_(part, weight)
-                at += len(part)
+                    flat[begin:end].lerp_(part, weight)
+                end = begin
 
     def settle(self) -> None:
         """Bring ``nimg``, ``history`` and ``num_refused`` up to date; waits for the device."""
@@ -172,24 +174,33 @@ class Averages:
                 self.history.append([stride, 1])
         self._offered, self._verdicts, self._packed = [], [], []
 
-    def _flattened(self, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-        """All elements in the order of ``_flat``, small tensors joined; views where possible."""
-        for group in self._groups:
+    def _flattened(
+        self, tensors: Sequence[Tensor], groups: Iterable[list[int]]
+    ) -> Iterator[Tensor]:
+        """Elements by group, small tensors joined; views where possible."""
+        for group in groups:
             rows = [tensors[i].reshape(-1) for i in group]
             yield rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _all_finite(self, tensors: Sequence[Tensor]) -> Tensor:
-        """0-dim bool. Extremes cannot overflow, as sums and 2-norms of half precision would."""
+        """0-dim bool, exact: extremes cannot overflow, as sums and 2-norms may."""
         filled = [t for t in tensors if t.numel()]
         if not filled:  # a rank whose shards are all empty
             return torch.ones((), dtype=torch.bool, device=self._clock_device)
-        parts: Sequence[Tensor]
         if self.deferred:
-            parts = torch._foreach_norm(filled, float("inf"))
-        else:  # twenty times faster than that norm on a CPU
-            parts = [p for v in self._flattened(tensors) if len(v) for p in torch.aminmax(v)]
-        parts = [p.to(self._clock_device, non_blocking=True) for p in parts]
-        return torch.stack(parts).isfinite().all()
+            norms = torch._foreach_norm(filled, float("inf"))
+            here = [norm.to(self._clock_device, non_blocking=True) for norm in norms]
+            return torch.stack(here).isfinite().all()
+        # On a CPU a sum reads fastest, and it is finite only if every element is.
+        total = sum(
+            part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).item()
+            for values in self._flattened(tensors, self._groups)
+            for part in values.split(self._chunk)
+        )
+        if math.isfinite(total):
+            return torch.ones((), dtype=torch.bool)
+        extremes = [extreme.cpu() for t in filled for extreme in torch.aminmax(t)]
+        return torch.stack(extremes).isfinite().all()
 
 
 def _grouped(tensors: Sequence[Tensor], alone: int, limit: int) -> list[list[int]]:

@@ -45,13 +45,13 @@ def tracker_rounding(
     """Factor [K, 2 K] of the error that float32 updates leave in averages.
 
     An update adds ``(1 - beta) (theta - average)`` and rounds the sum with a relative error q,
-    which then decays: an average inherits ``(t'/t)**(gamma+1)`` of the error it had at t'. Independent
-    errors of N updates come to the square ``q**2 N / (2 gamma + 3)``. Errors of neighbouring
-    updates are alike as far as what they add is: with the correlation rho(l) over l updates, the
-    square grows by ``1 + 2 sum_l rho(l)`` over the ``N / (gamma + 2)`` updates that an average
-    remembers. What is still alike after all of these (weights that move straight on) is systematic:
-    it comes to ``q N / (gamma + 2)``, and is shared with later averages until the spacing of the
-    numbers changes, as ``sqrt(t'/t)``.
+    which then decays: an average inherits ``(t'/t)**(gamma+1)`` of the error it had at t'.
+    Independent errors of N updates come to the square ``q**2 N / (2 gamma + 3)``. Errors of
+    neighbouring updates are alike as far as what they add is: with the correlation rho(l) over l
+    updates, the square grows by ``1 + 2 sum_l rho(l)`` over the ``N / (gamma + 2)`` updates that an
+    average remembers. What is still alike after all of these (weights that move straight on) is
+    systematic: it comes to ``q N / (gamma + 2)``, and is shared with later averages until the
+    spacing of the numbers changes, as ``sqrt(t'/t)``.
 
     Args:
         sources: K stored averages.
@@ -66,7 +66,7 @@ def tracker_rounding(
     apart = np.geomspace(1, np.maximum(remembered, 1), 32)  # [32, K]
     step = np.minimum((gamma + 1) / np.maximum(count, 1), 1)  # 1 - beta
     rho = _alike(step**2 * np.interp(np.log(apart), np.log(lags), moved), ROUNDING["float32"] ** 2)
-    always = rho[-1]
+    always = rho.min(axis=0)
     grown = 1 + rho[0] - always + 2 * np.trapezoid(rho - always, apart, axis=0)
     random, systematic = np.zeros((2, len(t), len(t)))
     for g in np.unique(gamma):

@@ -288,6 +288,28 @@ def test_rank_whose_shards_are_all_empty_takes_part(deferred):
     assert empty.history == [[100, 1]] and empty.views(1)[0].shape == (0, 4)
 
 
+def test_large_finite_values_whose_sum_overflows_are_not_refused():
+    theta = {"a": torch.full((1000,), 3e38), "b": torch.full((5,), -3e38)}
+    ema = PowerFunctionEMA(theta)
+    ema.update(10)
+    assert ema.num_refused == 0 and ema.state_dict_of(0.05)["a"].equal(theta["a"])
+
+
+def test_infinities_that_cancel_are_refused_and_no_average_is_touched():
+    theta = {name: torch.randn(n) for name, n in (("a", 2**17), ("b", 2**16), ("c", 7), ("d", 3))}
+    ema = PowerFunctionEMA(theta)
+    ema.update(10)
+    before = {s: {n: t.clone() for n, t in ema.state_dict_of(s).items()} for s in ema.sigma_rels}
+    for name in theta:
+        sound = theta[name].clone()
+        theta[name][0], theta[name][-1] = float("inf"), -float("inf")
+        ema.update(ema.nimg + 10 * (1 + ema.num_refused))
+        theta[name].copy_(sound)
+    assert ema.num_refused == 4
+    for sigma_rel, kept in before.items():
+        assert all(t.equal(kept[n]) for n, t in ema.state_dict_of(sigma_rel).items())
+
+
 def test_large_finite_values_in_half_precision_are_not_refused():
     theta = {"theta": torch.full((100_000,), 6e4, dtype=torch.float16)}  # its 2-norm is 1.9e7
     ema = PowerFunctionEMA(theta)

@@ -26,6 +26,7 @@ _MOMENTA = (0.0, 0.001, 0.002, 0.004, 0.006, 0.009, 0.014)  # of the run
 _CLEAR = 0.03  # gain of 2 / n log likelihood below which no momentum is assumed
 _TRY_STEPS, _FIT_STEPS, _ROUNDS = 60, 50, 4
 _PRIOR = 0.01  # weight of a rate's neighbours in time, in contrasts; decides where data are silent
+_SHAPE = 1.25  # root mean square of whitened covariances up to which the model is trusted
 _TRUSTED = 0.9, 1.1  # a held-out average may be missed by so much of what was predicted
 
 
@@ -182,11 +183,11 @@ def _misfit(basis: Array, covariance: Array, measured: Array) -> float:
     """Factor by which predictions must grow; 1 where the model describes the averages.
 
     Two signs of a wrong model count. Over all differences of the averages the whitened covariance
-    has mean square 1 if the model is true; above 4 it is of the wrong shape. And each average is
-    left out and predicted from the others, by the model's own least-error coefficients, whose
+    has mean square 1 if the model is true, and up to 1.5 on networks that it describes. And each
+    average is left out and predicted from the others with the least error that the model knows: the
     residual is ``(Q averages)_i / Q_ii`` of expected square ``1 / Q_ii`` with the inverse
-    covariance Q: errors that are not the size that was expected, in either direction, betray a
-    model under which other errors will not be either.
+    covariance Q. Errors that are not of the size expected, in either direction, betray a model
+    under which other errors will not be either.
     """
     inverse = _inverse(covariance)
     explained = inverse @ measured
@@ -196,7 +197,7 @@ def _misfit(basis: Array, covariance: Array, measured: Array) -> float:
     held_out = float(np.sqrt(np.mean(residual / np.maximum(expected, 1e-300))))
     low, high = _TRUSTED
     surprise = max(1.0, held_out / high, low / max(held_out, 1e-3))
-    return max(1.0, np.sqrt(mean_square) / 2) * surprise
+    return max(1.0, np.sqrt(mean_square) / _SHAPE) * surprise
 
 
 def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -149,7 +149,13 @@ def report(seconds: dict[int, list[float]], memory: dict[int, float], dtype: str
 @click.option("--params", type=float, default=124.7e6, show_default=True)
 @click.option("--snapshots", type=int, default=16, show_default=True)
 @click.option("--rounds", type=int, default=3, show_default=True)
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the results; the default is that of reconstruct_ema.",
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the snapshots here.")
 @click.option("--one", type=int, hidden=True, help="Measure one number of targets; prints JSON.")
 def main(

@@ -38,8 +38,8 @@ FLOOR = 1e-6
 by 2e-7 (0.05) to 1.7e-6 (0.20): below, the error is the tracker's, whatever the coefficients."""
 
 AIM = "predicted / actual in [0.67, 1.5]"
-"""Reported and not asserted: where snapshots are dense and errors below 1e-4, training is smoother
-than the random walk of the model, and the prediction is an upper bound."""
+"""Asserted on the run given by --extra. On the perceptrons it is reported: no promise covers every
+optimiser, and some of their weights (of pixels that are always black) never move."""
 
 REAL = ("SGD", "Adam", "extra")  # trained networks; the rest are drawn
 SMOOTH = ("oscillating",)  # few snapshots alias the motion: the bar is a factor 2
@@ -231,12 +231,8 @@ def main(seeds: str, only: str, extra: Path | None, csv_path: Path | None) -> No
         f"\n{len(found)} cells, {floored} of them below the float32 floor {FLOOR:g}, not compared;"
         f" {time.perf_counter() - started:.0f} s"
     )
-    drawn = ("SGD:", "Adam:")  # reported, not asserted: no promise covers every optimiser
-    missed = [
-        claim
-        for claim, _, holds in checked
-        if not holds and not claim.startswith(drawn) and not claim.endswith(AIM)
-    ]
+    reported = ("SGD:", "Adam:")
+    missed = [claim for claim, _, holds in checked if not holds and not claim.startswith(reported)]
     assert not missed, f"bars missed: {missed}"
 
 

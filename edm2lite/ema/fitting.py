@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edm2lite.ema.likelihood import equal_shares, fit_rates, misfit_of, unlikelihood
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.rounding import tracker_rounding
@@ -25,9 +26,6 @@ _ROW = 16  # moments in a row among them, which show the short times
 _MOMENTA = (0.0, 0.001, 0.002, 0.004, 0.006, 0.009, 0.014)  # of the run
 _CLEAR = 0.03  # gain of 2 / n log likelihood below which no momentum is assumed
 _TRY_STEPS, _FIT_STEPS, _ROUNDS = 60, 50, 4
-_PRIOR = 0.01  # weight of a rate's neighbours in time, in contrasts; decides where data are silent
-_SHAPE = 1.25  # root mean square of whitened covariances up to which the model is trusted
-_TRUSTED = 0.9, 1.1  # a held-out average may be missed by so much of what was predicted
 
 
 def fit_trajectory(
@@ -67,10 +65,10 @@ def fit_trajectory(
     momentum, kernels, rates = _likely_momentum(seen, measured)
     noise = seen.noise(moved=0.0)  # systematic rounding, unless the rates turn out to be too large
     for _ in range(_ROUNDS):
-        rates = _fit_rates(kernels, noise, measured, rates, _FIT_STEPS)
+        rates = fit_rates(kernels, noise, measured, rates, _FIT_STEPS)
         noise = seen.noise(*seen.model(rates, momentum).changes()) if updates else noise
     covariance = np.tensordot(rates, kernels, 1) + noise
-    return replace(seen.model(rates, momentum), misfit=_misfit(basis, covariance, measured))
+    return replace(seen.model(rates, momentum), misfit=misfit_of(basis, covariance, measured))
 
 
 class _Differences:
@@ -137,67 +135,11 @@ def _likely_momentum(seen: _Differences, measured: Array) -> tuple[float, Array,
     noise, tried = seen.noise(), []
     for momentum in _MOMENTA:
         kernels = seen.kernels(momentum)
-        rates = _fit_rates(
-            kernels, noise, measured, _equal_shares(kernels, momentum > 0), _TRY_STEPS
-        )
-        covariance = np.tensordot(rates, kernels, 1) + noise
-        unlikely = np.linalg.slogdet(covariance + 1e-12 * np.eye(len(noise)))[1]
-        unlikely += np.sum(_inverse(covariance) * measured)
-        tried.append((float(unlikely), momentum, kernels, rates))
+        rates = fit_rates(kernels, noise, measured, equal_shares(kernels, momentum > 0), _TRY_STEPS)
+        unlikely = unlikelihood(np.tensordot(rates, kernels, 1) + noise, measured)
+        tried.append((unlikely, momentum, kernels, rates))
     best = min(tried, key=lambda t: t[0])
     return (best if best[0] < tried[0][0] - _CLEAR else tried[0])[1:]
-
-
-def _families(kernels: Array) -> list[slice]:
-    """Where the walk, the white part, the excursions and the drift are among the rates."""
-    pieces = (len(kernels) - 1) // 3
-    return [slice(i * pieces, (i + 1) * pieces) for i in range(3)] + [slice(3 * pieces, None)]
-
-
-def _equal_shares(kernels: Array, smooth: bool) -> Array:
-    """Rates with which every family explains as much; white noise is not smooth."""
-    traces, rates = np.trace(kernels, axis1=1, axis2=2), np.zeros(len(kernels))
-    families = [f for i, f in enumerate(_families(kernels)) if not (smooth and i == 1)]
-    for family in families:
-        total = traces[family].sum()
-        rates[family] = kernels.shape[1] / (len(families) + 2) / total if total > 0 else 0
-    return rates
-
-
-def _fit_rates(kernels: Array, noise: Array, measured: Array, rates: Array, steps: int) -> Array:
-    """Rates of all kernels; the noise has its own strength."""
-    flat, families = kernels.reshape(len(kernels), -1), _families(kernels)
-    for _ in range(steps):
-        inverse = _inverse((rates @ flat).reshape(noise.shape) + noise)
-        gain = flat @ (inverse @ measured @ inverse).ravel()
-        cost = flat @ inverse.ravel()
-        around = np.concatenate([_neighbours(rates[family]) for family in families])
-        ratio = np.divide(around, rates, out=np.zeros_like(rates), where=rates > 0)
-        rates = rates * np.sqrt(
-            (np.maximum(gain, 0) * rates + _PRIOR * ratio) / (np.maximum(cost, 0) * rates + _PRIOR)
-        )
-    return rates
-
-
-def _misfit(basis: Array, covariance: Array, measured: Array) -> float:
-    """Factor by which predictions must grow; 1 where the model describes the averages.
-
-    Two signs of a wrong model count. Over all differences of the averages the whitened covariance
-    has mean square 1 if the model is true, and up to 1.5 on networks that it describes. And each
-    average is left out and predicted from the others with the least error that the model knows: the
-    residual is ``(Q averages)_i / Q_ii`` of expected square ``1 / Q_ii`` with the inverse
-    covariance Q. Errors that are not of the size expected, in either direction, betray a model
-    under which other errors will not be either.
-    """
-    inverse = _inverse(covariance)
-    explained = inverse @ measured
-    mean_square = float(np.sum(explained * explained.T)) / len(measured)
-    residual = np.sum(basis * (explained @ inverse @ basis), axis=0)
-    expected = np.sum(basis * (inverse @ basis), axis=0)
-    held_out = float(np.sqrt(np.mean(residual / np.maximum(expected, 1e-300))))
-    low, high = _TRUSTED
-    surprise = max(1.0, held_out / high, low / max(held_out, 1e-3))
-    return max(1.0, np.sqrt(mean_square) / _SHAPE) * surprise
 
 
 def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -221,20 +163,6 @@ def _whitened_differences(sample: Array) -> tuple[Array, Array]:
         return np.zeros((0, len(sample))), np.zeros((0, 0))
     floor = np.sqrt(size**2 + (1e-9 * size[0]) ** 2 + 1e-20)
     return (left / floor).T @ np.diff(np.eye(len(sample)), axis=0), np.diag((size / floor) ** 2)
-
-
-def _inverse(covariance: Array) -> Array:
-    lower = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance)))
-    half = np.linalg.inv(lower)
-    return half.T @ half
-
-
-def _neighbours(rates: Array) -> Array:
-    """Geometric mean of the rates before and after each; at an end, of the one there is."""
-    if len(rates) < 2:
-        return rates
-    padded = np.concatenate([rates[1:2], rates, rates[-2:-1]])
-    return np.sqrt(padded[:-2]) * np.sqrt(padded[2:])
 
 
 def _check_sample(

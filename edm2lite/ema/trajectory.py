@@ -110,6 +110,8 @@ class TrajectoryModel:
         lags = np.unique(np.round(np.geomspace(1, max(1, self.updates / 2), 24)))
         ends = self.nimg - stride * np.append(0, lags)
         ends = ends[ends > 0.5 * stride]
+        if len(ends) < 2:
+            return np.ones(1), np.zeros(1)
         held = [Window(0.999 * stride, end) for end in ends]  # the weights of one update
         times = np.concatenate([ends, ends - 0.999 * stride])
         response = self.response(held, quadrature_nodes(times[times > 0], self.nimg))[:, :-1]

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from edm2lite.ema.fitting import _misfit, fit_trajectory
+from edm2lite.ema.fitting import fit_trajectory
+from edm2lite.ema.likelihood import misfit_of
 from edm2lite.ema.profile import PowerFunction, decay
 from edm2lite.ema.quadrature import quadrature_nodes, remembered
 from edm2lite.ema.rounding import ROUNDING, stored_rounding, tracker_rounding
@@ -140,10 +141,10 @@ def test_held_out_averages_are_predicted_from_the_others_as_one_by_one():
     inverse = np.linalg.inv(of_differences[0])
     whole = np.sum((inverse @ of_differences[1]) * (inverse @ of_differences[1]).T) / (k - 1)
     expected = max(1, np.sqrt(whole) / 1.25) * max(1, missed / 1.1, 0.9 / missed)
-    assert abs(_misfit(basis, *of_differences) / expected - 1) < 1e-9
-    assert _misfit(basis, of_differences[0], of_differences[0]) == 1
+    assert abs(misfit_of(basis, *of_differences) / expected - 1) < 1e-9
+    assert misfit_of(basis, of_differences[0], of_differences[0]) == 1
     # all errors half as large as expected: as little to be trusted as twice as large
-    assert abs(_misfit(basis, of_differences[0], 0.25 * of_differences[0]) - 1.8) < 1e-9
+    assert abs(misfit_of(basis, of_differences[0], 0.25 * of_differences[0]) - 1.8) < 1e-9
 
 
 def test_predictions_are_right_on_weights_that_an_optimizer_smooths():
@@ -314,6 +315,16 @@ def test_identical_and_duplicate_averages_do_not_stop_the_fit():
     assert np.isfinite(frozen.walk).all() and frozen.walk.max() < 1e-6
     twice = fit_trajectory([*sources, sources[-1]], np.vstack([still, still[-1]]), 2.05e-4)
     assert np.isfinite(twice.walk).all()
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3, 10**7])
+def test_any_number_of_updates_is_fitted_and_solved(updates):
+    sources = [PowerFunction.of_width(s, t) for t in (50, 100, 100_000_000) for s in (0.05, 0.1)]
+    sample = np.random.default_rng(0).standard_normal((6, 300)).cumsum(axis=0)
+    model = fit_trajectory(sources, sample, 2.5e-8, updates=updates)
+    target = PowerFunction.of_width(0.07, 100_000_000)
+    solution = solve_calibrated(sources, [target], model, 2.5e-8)
+    assert np.isfinite(solution.coefficients).all() and solution.predicted_error[0] > 0
 
 
 @pytest.mark.parametrize(

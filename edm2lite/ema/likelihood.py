@@ -1,0 +1,88 @@
+"""Variance components by maximum likelihood, and whether they describe what was measured. NumPy.
+
+The components are kernels [3 J + 1, k, k] of the covariance of k differences: three families of
+J pieces of the run (walk, white noise, excursions) and the drift.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_PRIOR = 0.01  # weight of a rate's neighbours in time, in contrasts; decides where data are silent
+_SHAPE = 1.25  # root mean square of whitened covariances up to which the model is trusted
+_TRUSTED = 0.9, 1.1  # a held-out average may be missed by so much of what was predicted
+
+
+def equal_shares(kernels: Array, smooth: bool) -> Array:
+    """Rates with which every family explains as much; white noise is not smooth."""
+    traces, rates = np.trace(kernels, axis1=1, axis2=2), np.zeros(len(kernels))
+    families = [f for i, f in enumerate(_families(kernels)) if not (smooth and i == 1)]
+    for family in families:
+        total = traces[family].sum()
+        rates[family] = kernels.shape[1] / (len(families) + 2) / total if total > 0 else 0
+    return rates
+
+
+def fit_rates(kernels: Array, noise: Array, measured: Array, rates: Array, steps: int) -> Array:
+    """Rates of all kernels; the noise has its own strength."""
+    flat, families = kernels.reshape(len(kernels), -1), _families(kernels)
+    for _ in range(steps):
+        inverse = _inverse((rates @ flat).reshape(noise.shape) + noise)
+        gain = flat @ (inverse @ measured @ inverse).ravel()
+        cost = flat @ inverse.ravel()
+        around = np.concatenate([_neighbours(rates[family]) for family in families])
+        ratio = np.divide(around, rates, out=np.zeros_like(rates), where=rates > 0)
+        rates = rates * np.sqrt(
+            (np.maximum(gain, 0) * rates + _PRIOR * ratio) / (np.maximum(cost, 0) * rates + _PRIOR)
+        )
+    return rates
+
+
+def unlikelihood(covariance: Array, measured: Array) -> float:
+    """``log det C + trace C**-1 S``, minus 2 / n of the log likelihood of n samples."""
+    regular = covariance + 1e-12 * np.eye(len(covariance))
+    return float(np.linalg.slogdet(regular)[1] + np.sum(_inverse(covariance) * measured))
+
+
+def misfit_of(basis: Array, covariance: Array, measured: Array) -> float:
+    """Factor by which predictions must grow; 1 where the model describes the averages.
+
+    Two signs of a wrong model count. Over all differences of the averages the whitened covariance
+    has mean square 1 if the model is true, and up to 1.5 on networks that it describes. And each
+    average is left out and predicted from the others with the least error that the model knows: the
+    residual is ``(Q averages)_i / Q_ii`` of expected square ``1 / Q_ii`` with the inverse
+    covariance Q. Errors that are not of the size expected, in either direction, betray a model
+    under which other errors will not be either.
+    """
+    inverse = _inverse(covariance)
+    explained = inverse @ measured
+    mean_square = float(np.sum(explained * explained.T)) / len(measured)
+    residual = np.sum(basis * (explained @ inverse @ basis), axis=0)
+    expected = np.sum(basis * (inverse @ basis), axis=0)
+    held_out = float(np.sqrt(np.mean(residual / np.maximum(expected, 1e-300))))
+    low, high = _TRUSTED
+    surprise = max(1.0, held_out / high, low / max(held_out, 1e-3))
+    return max(1.0, np.sqrt(mean_square) / _SHAPE) * surprise
+
+
+def _families(kernels: Array) -> list[slice]:
+    """Where the walk, the white part, the excursions and the drift are among the rates."""
+    pieces = (len(kernels) - 1) // 3
+    return [slice(i * pieces, (i + 1) * pieces) for i in range(3)] + [slice(3 * pieces, None)]
+
+
+def _inverse(covariance: Array) -> Array:
+    lower = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance)))
+    half = np.linalg.inv(lower)
+    return half.T @ half
+
+
+def _neighbours(rates: Array) -> Array:
+    """Geometric mean of the rates before and after each; at an end, of the one there is."""
+    if len(rates) < 2:
+        return rates
+    padded = np.concatenate([rates[1:2], rates, rates[-2:-1]])
+    return np.sqrt(padded[:-2]) * np.sqrt(padded[2:])

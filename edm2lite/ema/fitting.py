@@ -24,7 +24,7 @@ _PIECES = 16  # equal stretches of the run, each with rates of its own
 _FIT_SOURCES = 64  # stored averages that the fit looks at; the rates need no more
 _ROW = 16  # moments in a row among them, which show the short times
 _MOMENTA = (0.0, 0.001, 0.002, 0.004, 0.006, 0.009, 0.014)  # of the run
-_CLEAR = 0.03  # gain of 2 / n log likelihood below which no momentum is assumed
+_CLEAR = 0.06  # gain of 2 / n log likelihood below which no momentum is assumed
 _TRY_STEPS, _FIT_STEPS, _ROUNDS = 60, 50, 4
 
 

@@ -15,9 +15,26 @@ FILES = sorted(
 # module -> what it may import of ours; everything not named may import all of edm2lite
 ALLOWED = {
     "edm2lite.ema.profile": [],
+    "edm2lite.ema.quadrature": [],
+    "edm2lite.ema.likelihood": [],
     "edm2lite.ema.rounding": ["edm2lite.ema.profile"],
-    "edm2lite.ema.trajectory": ["edm2lite.ema.profile", "edm2lite.ema.rounding"],
-    "edm2lite.ema.solve": ["edm2lite.ema.profile", "edm2lite.ema.trajectory"],
+    "edm2lite.ema.trajectory": [
+        "edm2lite.ema.profile",
+        "edm2lite.ema.quadrature",
+        "edm2lite.ema.rounding",
+    ],
+    "edm2lite.ema.fitting": [
+        "edm2lite.ema.likelihood",
+        "edm2lite.ema.profile",
+        "edm2lite.ema.quadrature",
+        "edm2lite.ema.rounding",
+        "edm2lite.ema.trajectory",
+    ],
+    "edm2lite.ema.solve": [
+        "edm2lite.ema.profile",
+        "edm2lite.ema.quadrature",
+        "edm2lite.ema.trajectory",
+    ],
     "edm2lite.ema.planning": [
         "edm2lite.ema.profile",
         "edm2lite.ema.rounding",

@@ -100,7 +100,8 @@ class Precond(nn.Module):
         Args:
             x: [N, C, H, W] clean images plus noise of standard deviation ``sigma``.
             sigma: [N] or a scalar, > 0.
-            labels: [N] class indices, [N, label_dim] conditioning vectors, or None.
+            labels: [N] class indices, [N, label_dim] conditioning vectors, or None. The index -1
+                is no class, the zero vector; None is that for all images.
 
         Returns:
             [N, C, H, W] float32.
@@ -136,7 +137,11 @@ class Precond(nn.Module):
         if not label_dim:
             raise ValueError("labels must be None for an unconditional network, got a tensor")
         if labels.ndim == 1 and not labels.is_floating_point():
-            return nn.functional.one_hot(labels.long(), label_dim).float()
+            # a look at the values would stall a GPU and break a graph
+            if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+                _check_classes(labels, label_dim)
+            classes = torch.arange(label_dim, device=labels.device)
+            return (labels[:, None] == classes).float()
         if labels.ndim != 2 or labels.shape[1] != label_dim:
             raise ValueError(
                 f"labels must be [N] class indices or [N, {label_dim}] vectors, got"
@@ -193,3 +198,11 @@ class Precond(nn.Module):
                 f"{origin} must hold finite weights, {bad[0]} does not; use another file"
             )
         return net.eval().requires_grad_(False)
+
+
+def _check_classes(labels: Tensor, label_dim: int) -> None:
+    if labels.numel() and not -1 <= labels.min() <= labels.max() < label_dim:
+        raise ValueError(
+            f"class indices must be 0 to {label_dim - 1}, or -1 for none, got {int(labels.min())} to"
+            f" {int(labels.max())}"
+        )

@@ -194,10 +194,26 @@ def test_class_indices_and_one_hot_vectors_agree():
     torch.testing.assert_close(net(x, sigma, labels), net(x, sigma, torch.eye(5)[labels]))
 
 
-def test_labels_that_do_not_fit_are_refused():
+def test_class_minus_one_is_no_class():
+    net = net_with_open_gains().float()
+    x, sigma = torch.randn(2, 2, 8, 8), torch.tensor([0.3, 2.0])
+    mixed = net(x, sigma, torch.tensor([3, -1]))
+    torch.testing.assert_close(mixed[:1], net(x, sigma, torch.tensor([3, 3]))[:1])
+    torch.testing.assert_close(mixed[1:], net(x, sigma)[1:])
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.zeros(2, 4), r"\[N, 5\] vectors"),
+        (torch.tensor([0, 5]), "0 to 4, or -1 for none, got 0 to 5"),
+        (torch.tensor([-2, 0]), "got -2 to 0"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
     net = Precond(PrecondConfig(unet=SMALL))
-    with pytest.raises(ValueError, match=r"\[N, 5\] vectors"):
-        net(torch.randn(2, 2, 8, 8), 1.0, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=message):
+        net(torch.randn(2, 2, 8, 8), 1.0, labels)
 
 
 def test_forward_has_no_side_effects():

@@ -201,8 +201,8 @@ class Precond(nn.Module):
 
 
 def _check_classes(labels: Tensor, label_dim: int) -> None:
-    if labels.numel() and not -1 <= labels.min() <= labels.max() < label_dim:
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+    if not -1 <= low <= high < label_dim:
         raise ValueError(
-            f"class indices must be 0 to {label_dim - 1}, or -1 for none, got {int(labels.min())} to"
-            f" {int(labels.max())}"
+            f"class indices must be 0 to {label_dim - 1}, or -1 for none, got {low} to {high}"
         )

@@ -86,7 +86,7 @@ class Block(nn.Module):
         super().__init__()
         self.config, self.decoder, self.mode = c, decoder, mode
         self.num_heads = out_ch // c.head_channels if attention else 0
-        self.emb_gain = nn.Parameter(torch.zeros([]))
+        self.emb_gain = nn.Parameter(torch.zeros(1))
         self.conv_res0 = Conv(in_ch if decoder else out_ch, out_ch, 3, 3)
         self.emb_linear = Conv(c.emb_channels, out_ch)
         self.conv_res1 = Conv(out_ch, out_ch, 3, 3)
@@ -158,7 +158,7 @@ class UNet(nn.Module):
                 self.dec[f"{res}x{res}_block{i}"] = block
                 ch = width
         self.out_conv = Conv(ch, c.img_channels, 3, 3)
-        self.out_gain = nn.Parameter(torch.zeros([]))
+        self.out_gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         emb = self.emb_noise(self.emb_fourier(c_noise))
@@ -190,7 +190,9 @@ class Reference(nn.Module):
         self.logvar_fourier = Fourier(config.logvar_channels)
         self.logvar_linear = Conv(config.logvar_channels, 1)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, cond: None = None
+    ) -> Tensor:
         """x [N, C, H, W], sigma [N] or scalar, labels [N] classes or [N, label_dim] or None."""
         sigma = sigma.float().expand(len(x)).reshape(-1, 1, 1, 1)
         if labels is not None and labels.ndim == 1:

@@ -130,12 +130,29 @@ class MPConv(nn.Module):
 def normalize_weights_(net: nn.Module) -> None:
     """Reset the stored rows of every :class:`MPConv` in ``net`` to RMS 1, in place (Eq. 66).
 
-    Call it once per optimizer step, after the EMA update. Rows of zeros stay zero.
+    Call it once per optimizer step, after the EMA update. Rows of zeros stay zero. Of weights
+    sharded by rows (FSDP2) every process normalises the rows it holds, without communication.
     """
-    for weight in mp_weights(net):
-        rms = torch.linalg.vector_norm(weight.flatten(1), dim=1) / math.sqrt(weight[0].numel())
+    for weight in map(_rows_here, mp_weights(net)):
+        rms = torch.linalg.vector_norm(weight.flatten(1), dim=1) / math.sqrt(
+            weight.shape[1:].numel()
+        )
         rms = rms.clamp_min(torch.finfo(rms.dtype).tiny)
         weight.div_(rms.reshape(-1, *[1] * (weight.ndim - 1)))
+
+
+def _rows_here(weight: Tensor) -> Tensor:
+    """The rows that this process holds, as a plain tensor that shares their memory."""
+    if not hasattr(weight, "placements"):
+        return weight
+    if any(p.is_partial() or p.is_shard() and not p.is_shard(0) for p in weight.placements):
+        raise ValueError(f"weights must be sharded by rows, got {weight.placements}")
+    return weight.to_local()  # type: ignore[attr-defined]  # of DTensor
+
+
+def whole(value: Tensor) -> Tensor:
+    """A value over all processes that hold parts of it; of a sharded tensor all must call this."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def mp_weights(net: nn.Module) -> Iterable[nn.Parameter]:

@@ -39,7 +39,12 @@ class DenoisingLoss(nn.Module):
         self.net = net
 
     def forward(
-        self, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        sigma: Tensor,
+        noise: Tensor,
+        cond: Tensor | None = None,
     ) -> Tensor:
         """Loss of each sample, summed over its elements.
 
@@ -48,13 +53,14 @@ class DenoisingLoss(nn.Module):
             labels: As :meth:`Precond.forward` takes them.
             sigma: [N] noise levels.
             noise: [N, C, H, W] standard normal.
+            cond: As :meth:`Precond.forward` takes it.
 
         Returns:
             [N] float32.
         """
         sigma_data = self.net.config.sigma_data
         level = sigma[:, None, None, None]
-        D_x = self.net(images + level * noise, sigma, labels)
+        D_x = self.net(images + level * noise, sigma, labels, cond)
         u = self.net.logvar(sigma)
         weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
         square = (D_x - images).square().sum(dim=(1, 2, 3))

@@ -94,26 +94,41 @@ class Precond(nn.Module):
         self.logvar_linear = MPConv(config.logvar_channels, 1)
         normalize_weights_(self)
 
-    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Tensor:
         """The denoised images D_x.
 
         Args:
-            x: [N, C, H, W] clean images plus noise of standard deviation ``sigma``.
+            x: [N, C, H, W] clean images plus noise of standard deviation ``sigma``; H and W
+                multiples of 2**(levels - 1).
             sigma: [N] or a scalar, > 0.
             labels: [N] class indices, [N, label_dim] conditioning vectors, or None. The index -1
-                is no class, the zero vector; None is that for all images.
+                is no class, the zero vector; None is that for all images. Vectors have L2 norm 1,
+                as the one-hot vector of a class, or 0 for no condition.
+            cond: [N, cond_channels, H, W] of unit variance, noise-free, e.g. an image to upscale.
 
         Returns:
             [N, C, H, W] float32.
 
         Raises:
-            ValueError: Labels that do not fit the network.
+            ValueError: Images, labels or a conditioning image that do not fit the network.
         """
+        self._check_images(x, cond)
         x = x.float()
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         s = Scalings.at(sigma[:, None, None, None], self.config.sigma_data)
         dtype = getattr(torch, self.config.dtype)
-        F_x = self.unet((s.c_in * x).to(dtype), s.c_noise.flatten(), self._label_vectors(labels))
+        F_x = self.unet(
+            (s.c_in * x).to(dtype),
+            s.c_noise.flatten(),
+            self._label_vectors(labels),
+            None if cond is None else cond.to(dtype),
+        )
         return s.c_skip * x + s.c_out * F_x.float()
 
     def logvar(self, sigma: Tensor) -> Tensor:
@@ -129,6 +144,27 @@ class Precond(nn.Module):
                 linear = module.weight.ndim == 2  # the embedding computes in float32
                 module.prepare(torch.float32 if linear else getattr(torch, self.config.dtype))
         return self
+
+    def _check_images(self, x: Tensor, cond: Tensor | None) -> None:
+        unet = self.config.unet
+        factor = 2 ** (len(unet.channel_mult) - 1)
+        if (
+            x.ndim != 4
+            or x.shape[1] != unet.img_channels
+            or x.shape[2] % factor
+            or x.shape[3] % factor
+        ):
+            raise ValueError(
+                f"images must be [N, {unet.img_channels}, H, W] with H and W multiples of {factor},"
+                f" got {list(x.shape)}"
+            )
+        shape = None if cond is None else cond.shape
+        wanted = (len(x), unet.cond_channels, *x.shape[2:]) if unet.cond_channels else None
+        if shape != wanted:
+            raise ValueError(
+                f"cond must be {wanted and list(wanted)} for this network and these images, got"
+                f" {shape and list(shape)}"
+            )
 
     def _label_vectors(self, labels: Tensor | None) -> Tensor | None:
         label_dim = self.config.unet.label_dim
@@ -185,8 +221,13 @@ class Precond(nn.Module):
         with torch.device("meta"):
             net = cls.__new__(cls)
             cls.__init__(net, PrecondConfig.from_json(metadata["model"]))
+        own = net.state_dict()
+        floats = {  # gains are scalars in the released networks, vectors of length 1 here
+            k: v.float().reshape(own[k].shape if v.ndim == 0 and k in own else v.shape)
+            for k, v in tensors.items()
+        }
         try:
-            net.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+            net.load_state_dict(floats, assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(

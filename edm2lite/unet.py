@@ -35,6 +35,8 @@ class UNetConfig:
         img_resolution: Side of the training images; fixes where attention sits.
         img_channels: Channels of images or latents.
         label_dim: Number of classes, or length of a conditioning vector; 0 for none.
+        cond_channels: Channels of a conditioning image that is given beside the noisy one; 0 for
+            none.
         model_channels: Base width C; level i has ``C * channel_mult[i]`` channels.
         channel_mult: One factor per resolution, from full resolution downwards.
         num_blocks: Residual blocks per resolution in the encoder (one more in the decoder).
@@ -49,6 +51,7 @@ class UNetConfig:
     img_resolution: int
     img_channels: int
     label_dim: int = 0
+    cond_channels: int = 0
     model_channels: int = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
     num_blocks: int = 3
@@ -81,6 +84,8 @@ class UNetConfig:
                     f" {self.head_channels} channels, got {width}; change model_channels,"
                     " channel_mult or head_channels"
                 )
+        if min(self.label_dim, self.cond_channels) < 0:
+            raise ValueError("label_dim and cond_channels must be at least 0 (0 for none)")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
@@ -114,7 +119,7 @@ class Block(nn.Module):
         self.config, self.flavor, self.resample = config, flavor, resample
         self.num_heads = out_channels // config.head_channels if attention else 0
         res_in = out_channels if flavor == "enc" else in_channels
-        self.emb_gain = nn.Parameter(torch.zeros([]))
+        self.emb_gain = nn.Parameter(torch.zeros(1))
         self.conv_res0 = MPConv(res_in, out_channels, (3, 3))
         self.emb_linear = MPConv(config.emb_channels, out_channels)
         self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
@@ -150,12 +155,15 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """The raw network F; :class:`edm2lite.precond.Precond` makes a denoiser of it."""
+    """The raw network F; :class:`edm2lite.precond.Precond` makes a denoiser of it.
+
+    Gains are vectors of length 1, not scalars, so that FSDP2 can shard every parameter.
+    """
 
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        self.out_gain = nn.Parameter(torch.zeros([]))
+        self.out_gain = nn.Parameter(torch.zeros(1))
         self.emb_fourier = MPFourier(config.model_channels)
         self.emb_noise = MPConv(config.model_channels, config.emb_channels)
         self.emb_label = MPConv(config.label_dim, config.emb_channels) if config.label_dim else None
@@ -173,7 +181,8 @@ class UNet(nn.Module):
         for level, width in enumerate(widths):
             res = config.img_resolution >> level
             if level == 0:  # one more input channel, of ones, in place of biases
-                self.enc[f"{res}x{res}_conv"] = MPConv(config.img_channels + 1, width, (3, 3))
+                channels = config.img_channels + config.cond_channels + 1
+                self.enc[f"{res}x{res}_conv"] = MPConv(channels, width, (3, 3))
                 skips.append(width)
             else:
                 self.enc[f"{res}x{res}_down"] = Block(config, skips[-1], skips[-1], "enc", "down")
@@ -221,19 +230,28 @@ class UNet(nn.Module):
             emb = mp_sum(emb, label_emb.expand_as(emb), self.config.label_balance)
         return mp_silu(emb)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Tensor:
         """F_x of unit-variance input.
 
         Args:
             x: [N, C, H, W] in the dtype to compute in; H and W multiples of 2**(levels-1).
             c_noise: [N] float32.
-            labels: [N, label_dim] float32 (one-hot for classes), or None.
+            labels: [N, label_dim] float32 of L2 norm 1 (one-hot for classes) or 0, or None.
+            cond: [N, cond_channels, H, W] of unit variance, in the dtype of ``x``, or None if the
+                network takes none.
 
         Returns:
             [N, C, H, W] in the dtype of ``x``; zero at initialisation.
         """
         emb = self.embed(c_noise, labels)
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        given = [x] if cond is None else [x, cond]
+        x = torch.cat([*given, torch.ones_like(x[:, :1])], dim=1)
         skips = []
         for block in self.enc.values():
             x = block(x) if isinstance(block, MPConv) else block(x, emb)

@@ -16,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from edm2lite.ema import Reconstruction, reconstruct
-from edm2lite.encoders import PixelEncoder, encoder_from_json
+from edm2lite.encoders import Encoder, PixelEncoder, encoder_from_json
 from edm2lite.precond import Precond
 from edm2lite.tensorfile import load_tensors
 from edm2lite.units import parse_count
@@ -35,7 +35,7 @@ class Model:
 
     name: str
     net: Precond
-    encoder: PixelEncoder
+    encoder: Encoder
     metadata: dict[str, str] = field(repr=False)
 
     @property
@@ -93,5 +93,5 @@ def _rebuild(run: str, query: str, text: str) -> Reconstruction:
     return next(reconstruct(run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg))
 
 
-def _encoder(metadata: dict[str, str]) -> PixelEncoder:
+def _encoder(metadata: dict[str, str]) -> Encoder:
     return encoder_from_json(metadata["encoder"]) if "encoder" in metadata else PixelEncoder()

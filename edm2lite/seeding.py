@@ -21,6 +21,8 @@ class Purpose(enum.IntEnum):
     ORDER = 1
     GENERATION = 2
     DROPOUT = 3
+    AUGMENTATION = 4
+    LATENT = 5
 
 
 def rng(seed: int, index: int, purpose: Purpose) -> np.random.Generator:

@@ -17,24 +17,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
 
 from edm2lite.ema.profile import sigma_rel_to_gamma
-from edm2lite.encoders import PixelEncoder
+from edm2lite.encoders import KINDS, LatentEncoder, PixelEncoder
 from edm2lite.objective import LogNormal
 from edm2lite.precond import PrecondConfig
 from edm2lite.units import parse_count
 
+from .data import DataConfig
+
 Nimg = Annotated[int, BeforeValidator(parse_count)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Attributes:
-    source: ``digits``, or a folder or ZIP of images.
-    """
-
-    source: str
+AnyEncoder = Annotated[
+    Annotated[PixelEncoder, Tag("pixels")] | Annotated[LatentEncoder, Tag("latents")],
+    Discriminator(lambda value: value.get("kind", "pixels")),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ class RunConfig:
 
     Attributes:
         data: What to train on.
-        encoder: From pixels to what the network sees.
+        encoder: From what is stored to what the network sees; ``kind: pixels`` or ``latents``.
         net: The denoiser.
         loss: Noise levels.
         optim: Optimizer and learning rate.
@@ -100,7 +97,7 @@ class RunConfig:
 
     data: DataConfig
     net: PrecondConfig
-    encoder: PixelEncoder = field(default_factory=PixelEncoder)
+    encoder: AnyEncoder = field(default_factory=PixelEncoder)
     loss: LogNormal = field(default_factory=LogNormal)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -131,7 +128,10 @@ class RunConfig:
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
 
 
-MAY_CHANGE = ("total_nimg", "microbatch", "status_nimg", "checkpoint_nimg", "max_bad_steps")
+MAY_CHANGE = (
+    "total_nimg", "microbatch", "status_nimg", "checkpoint_nimg", "max_bad_steps", "data.workers",
+    "data.prefetch",
+)  # fmt: skip
 """Fields that an existing run may be continued with: they do not change its course."""
 
 
@@ -157,7 +157,7 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
         return TypeAdapter(RunConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"] if part not in KINDS)
         if first["type"] == "value_error":
             raise ValueError(
                 f"{source}: {where + ': ' if where else ''}{first['ctx']['error']}"
@@ -225,10 +225,26 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
             raise ValueError(
                 f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
             )
-        if dataclasses.is_dataclass(hints[key]):
+        choices = [c for c in (typing.get_args(hints[key]) or [hints[key]]) if _is_config(c)]
+        if choices:
             if not isinstance(value, Mapping):
                 raise ValueError(f"{dotted} must hold keys and values, got {value!r}")
-            _check_keys(value, hints[key], (*path, key))
+            _check_keys(value, _chosen(choices, value, dotted), (*path, key))
+
+
+def _is_config(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _chosen(choices: list[Any], value: Mapping[str, Any], dotted: str) -> Any:
+    """The class that a value describes by its ``kind``: the first if it names none."""
+    if len(choices) == 1:
+        return choices[0]
+    kinds = {c.__dataclass_fields__["kind"].default: c for c in choices}
+    kind = value.get("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise ValueError(f"{dotted}.kind must be one of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind]
 
 
 def _plain(value: Any) -> Any:

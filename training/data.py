@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,7 +11,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
-from edm2lite.seeding import Purpose, normals, rng
+from edm2lite.dataset.order import Balanced, Bucketed, Order, Stream
+from edm2lite.seeding import Purpose, rng
+
+CHUNK = 16  # samples that one worker prepares at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Attributes:
+    source: ``digits``, or a folder or ZIP of images or latents.
+    flip: Mirror half of the images, drawn anew each time (pixels only).
+    class_balanced: Show every class equally often, however many images it has.
+    buckets: Allow images of several sizes: every batch has images of one size.
+    label_dropout: Probability that a sample is shown without its label.
+    workers: Threads per process that read and decode.
+    prefetch: Batches prepared ahead.
+    """
+
+    source: str
+    flip: bool = False
+    class_balanced: bool = False
+    buckets: bool = False
+    label_dropout: float = 0.0
+    workers: int = 2
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
+        for name in ("workers", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -20,10 +50,11 @@ class Batch:
     """What one process trains on in one forward pass.
 
     Attributes:
-        images: [N, C, H, W] uint8.
-        labels: [N] int64, or None.
+        images: [N, ...] as stored: pixels [C, H, W] uint8, or latents [2C, H, W] float32.
+        labels: [N] int64 (-1: none), [N, L] float32, or None.
         z: [N] standard normal, from which the noise level is made.
         noise: [N, C, H, W] standard normal.
+        latent_noise: [N, C, H, W] standard normal, with which latents are drawn; None for pixels.
         indices: [N] position of each sample in the run, counted from 0.
     """
 
@@ -31,22 +62,55 @@ class Batch:
     labels: Tensor | None
     z: Tensor
     noise: Tensor
+    latent_noise: Tensor | None
     indices: NDArray[np.int64]
+
+
+def make_order(dataset: ImageDataset, data: DataConfig, seed: int, batch_size: int) -> Order:
+    """The order in which a run sees a data set.
+
+    Raises:
+        ValueError: The options do not go together, or the data set does not allow them.
+    """
+    if data.flip and dataset.encoder is not None:
+        raise ValueError(
+            "data.flip must be false for latents: the latents of a mirrored image are others; store"
+            " mirrored images too by edm2lite dataset convert --mirror, and encode them"
+        )
+    if data.label_dropout and dataset.labels is None:
+        raise ValueError(f"data.label_dropout must be 0, {dataset.name} has no labels")
+    if data.buckets:
+        if data.class_balanced:
+            raise ValueError("data.buckets and data.class_balanced exclude each other; choose one")
+        sizes = dataset.sizes
+        if sizes is None:
+            sizes = np.tile(np.array(dataset.image_shape[1:]), (len(dataset), 1))
+        return Bucketed(sizes, seed, batch_size)
+    if dataset.sizes is not None:
+        raise ValueError(
+            f"images of {dataset.name} have {len(np.unique(dataset.sizes, axis=0))} sizes; set"
+            " data.buckets=true, or bring them to one size by edm2lite dataset convert"
+        )
+    if data.class_balanced:
+        return Balanced(dataset.labels, seed)
+    return Stream(np.arange(len(dataset)), seed)
 
 
 class BatchSource:
     """This rank's share of every global batch.
 
-    The sample at position g of the run is image ``permutation(seed, g // n)[g % n]`` with noise
-    drawn from (seed, g): neither ranks nor micro-batches nor restarts change it. The next batch is
-    prepared in a thread while the current one trains.
+    The sample at position g of the run is the image that ``make_order`` puts there, with everything
+    random drawn from (seed, g): neither ranks nor micro-batches nor restarts change it. The next
+    batches are prepared by threads while the current one trains: decoding, random numbers and
+    copies all run outside Python's lock.
 
     Args:
-        dataset: Of n images.
+        dataset: Where images come from.
         seed: Of the run.
         batch_size: Global, a multiple of ``world_size``.
         microbatch: Most samples in one forward pass.
         rank, world_size: Which share.
+        data: Options; plain by default.
     """
 
     def __init__(
@@ -58,51 +122,86 @@ class BatchSource:
         microbatch: int,
         rank: int = 0,
         world_size: int = 1,
+        data: DataConfig | None = None,
     ):
+        self.data = data or DataConfig(source=dataset.name)
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
         self.microbatch = microbatch
         self.share = batch_size // world_size
         self.first = rank * self.share
-        self._permutation = lru_cache(maxsize=2)(self._new_permutation)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._next: tuple[int, Future[list[Batch]]] | None = None
+        self.order = make_order(dataset, self.data, seed, batch_size)
+        self._steps = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._workers = ThreadPoolExecutor(self.data.workers, thread_name_prefix="samples")
+        self._ahead: dict[int, Future[list[Batch]]] = {}
 
     def batch(self, nimg: int) -> list[Batch]:
-        """The micro-batches of the step that starts at ``nimg`` images."""
-        if self._next is not None and self._next[0] == nimg:
-            batches = self._next[1].result()
-        else:
-            batches = self._make(nimg)
-        following = nimg + self.batch_size
-        self._next = (following, self._pool.submit(self._make, following))
-        return batches
+        """The micro-batches of the step that starts at ``nimg`` images.
+
+        Raises:
+            ValueError: An image is damaged.
+        """
+        wanted = [nimg + i * self.batch_size for i in range(self.data.prefetch + 1)]
+        for position in [p for p in self._ahead if p not in wanted]:
+            self._ahead.pop(position).cancel()
+        for position in wanted:
+            if position not in self._ahead:
+                self._ahead[position] = self._steps.submit(self._make, position)
+        return self._ahead.pop(nimg).result()
 
     def close(self) -> None:
         """Stop preparing batches."""
-        self._pool.shutdown(cancel_futures=True)
+        self._steps.shutdown(cancel_futures=True)
+        self._workers.shutdown(cancel_futures=True)
 
     def _make(self, nimg: int) -> list[Batch]:
-        begin = nimg + self.first
-        return [
-            self._micro(np.arange(start, min(start + self.microbatch, begin + self.share)))
-            for start in range(begin, begin + self.share, self.microbatch)
-        ]
+        positions = np.arange(nimg + self.first, nimg + self.first + self.share)
+        rows = self.order.rows(positions)
+        cuts = range(self.microbatch, self.share, self.microbatch)
+        pairs = zip(np.split(positions, cuts), np.split(rows, cuts), strict=True)
+        return [self._micro(indices, rows) for indices, rows in pairs]
 
-    def _micro(self, indices: NDArray[np.int64]) -> Batch:
-        rows = np.array([self._row(int(g)) for g in indices])
-        generators = [rng(self.seed, int(g), Purpose.TRAINING) for g in indices]
-        labels = self.dataset.labels
-        return Batch(
-            images=torch.from_numpy(self.dataset.images(list(rows))),
-            labels=None if labels is None else torch.from_numpy(labels[rows]),
-            z=normals(generators, ()),
-            noise=normals(generators, self.dataset.image_shape),
+    def _micro(self, indices: NDArray[np.int64], rows: NDArray[np.int64]) -> Batch:
+        channels, height, width = self.dataset.image_shape
+        if self.dataset.sizes is not None:
+            height, width = map(int, self.dataset.sizes[rows[0]])
+        latents = self.dataset.encoder is not None
+        count = len(indices)
+        batch = Batch(
+            images=_empty(count, self.dataset.stored_shape[0], height, width)
+            if latents
+            else _empty(count, channels, height, width, dtype=torch.uint8),
+            labels=self._labels(rows),
+            z=_empty(count),
+            noise=_empty(count, channels, height, width),
+            latent_noise=_empty(count, channels, height, width) if latents else None,
             indices=indices,
         )
+        chunks = [range(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK)]
+        for _ in self._workers.map(lambda chunk: self._fill(batch, rows, chunk), chunks):
+            pass
+        return batch
 
-    def _row(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.dataset))
-        return int(self._permutation(epoch)[offset])
+    def _fill(self, batch: Batch, rows: NDArray[np.int64], chunk: range) -> None:
+        images, z, noise = batch.images.numpy(), batch.z.numpy(), batch.noise.numpy()
+        for i in chunk:
+            position = int(batch.indices[i])
+            image = self.dataset.read(int(rows[i]))
+            drop, flip = rng(self.seed, position, Purpose.AUGMENTATION).random(2)
+            images[i] = image[..., ::-1] if self.data.flip and flip < 0.5 else image
+            if batch.labels is not None and drop < self.data.label_dropout:
+                batch.labels[i] = 0 if batch.labels.is_floating_point() else -1
+            generator = rng(self.seed, position, Purpose.TRAINING)
+            generator.standard_normal(dtype=np.float32, out=z[i : i + 1])
+            generator.standard_normal(dtype=np.float32, out=noise[i])
+            if batch.latent_noise is not None:
+                generator = rng(self.seed, position, Purpose.LATENT)
+                generator.standard_normal(dtype=np.float32, out=batch.latent_noise.numpy()[i])
 
-    def _new_permutation(self, epoch: int) -> NDArray[np.int64]:
-        return rng(self.seed, epoch, Purpose.ORDER).permutation(len(self.dataset))
+    def _labels(self, rows: NDArray[np.int64]) -> Tensor | None:
+        labels = self.dataset.labels
+        return None if labels is None else torch.from_numpy(labels[rows])
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory that a GPU can fetch from by itself, where there is one."""
+    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.dataset import open_dataset
 from edm2lite.ema import PowerFunctionEMA
+from edm2lite.encoders import PixelEncoder
 from edm2lite.layers import normalize_weights_
 from edm2lite.objective import DenoisingLoss
 from edm2lite.precond import Precond
@@ -21,6 +22,7 @@ from edm2lite.tensorfile import replacing
 from . import checkpoint, distributed
 from .config import RunConfig, differing_keys, load_config
 from .data import Batch, BatchSource
+from .fit import check_fit, with_encoder
 from .monitor import Monitor
 from .schedule import learning_rate
 
@@ -42,8 +44,9 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, device: torch.device):
-        self.config, self.run_dir, self.device = config, run_dir, device
         dataset = open_dataset(config.data.source)
+        config = with_encoder(config, dataset)
+        self.config, self.run_dir, self.device = config, run_dir, device
         check_fit(config, dataset)
         check_world(config, distributed.world_size())
         check_run(config, run_dir)
@@ -71,6 +74,7 @@ class Trainer:
             microbatch=config.microbatch,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            data=config.data,
         )
 
     def train(self) -> None:
@@ -143,7 +147,7 @@ class Trainer:
         if self.config.net.unet.dropout:  # masks follow the samples, not the process or the restart
             seed = rng(self.config.seed, int(batch.indices[0]), Purpose.DROPOUT)
             torch.manual_seed(int(seed.integers(2**63)))
-        images = self.config.encoder.encode(batch.images.to(self.device, non_blocking=True))
+        images = self._encoded(batch)
         labels = None
         if batch.labels is not None and self.config.net.unet.label_dim:
             labels = batch.labels.to(self.device, non_blocking=True)
@@ -152,6 +156,14 @@ class Trainer:
         losses = self.loss(images, labels, sigma, noise)
         (losses.sum() / share).backward()
         return losses.detach() / images[0].numel()
+
+    def _encoded(self, batch: Batch) -> Tensor:
+        raw = batch.images.to(self.device, non_blocking=True)
+        encoder = self.config.encoder
+        if isinstance(encoder, PixelEncoder):
+            return encoder.encode(raw)
+        assert batch.latent_noise is not None
+        return encoder.encode(raw, batch.latent_noise.to(self.device, non_blocking=True))
 
     @torch.no_grad()
     def _mend_gradients(self) -> None:
@@ -202,28 +214,6 @@ class Trainer:
             extra = {**self._metadata(), "run": self.run, "nimg": str(self.nimg), "average": "none"}
             extra.pop("model")
             self.net.save(self.run_dir / "last.safetensors", extra)
-
-
-def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
-    """Raise ValueError unless the network takes the images and labels of the data set."""
-    unet = config.net.unet
-    channels, height, width = dataset.image_shape
-    factor = 2 ** (len(unet.channel_mult) - 1)
-    if channels != unet.img_channels:
-        raise ValueError(
-            f"net.unet.img_channels must be the {channels} channels of {dataset.name}, got"
-            f" {unet.img_channels}"
-        )
-    if height % factor or width % factor or max(height, width) != unet.img_resolution:
-        raise ValueError(
-            f"net.unet.img_resolution must be the size of the images of {dataset.name}"
-            f" ({height} x {width}), got {unet.img_resolution}"
-        )
-    if unet.label_dim and unet.label_dim != dataset.label_dim:
-        raise ValueError(
-            f"net.unet.label_dim must be the {dataset.label_dim} classes of {dataset.name}, or 0"
-            f" for an unconditional network; got {unet.label_dim}"
-        )
 
 
 def check_world(config: RunConfig, world_size: int) -> None:

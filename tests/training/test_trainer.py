@@ -146,9 +146,9 @@ def test_samples_do_not_depend_on_processes_or_micro_batches():
 def test_every_epoch_shows_every_image_once():
     batches = source(batch_size=599, microbatch=599)
     for epoch in (0, 1):
-        rows = [batches._row(1797 * epoch + i) for i in range(1797)]
+        rows = batches.order.rows(1797 * epoch + np.arange(1797))
         assert sorted(rows) == list(range(1797))
-    assert batches._row(0) != batches._row(1797)
+    assert batches.order.rows(np.array([0])) != batches.order.rows(np.array([1797]))
 
 
 def test_non_finite_gradients_are_zeroed_counted_and_stop_the_run(tmp_path):

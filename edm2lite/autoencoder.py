@@ -1,0 +1,122 @@
+"""Any diffusers AutoencoderKL, from a folder or the hub: images to latents and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+DECODE_BATCH = 8
+"""Latents decoded at a time: at 512x512 pixels the activations of one image take about 1 GiB."""
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A loaded autoencoder, in evaluation mode and float32.
+
+    Attributes:
+        name: Folder or hub name.
+        model: The diffusers module.
+        digest: xxh3-64 of its weights, hexadecimal.
+    """
+
+    name: str
+    model: Any = field(repr=False)
+    digest: str
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along each side."""
+        return 2 ** (len(self.model.config.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels C of a latent."""
+        return int(self.model.config.latent_channels)
+
+    def check_digest(self, expected: str | None) -> None:
+        """Raise ValueError unless the weights are those that ``expected`` was made of."""
+        if expected is not None and expected != self.digest:
+            raise ValueError(
+                f"the autoencoder {self.name} must be the one that made the latents (digest"
+                f" {expected}), its weights have digest {self.digest}; name the right one"
+            )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, input_range: str) -> Tensor:
+        """uint8 [N, 1 or 3, H, W] -> [N, 2C, h, w] float32: means, then standard deviations."""
+        x = images.float() / 255
+        if input_range == "-1..1":
+            x = x * 2 - 1
+        x = x.expand(-1, int(self.model.config.in_channels), -1, -1)  # gray: equal channels
+        latent = self.model.encode(x).latent_dist
+        return torch.cat([latent.mean, latent.std], dim=1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, input_range: str) -> Tensor:
+        """[N, C, h, w] -> images, uint8.
+
+        Images of -1..1 are rounded to the nearest value; those of 0..1 are cut off to whole
+        numbers, as the EDM2 paper's code does.
+        """
+        images = torch.cat([self.model.decode(z).sample for z in latents.split(DECODE_BATCH)])
+        if input_range == "-1..1":
+            images = (images * 127.5 + 128).clamp(0, 255)
+        else:
+            images = images.clamp(0, 1) * 255
+        return images.to(torch.uint8)
+
+
+@lru_cache(maxsize=2)
+def load_autoencoder(name: str, device: str) -> Autoencoder:
+    """The autoencoder in a folder (its own, or that of a pipeline) or of that name on the hub.
+
+    Only safetensors weights are read. The last two are kept loaded.
+
+    Raises:
+        ValueError: There is none, or it is damaged.
+        ImportError: diffusers is not installed.
+    """
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ImportError("latents need diffusers; pip install 'edm2lite[latents]'") from error
+    from safetensors import SafetensorError
+
+    folder, options = Path(name), {}
+    if (folder / "vae" / "config.json").is_file():
+        options["subfolder"] = "vae"
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{name} must hold an autoencoder saved by diffusers, it has no config.json; give the"
+            " folder that save_pretrained wrote, or a hub name"
+        )
+    try:
+        model = AutoencoderKL.from_pretrained(
+            name,
+            **options,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            local_files_only=folder.is_dir(),
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the autoencoder {name} must be a folder or hub name of a diffusers AutoencoderKL with"
+            f" safetensors weights; loading it failed: {reason}"
+        ) from error
+    return Autoencoder(name, model.to(device).eval().requires_grad_(False), _digest(model))
+
+
+def _digest(model: torch.nn.Module) -> str:
+    state = xxhash.xxh3_64()
+    for key, value in sorted(model.state_dict().items()):
+        state.update(key.encode())
+        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()

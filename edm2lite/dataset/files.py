@@ -1,0 +1,138 @@
+"""Named bytes in a folder or a ZIP archive: nothing outside of it is ever read."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
+
+
+class Files(Protocol):
+    """A set of files, by their names with ``/`` between folders."""
+
+    path: Path
+    names: list[str]
+
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+
+    def size(self, name: str) -> int:
+        """Length of a file in bytes."""
+
+
+def open_files(path: Path) -> Files:
+    """The files of a folder or a ZIP, sorted by name.
+
+    Raises:
+        FileNotFoundError: There is neither.
+        ValueError: The ZIP is damaged or has entries that lead out of it; the folder contains
+            itself by a symbolic link.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file():
+        return Archive(path)
+    raise FileNotFoundError(f"there is no folder or ZIP {path}")
+
+
+@dataclass
+class Folder:
+    """Files below a folder; symbolic links are followed unless they lead in a circle."""
+
+    path: Path
+    names: list[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.names = sorted(self._walk(self.path, "", []))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{name} in {self.path} cannot be read ({error.strerror}); remove or repair it"
+            ) from error
+
+    def size(self, name: str) -> int:
+        return (self.path / name).stat().st_size
+
+    def _walk(self, folder: Path, prefix: str, above: list[tuple[int, int]]) -> Iterator[str]:
+        info = folder.stat()
+        here = (info.st_dev, info.st_ino)
+        if here in above:
+            raise ValueError(
+                f"{folder} is a symbolic link to a folder that it lies in; remove that link"
+            )
+        for entry in os.scandir(folder):
+            if entry.name.startswith("."):
+                continue  # hidden: thumbnails, partial files, version control
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:
+                raise ValueError(
+                    f"{folder / entry.name} cannot be followed ({error.strerror}); remove it"
+                ) from error
+            if is_folder:
+                yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", [*above, here])
+            else:
+                yield prefix + entry.name
+
+
+@dataclass
+class Archive:
+    """Entries of a ZIP; an archive with an entry that leads out of it is refused as a whole."""
+
+    path: Path
+    names: list[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise ValueError(
+                f"{self.path} must be a folder or a ZIP, got: {error}; a ZIP that was cut short has"
+                " to be copied again"
+            ) from error
+        self.names = []
+        for info in self._zip.infolist():
+            if not _lies_inside(info):
+                raise ValueError(
+                    f"{self.path} has an entry {info.filename!r} that leads out of the archive;"
+                    " make it again without"
+                )
+            if not info.is_dir():
+                self.names.append(info.filename)
+        self.names.sort()
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} in {self.path} cannot be read ({error}); copy the archive again"
+            ) from error
+
+    def size(self, name: str) -> int:
+        return self._zip.getinfo(name).file_size
+
+
+def _lies_inside(info: zipfile.ZipInfo) -> bool:
+    """Whether the name of an entry stays below the top on every system and is no link."""
+    name = info.orig_filename
+    windows = PureWindowsPath(name)
+    return not (
+        ".." in PurePosixPath(name).parts
+        or ".." in windows.parts
+        or name.startswith(("/", "\\"))
+        or windows.drive
+        or stat.S_ISLNK(info.external_attr >> 16)
+    )

@@ -1,0 +1,115 @@
+"""Stored pixels: PNG and other image files, or NPY arrays."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.files import Files
+from edm2lite.dataset.labels import Labels
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def open_images(files: Files, names: Sequence[str], table: Labels | None) -> ImageDataset:
+    """The images ``names``, of one size unless ``dataset.json`` gives sizes.
+
+    Raises:
+        ValueError: The first one is damaged, or the sizes do not fit.
+    """
+    origin = str(files.path)
+    sizes = _sizes(files, names)
+    shape = _read(files, names[0]).shape
+
+    def read(index: int) -> NDArray[np.uint8]:
+        image = _read(files, names[index])
+        expected = shape if sizes is None else (shape[0], *sizes[index])
+        if image.shape != expected:
+            raise ValueError(
+                f"all images in {origin} must be of one size, {names[index]} is {image.shape} where"
+                f" {names[0]} is {shape} (channels, height, width); bring them to one size by"
+                " edm2lite dataset convert"
+                if sizes is None
+                else f"{names[index]} in {origin} must be {expected} (channels, height, width) as"
+                f" dataset.json says, it is {image.shape}; convert the data set again"
+            )
+        return image
+
+    return ImageDataset(origin, len(names), shape, read, table, sizes, names)
+
+
+def decode_image(data: bytes, name: str, origin: str) -> NDArray[np.uint8]:
+    """uint8 [C, H, W] of an image file: gray as one channel, anything else as RGB.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{name} in {origin} cannot be read as an image ({error}); remove it"
+        ) from error
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def load_array(data: bytes, name: str, origin: str) -> NDArray[Any]:
+    """The array of an NPY file, which must be [C, H, W]; pickled objects are refused.
+
+    Raises:
+        ValueError: It is damaged or of another shape.
+    """
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{name} in {origin} cannot be read as an array ({error}); remove it"
+        ) from error
+    if array.ndim != 3 or array.dtype.kind not in "uf":
+        raise ValueError(
+            f"{name} in {origin} must be [channels, height, width] of uint8 (pixels) or float32"
+            f" (latents), got {list(array.shape)} {array.dtype}"
+        )
+    return array
+
+
+def measure_sizes(dataset: ImageDataset, num_threads: int = 8) -> NDArray[np.int64]:
+    """[N, 2] height and width of every image, by reading all of them."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        sizes = pool.map(lambda i: dataset.read(i).shape[1:], range(len(dataset)))
+        return np.array(list(sizes), dtype=np.int64)
+
+
+def _read(files: Files, name: str) -> NDArray[np.uint8]:
+    data = files.read(name)
+    if not name.endswith(".npy"):
+        return decode_image(data, name, str(files.path))
+    array = load_array(data, name, str(files.path))
+    if array.dtype != np.uint8:
+        raise ValueError(f"{name} in {files.path} must hold uint8 pixels, got {array.dtype}")
+    return array
+
+
+def _sizes(files: Files, names: Sequence[str]) -> NDArray[np.int64] | None:
+    if "dataset.json" not in files.names:
+        return None
+    table = json.loads(files.read("dataset.json")).get("sizes")
+    if not table:
+        return None
+    by_name = {name: size for name, *size in table}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(
+            f"sizes in dataset.json of {files.path} must cover every image, {missing[0]} is"
+            " missing; convert the data set again"
+        )
+    return np.array([by_name[name] for name in names], dtype=np.int64)

@@ -1,0 +1,114 @@
+"""Labels of a data set, read from and written to ``dataset.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Attributes:
+    values: [N] int64 class indices (-1: no label), or [N, L] float32 vectors.
+    label_dim: Number of classes, or L.
+    classes: Names of the classes, if they have any.
+    """
+
+    values: NDArray[Any]
+    label_dim: int
+    classes: tuple[str, ...] = ()
+
+    def rows(self, indices: NDArray[np.int64]) -> Labels:
+        """Those of some images, in that order."""
+        return Labels(self.values[indices], self.label_dim, self.classes)
+
+
+def as_labels(rows: Sequence[Any], origin: str, classes: Sequence[str] = ()) -> Labels:
+    """Labels from one value per image: all class indices (or None), or all vectors.
+
+    Vectors that are all one-hot are kept as the indices that they stand for.
+
+    Raises:
+        ValueError: Neither of the two, or an index without a class.
+    """
+    if any(isinstance(row, Sequence | np.ndarray) and not isinstance(row, str) for row in rows):
+        return _vectors(rows, origin, classes)
+    filled = [-1 if row is None else row for row in rows]
+    bad = [row for row in filled if type(row) is not int or row < -1]
+    if bad:
+        raise ValueError(
+            f"labels in {origin} must be class indices from 0 (null for none) or lists of numbers,"
+            f" got {bad[0]!r}"
+        )
+    values = np.array(filled, dtype=np.int64)
+    label_dim = len(classes) or int(values.max(initial=-1)) + 1
+    if values.max(initial=-1) >= label_dim:
+        raise ValueError(
+            f"labels in {origin} go up to {values.max()}, but it names {label_dim} classes"
+        )
+    if not label_dim:
+        raise ValueError(f"labels in {origin} must label at least one image, all are null")
+    return Labels(values, label_dim, tuple(classes))
+
+
+def parse_table(text: bytes, names: Sequence[str], origin: str) -> Labels | None:
+    """The labels in the text of a ``dataset.json``, in the order of ``names``; None if it has none.
+
+    Raises:
+        ValueError: It is not JSON, or leaves out an image.
+    """
+    try:
+        content = json.loads(text)
+        table = content.get("labels")
+        by_name = {str(n).replace("\\", "/"): label for n, label in table} if table else {}
+        classes = [str(name) for name in content.get("classes") or ()]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"dataset.json in {origin} must be JSON with a list labels of [name, label] pairs,"
+            f" got {error}"
+        ) from error
+    if table is None:
+        return None
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        others = f" and {len(missing) - 1} others have" if len(missing) > 1 else " has"
+        raise ValueError(
+            f"dataset.json in {origin} must label every image, {missing[0]}{others} none; add them"
+            " (null for an image without a class)"
+        )
+    return as_labels([by_name[name] for name in names], origin, classes)
+
+
+def table_text(names: Sequence[str], labels: Labels | None, sizes: Sequence[Any] = ()) -> str:
+    """A ``dataset.json``; with ``sizes`` (heights and widths) where they differ."""
+    content: dict[str, Any] = {"labels": None}
+    if labels is not None:
+        rows = [None if row == -1 else row for row in labels.values.tolist()]
+        content["labels"] = [[name, row] for name, row in zip(names, rows, strict=True)]
+        if labels.classes:
+            content["classes"] = list(labels.classes)
+    if len(sizes):
+        content["sizes"] = [[n, *map(int, s)] for n, s in zip(names, sizes, strict=True)]
+    return json.dumps(content)
+
+
+def _vectors(rows: Sequence[Any], origin: str, classes: Sequence[str]) -> Labels:
+    try:
+        values = np.array(rows, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"label vectors in {origin} must be numbers and of one length for all images ({error})"
+        ) from error
+    if values.ndim != 2 or not values.shape[1] or not np.isfinite(values).all():
+        raise ValueError(
+            f"label vectors in {origin} must be finite and of one length, got an array of shape"
+            f" {list(values.shape)}"
+        )
+    if np.isin(values, (0, 1)).all() and (values.sum(1) == 1).all():
+        return Labels(values.argmax(1).astype(np.int64), values.shape[1], tuple(classes))
+    return Labels(values, values.shape[1])

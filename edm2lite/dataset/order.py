@@ -1,0 +1,146 @@
+"""In which order images are shown: rows of a data set as functions of (seed, position in the run).
+
+A position counts the images that the run has seen. Nothing else enters: not the number of
+processes, nor where the run was interrupted.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edm2lite.seeding import Purpose, rng
+
+
+class Order(Protocol):
+    """Positions in the run to rows of the data set."""
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row at each position, [N]; the positions ascend without gaps."""
+
+
+class Stream:
+    """Some rows, again and again, in a new order each time.
+
+    Args:
+        members: The rows.
+        seed: Of the run.
+        stream, num_streams: Keeps the orders of several streams apart.
+    """
+
+    def __init__(
+        self, members: NDArray[np.int64], seed: int, stream: int = 0, num_streams: int = 1
+    ):
+        self.members = members
+        self._seed, self._stream, self._num_streams = seed, stream, num_streams
+        self._permuted = lru_cache(maxsize=2)(self._new)
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        epochs, offsets = np.divmod(positions, len(self.members))
+        out = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            out[here] = self._permuted(int(epoch))[offsets[here]]
+        return out
+
+    def _new(self, epoch: int) -> NDArray[np.int64]:
+        index = epoch * self._num_streams + self._stream
+        return self.members[rng(self._seed, index, Purpose.ORDER).permutation(len(self.members))]
+
+
+class Balanced:
+    """Every class equally often: each run of C positions shows each of the C classes once.
+
+    The images of a class come in turn, in a new order each time round.
+
+    Args:
+        labels: [N] class indices; images without one (-1) are not shown.
+        seed: Of the run.
+
+    Raises:
+        ValueError: There are no class indices.
+    """
+
+    def __init__(self, labels: NDArray[np.int64] | None, seed: int):
+        if labels is None or labels.ndim != 1:
+            found = "no labels" if labels is None else "label vectors"
+            raise ValueError(f"data.class_balanced must have class indices, found {found}")
+        by_class = np.argsort(labels, kind="stable")
+        classes, starts = np.unique(labels[by_class], return_index=True)
+        members = [
+            m for c, m in zip(classes, np.split(by_class, starts[1:]), strict=True) if c >= 0
+        ]
+        count = len(members) + 1
+        self._classes = Stream(np.arange(len(members)), seed, 0, count)
+        self._images = [Stream(m, seed, i + 1, count) for i, m in enumerate(members)]
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        turns = positions // len(self._images)
+        classes = self._classes.rows(positions)
+        pairs = zip(classes, turns, strict=True)
+        return np.array([self._images[c].rows(np.array([t]))[0] for c, t in pairs])
+
+
+class Bucketed:
+    """Every global batch from images of one size.
+
+    The images of a bucket form a stream, cut into batches; the end of one round and the beginning
+    of the next share a batch, so no image is left out or shown more often than another. An epoch
+    is the batches that become full in one pass over the data, in an order drawn from the seed: at
+    every step the next bucket is drawn with probability proportional to the batches it has left.
+
+    Args:
+        sizes: [N, 2] of the images.
+        seed: Of the run.
+        batch_size: Global.
+    """
+
+    def __init__(self, sizes: NDArray[np.int64], seed: int, batch_size: int):
+        self.sizes, members = np.unique(sizes, axis=0, return_inverse=True)
+        members = members.reshape(-1)
+        self._seed, self._batch_size = seed, batch_size
+        self._counts = np.bincount(members).astype(np.int64)
+        count = len(self._counts) + 1  # stream 0 is the order of the batches
+        self._streams = [
+            Stream(np.flatnonzero(members == b), seed, b + 1, count) for b in range(count - 1)
+        ]
+        self._epoch_order = lru_cache(maxsize=2)(self._new_epoch)
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row at each position; the positions lie in one batch."""
+        batch = int(positions[0]) // self._batch_size
+        bucket, turn = self.batch(batch)
+        within = positions - batch * self._batch_size
+        return self._streams[bucket].rows(turn * self._batch_size + within)
+
+    def batch(self, number: int) -> tuple[int, int]:
+        """Bucket of a global batch, and which batch of that bucket it is, both from 0."""
+        epoch = self._epoch_of(number)
+        done = self._full(epoch)
+        order = self._epoch_order(epoch)
+        offset = number - int(done.sum())
+        bucket = int(order[offset])
+        return bucket, int(done[bucket]) + int((order[:offset] == bucket).sum())
+
+    def _full(self, epochs: int) -> NDArray[np.int64]:
+        """Batches of each bucket that are full after some passes over the data."""
+        return epochs * self._counts // self._batch_size
+
+    def _epoch_of(self, number: int) -> int:
+        """The pass in which a batch becomes full."""
+        low, high = 0, 1
+        while self._full(high).sum() <= number:
+            high *= 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._full(middle).sum() <= number else (low, middle)
+        return low
+
+    def _new_epoch(self, epoch: int) -> NDArray[np.int64]:
+        num_batches = self._full(epoch + 1) - self._full(epoch)
+        index = epoch * (len(self._counts) + 1)
+        order = np.repeat(np.arange(len(self._counts)), num_batches)
+        return rng(self._seed, index, Purpose.ORDER).permutation(order)

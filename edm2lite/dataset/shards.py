@@ -1,0 +1,174 @@
+"""Latents in safetensors shards: written in order, read at random through memory maps.
+
+A folder with ``latents.json`` (what the latents are, and which files hold them), the shards
+``latents-00000.safetensors``, ... and ``labels.safetensors``. A shard holds
+
+- ``latents`` [n, 2C, h, w] float32: means, then standard deviations, all of one size;
+- ``positions`` [n] int64: which image of the source each one was;
+- ``moments`` [2, C] float64: mean of the latents over these images, and of their squares.
+
+``latents.json`` is written last: a folder without it is incomplete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.labels import Labels
+from edm2lite.dataset.latents import checked
+from edm2lite.encoders import LatentEncoder, encoder_from_dict
+from edm2lite.tensorfile import Header, load_tensors, read_header, replacing, save_tensors
+
+FORMAT = "edm2lite.latents/1"
+INDEX = "latents.json"
+LABELS = "labels.safetensors"
+OPEN_MAPS = 512  # each holds a file descriptor; the usual limit is 1024
+
+
+def shard_name(number: int) -> str:
+    return f"latents-{number:05d}.safetensors"
+
+
+def is_incomplete(path: Path) -> bool:
+    """Whether a folder holds shards but not yet the index that makes them a data set."""
+    return not (path / INDEX).is_file() and any(path.glob("latents-*.safetensors"))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The content of ``latents.json``.
+
+    Attributes:
+        encoder: What the latents are.
+        shards: ``file``, ``count``, ``size`` [h, w] and ``digest`` of each shard, in row order.
+        label_dim, classes: Of the labels; None and empty without.
+        settings: How the latents were made, for people.
+    """
+
+    encoder: LatentEncoder
+    shards: Sequence[Mapping[str, Any]]
+    label_dim: int | None
+    classes: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def write(self, folder: Path, values: NDArray[Any] | None) -> None:
+        """Write labels and then the index, which completes the data set."""
+        if values is not None:
+            save_tensors(folder / LABELS, {"labels": torch.from_numpy(values)}, {"format": FORMAT})
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        with replacing(folder / INDEX) as file:
+            json.dump(content, file, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> Index:
+        """Raises ValueError if the file is damaged or of a newer version."""
+        try:
+            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            encoder = encoder_from_dict(content.pop("encoder"))
+            if not isinstance(encoder, LatentEncoder):
+                raise ValueError("its encoder is not one of latents")
+            return cls(encoder=encoder, **{**content, "classes": tuple(content["classes"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / INDEX} must be the index of a latent data set that this version knows"
+                f" ({error}); encode the data set again"
+            ) from error
+
+
+def open_shards(path: Path) -> ImageDataset:
+    """A latent data set; headers of the shards are checked, latents are read when used.
+
+    Raises:
+        FileNotFoundError, ValueError: A shard is missing, damaged or of another encoding.
+    """
+    index = Index.read(path)
+    headers = [_header(path, shard) for shard in index.shards]
+    counts = [shard["count"] for shard in index.shards]
+    starts = np.cumsum([0, *counts])
+    total = int(starts[-1])
+    sizes = np.repeat(np.array([s["size"] for s in index.shards], np.int64), counts, axis=0)
+    names = _Rows(starts)
+    maps = lru_cache(maxsize=OPEN_MAPS)(lambda shard: _Map(headers[shard]))
+
+    def read(row: int) -> NDArray[np.float32]:
+        shard = int(np.searchsorted(starts, row, side="right")) - 1
+        latents = maps(shard).row(row - int(starts[shard]))
+        return checked(
+            latents, f"row {row - starts[shard]} of {headers[shard].path.name}", str(path)
+        )
+
+    channels = headers[0].tensors["latents"].shape[1] // 2
+    shape = (channels, int(sizes[0, 0]), int(sizes[0, 1]))
+    table = None
+    if index.label_dim is not None:
+        tensors, _ = load_tensors(path / LABELS)
+        table = Labels(tensors["labels"].numpy(), index.label_dim, index.classes)
+        if len(table.values) != total:
+            raise ValueError(f"{path / LABELS} must hold {total} labels, got {len(table.values)}")
+    mixed = sizes if (sizes != sizes[0]).any() else None
+    return ImageDataset(str(path), total, shape, read, table, mixed, names, index.encoder)
+
+
+class _Map:
+    """Rows of one shard; pages that were read are given back, so that memory stays flat."""
+
+    def __init__(self, header: Header):
+        spec = header.tensors["latents"]
+        self._shape, self._offset = spec.shape[1:], spec.offset
+        self._stride = spec.nbytes // spec.shape[0]
+        with open(header.path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self._map.madvise(mmap.MADV_RANDOM)  # the kernel need not read ahead
+
+    def row(self, index: int) -> NDArray[np.float32]:
+        """A copy of one row."""
+        begin = self._offset + index * self._stride
+        values = np.frombuffer(self._map, np.float32, self._stride // 4, begin).reshape(self._shape)
+        copy = values.copy()
+        page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, page, begin + self._stride - page)
+        return copy
+
+
+class _Rows(Sequence[str]):
+    """Names of rows, as ``latents-00000.safetensors[17]``."""
+
+    def __init__(self, starts: NDArray[np.int64]):
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, row: Any) -> Any:
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return f"{shard_name(shard)}[{row - int(self._starts[shard])}]"
+
+
+def _header(path: Path, shard: Mapping[str, Any]) -> Header:
+    header = read_header(path / shard["file"])
+    spec = header.tensors.get("latents")
+    expected = (shard["count"], *shard["size"])
+    if spec is None or spec.dtype != torch.float32 or (spec.shape[0], *spec.shape[2:]) != expected:
+        raise ValueError(
+            f"{header.path} must hold float32 latents of {shard['count']} images as {INDEX} says;"
+            " encode the data set again"
+        )
+    if header.digest != shard["digest"]:
+        raise ValueError(
+            f"{header.path} belongs to another encoding than {INDEX}; encode the data set again"
+        )
+    return header

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "Feature statistics and Fréchet distance.",
     "plan": "Which averages to store, how often and in which type, before training.",
     "import": "Snapshots of other tools (ema-pytorch) as snapshots of ours.",
+    "dataset": "From a folder of images to batches: convert, encode, info, verify, preview.",
     "snapshots": "What a run has saved, what is wrong with it, and what can go.",
     "classifier": "Train the digit classifier that the demo measures with.",
 }

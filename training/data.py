@@ -82,10 +82,7 @@ def make_order(dataset: ImageDataset, data: DataConfig, seed: int, batch_size: i
     if data.buckets:
         if data.class_balanced:
             raise ValueError("data.buckets and data.class_balanced exclude each other; choose one")
-        sizes = dataset.sizes
-        if sizes is None:
-            sizes = np.tile(np.array(dataset.image_shape[1:]), (len(dataset), 1))
-        return Bucketed(sizes, seed, batch_size)
+        return Bucketed(dataset.all_sizes(), seed, batch_size)
     if dataset.sizes is not None:
         raise ValueError(
             f"images of {dataset.name} have {len(np.unique(dataset.sizes, axis=0))} sizes; set"

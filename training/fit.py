@@ -65,9 +65,7 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
 def _check_sizes(config: RunConfig, dataset: ImageDataset) -> None:
     """The resolution of the network is the longer side; of several sizes, it lies among them."""
     unet = config.net.unet
-    sizes = np.array([dataset.image_shape[1:]])
-    if dataset.sizes is not None:
-        sizes = np.unique(dataset.sizes, axis=0)
+    sizes = np.unique(dataset.all_sizes(), axis=0)
     factor = 2 ** (len(unet.channel_mult) - 1)
     low = sizes.min() if len(sizes) > 1 else sizes.max()
     odd = sizes[(sizes % factor).any(axis=1)]

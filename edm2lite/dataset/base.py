@@ -57,6 +57,12 @@ class ImageDataset:
         channels, height, width = self.image_shape
         return (channels if self.encoder is None else 2 * channels), height, width
 
+    def all_sizes(self) -> NDArray[np.int64]:
+        """[N, 2] height and width of every image."""
+        if self.sizes is not None:
+            return self.sizes
+        return np.tile(np.array(self.image_shape[1:], np.int64), (len(self), 1))
+
     def images(self, indices: Sequence[int]) -> NDArray[Any]:
         """What is stored of several images of one size, [N, ...].
 

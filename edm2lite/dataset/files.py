@@ -1,15 +1,19 @@
-"""Named bytes in a folder or a ZIP archive: nothing outside of it is ever read."""
+"""Named bytes in a folder or a ZIP archive: nothing outside of it is ever read or written."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
+
+from edm2lite.tensorfile import replacing
 
 
 class Files(Protocol):
@@ -123,6 +127,28 @@ class Archive:
 
     def size(self, name: str) -> int:
         return self._zip.getinfo(name).file_size
+
+
+@contextmanager
+def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """A function that adds a file to a ZIP or folder, which takes its name when the block ends."""
+    if dest.suffix.lower() == ".zip":
+        with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+            yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
+        return
+    partial = dest.with_name(f".{dest.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+
+    def add(name: str, data: bytes) -> None:
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).write_bytes(data)
+
+    try:
+        yield add
+        os.sync()
+        os.replace(partial, dest)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _lies_inside(info: zipfile.ZipInfo) -> bool:

@@ -28,10 +28,13 @@ class Labels:
         return Labels(self.values[indices], self.label_dim, self.classes)
 
 
-def as_labels(rows: Sequence[Any], origin: str, classes: Sequence[str] = ()) -> Labels:
+def as_labels(
+    rows: Sequence[Any], origin: str, classes: Sequence[str] = (), label_dim: int | None = None
+) -> Labels:
     """Labels from one value per image: all class indices (or None), or all vectors.
 
-    Vectors that are all one-hot are kept as the indices that they stand for.
+    Vectors that are all one-hot are kept as the indices that they stand for. The number of classes
+    is ``label_dim``, or that of ``classes``, or one more than the largest index.
 
     Raises:
         ValueError: Neither of the two, or an index without a class.
@@ -46,10 +49,11 @@ def as_labels(rows: Sequence[Any], origin: str, classes: Sequence[str] = ()) -> 
             f" got {bad[0]!r}"
         )
     values = np.array(filled, dtype=np.int64)
-    label_dim = len(classes) or int(values.max(initial=-1)) + 1
+    label_dim = label_dim or len(classes) or int(values.max(initial=-1)) + 1
     if values.max(initial=-1) >= label_dim:
         raise ValueError(
-            f"labels in {origin} go up to {values.max()}, but it names {label_dim} classes"
+            f"labels in {origin} must be below its number of classes, {label_dim}, got"
+            f" {values.max()}"
         )
     if not label_dim:
         raise ValueError(f"labels in {origin} must label at least one image, all are null")
@@ -67,6 +71,7 @@ def parse_table(text: bytes, names: Sequence[str], origin: str) -> Labels | None
         table = content.get("labels")
         by_name = {str(n).replace("\\", "/"): label for n, label in table} if table else {}
         classes = [str(name) for name in content.get("classes") or ()]
+        label_dim = int(content.get("label_dim") or 0)
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"dataset.json in {origin} must be JSON with a list labels of [name, label] pairs,"
@@ -81,7 +86,7 @@ def parse_table(text: bytes, names: Sequence[str], origin: str) -> Labels | None
             f"dataset.json in {origin} must label every image, {missing[0]}{others} none; add them"
             " (null for an image without a class)"
         )
-    return as_labels([by_name[name] for name in names], origin, classes)
+    return as_labels([by_name[name] for name in names], origin, classes, label_dim)
 
 
 def table_text(names: Sequence[str], labels: Labels | None, sizes: Sequence[Any] = ()) -> str:
@@ -90,6 +95,7 @@ def table_text(names: Sequence[str], labels: Labels | None, sizes: Sequence[Any]
     if labels is not None:
         rows = [None if row == -1 else row for row in labels.values.tolist()]
         content["labels"] = [[name, row] for name, row in zip(names, rows, strict=True)]
+        content["label_dim"] = labels.label_dim
         if labels.classes:
             content["classes"] = list(labels.classes)
     if len(sizes):

@@ -52,7 +52,7 @@ class Index:
 
     Attributes:
         encoder: What the latents are.
-        shards: ``file``, ``count``, ``size`` [h, w] and ``digest`` of each shard, in row order.
+        shards: ``count``, ``size`` [h, w] and ``digest`` of each shard, in row order.
         label_dim, classes: Of the labels; None and empty without.
         settings: How the latents were made, for people.
     """
@@ -96,20 +96,21 @@ def open_shards(path: Path) -> ImageDataset:
         FileNotFoundError, ValueError: A shard is missing, damaged or of another encoding.
     """
     index = Index.read(path)
-    headers = [_header(path, shard) for shard in index.shards]
+    headers = [_header(path, shard_name(i), shard) for i, shard in enumerate(index.shards)]
     counts = [shard["count"] for shard in index.shards]
     starts = np.cumsum([0, *counts])
     total = int(starts[-1])
     sizes = np.repeat(np.array([s["size"] for s in index.shards], np.int64), counts, axis=0)
     names = _Rows(starts)
-    maps = lru_cache(maxsize=OPEN_MAPS)(lambda shard: _Map(headers[shard]))
+
+    @lru_cache(maxsize=OPEN_MAPS)
+    def mapped(shard: int) -> _Map:
+        return _Map(headers[shard])
 
     def read(row: int) -> NDArray[np.float32]:
         shard = int(np.searchsorted(starts, row, side="right")) - 1
-        latents = maps(shard).row(row - int(starts[shard]))
-        return checked(
-            latents, f"row {row - starts[shard]} of {headers[shard].path.name}", str(path)
-        )
+        latents = mapped(shard).row(row - int(starts[shard]))
+        return checked(latents, names[row], str(path))
 
     channels = headers[0].tensors["latents"].shape[1] // 2
     shape = (channels, int(sizes[0, 0]), int(sizes[0, 1]))
@@ -158,8 +159,8 @@ class _Rows(Sequence[str]):
         return f"{shard_name(shard)}[{row - int(self._starts[shard])}]"
 
 
-def _header(path: Path, shard: Mapping[str, Any]) -> Header:
-    header = read_header(path / shard["file"])
+def _header(path: Path, file: str, shard: Mapping[str, Any]) -> Header:
+    header = read_header(path / file)
     spec = header.tensors.get("latents")
     expected = (shard["count"], *shard["size"])
     if spec is None or spec.dtype != torch.float32 or (spec.shape[0], *spec.shape[2:]) != expected:

@@ -1,0 +1,69 @@
+"""Photos to images of the size that a network takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Transform = Literal["lanczos", "dhariwal"]
+
+
+def upright(image: Image.Image, gray: bool) -> Image.Image:
+    """The picture as a viewer shows it: turned as its EXIF says, on white where transparent.
+
+    Raises:
+        ValueError: It has more than 8 bits per channel.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"it has mode {image.mode}, more than 8 bits; save it with 8")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("L" if gray else "RGB")
+
+
+def cover(image: Image.Image, height: int, width: int, transform: Transform) -> Image.Image:
+    """Shrunk or enlarged to just cover a size, and the centre cut out.
+
+    ``lanczos`` resamples once. ``dhariwal`` is what ImageNet papers since ADM do: halve by 2x2
+    means while the image stays at least as large as the target, then bicubic.
+    """
+    if transform == "dhariwal":
+        while image.width >= 2 * width and image.height >= 2 * height:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    image = _resize(image, scale, transform)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def shorter_side(image: Image.Image, length: int, transform: Transform) -> Image.Image:
+    """Resized so that the shorter side has a length; the aspect ratio stays."""
+    if transform == "dhariwal":
+        while min(image.size) >= 2 * length:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return _resize(image, length / min(image.size), transform)
+
+
+def kept_area(source: tuple[int, int], target: tuple[int, int]) -> float:
+    """Share of an image's area that :func:`cover` keeps; both sizes as (height, width)."""
+    ratio = (source[1] / source[0]) / (target[1] / target[0])
+    return min(ratio, 1 / ratio)
+
+
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W] or [H, W, 3]."""
+    return np.asarray(image)
+
+
+def _resize(image: Image.Image, scale: float, transform: Transform) -> Image.Image:
+    size = (round(image.width * scale), round(image.height * scale))
+    if size == image.size:
+        return image
+    lanczos, bicubic = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC
+    return image.resize(size, lanczos if transform == "lanczos" else bicubic)

@@ -1,0 +1,140 @@
+"""Images to the latents of an autoencoder, in shards that several processes can share out.
+
+Which image goes into which shard, and with which others it passes through the autoencoder, depends
+on the data set and the settings alone. So an encoding that was interrupted, or made by more than
+one process, has the same bytes as any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edm2lite.dataset.parallel import ordered
+from edm2lite.dataset.plan import Plan, Shard
+from edm2lite.dataset.shards import FORMAT, Index
+from edm2lite.encoders import EDM2_LATENTS, LatentEncoder
+from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
+
+
+def write_shards(
+    plan: Plan,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int = 2,
+    progress: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write this process's share of the shards that are missing.
+
+    Args:
+        plan: Of the encoding.
+        rank, world_size: Shards ``rank``, ``rank + world_size``, ... of the missing ones.
+        num_threads: That read images.
+        progress: Called with the number of images just encoded.
+
+    Raises:
+        ValueError: An image is damaged, or its latents are not finite. The shards written so far
+            stay, and the same call continues.
+    """
+    for shard in share(plan, rank, world_size):
+        _write_shard(plan, shard, num_threads, progress)
+
+
+def share(plan: Plan, rank: int, world_size: int) -> list[Shard]:
+    """The missing shards that one of several processes writes."""
+    mine = {shard.path for shard in plan.shards[rank::world_size]}
+    return [shard for shard in plan.missing if shard.path in mine]
+
+
+def finish(plan: Plan, poll_sec: float = 0.5) -> None:
+    """Wait for the shards of all processes, then write the index; one process calls this."""
+    while not all(shard.path.is_file() for shard in plan.shards):
+        time.sleep(poll_sec)
+    rows = np.concatenate([shard.positions for shard in plan.shards])
+    table = plan.dataset.table and plan.dataset.table.rows(rows)
+    Index(
+        encoder=_encoder(plan),
+        shards=[_entry(shard) for shard in plan.shards],
+        label_dim=table.label_dim if table else None,
+        classes=table.classes if table else (),
+        settings={"source": plan.dataset.name, **plan.settings},
+    ).write(plan.dest, table.values if table else None)
+
+
+def _write_shard(
+    plan: Plan, shard: Shard, num_threads: int, progress: Callable[[int], None]
+) -> None:
+    channels, count = plan.autoencoder.channels, len(shard.positions)
+    specs = {
+        "latents": TensorSpec(torch.float32, (count, 2 * channels, *shard.size)),
+        "positions": TensorSpec(torch.int64, (count,)),
+        "moments": TensorSpec(torch.float64, (2, channels)),
+    }
+    metadata = {"format": FORMAT, "settings": json.dumps(plan.settings)}
+    sums = torch.zeros(2, channels, dtype=torch.float64)
+    batches = np.split(shard.positions, range(plan.batch_size, count, plan.batch_size))
+    device = next(plan.autoencoder.model.parameters()).device
+
+    def read(positions: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(plan.dataset.images([int(i) for i in positions]))
+
+    with TensorWriter(shard.path, specs, metadata) as writer:
+        for positions, images in zip(batches, ordered(read, batches, num_threads), strict=True):
+            latents = plan.autoencoder.encode(images.to(device), plan.input_range).cpu()
+            _check_finite(plan, latents, positions)
+            mean, std = latents.double().chunk(2, dim=1)
+            sums[0] += mean.sum(dim=(0, 2, 3))
+            sums[1] += (mean.square() + std.square()).sum(dim=(0, 2, 3))
+            writer.write(latents)
+            progress(len(positions))
+        writer.write(torch.from_numpy(shard.positions))
+        writer.write(sums / shard.num_pixels)
+
+
+def _check_finite(plan: Plan, latents: Tensor, positions: NDArray[np.int64]) -> None:
+    finite = latents.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        name = plan.dataset.names[int(positions[int(finite.long().argmin())])]
+        raise ValueError(
+            f"latents of {name} in {plan.dataset.name} must be finite, {plan.autoencoder.name} made"
+            " NaN or infinity of it; remove that image, or use another autoencoder"
+        )
+
+
+def _encoder(plan: Plan) -> LatentEncoder:
+    """What the latents turned out to be: a draw has variance var(means) + mean of std**2."""
+    name = plan.autoencoder.name
+    vae = str(Path(name).resolve()) if Path(name).is_dir() else name
+    if plan.convention == "edm2":
+        return dataclasses.replace(EDM2_LATENTS, vae=vae, vae_digest=plan.autoencoder.digest)
+    weights = [shard.num_pixels for shard in plan.shards]
+    mean, square = np.average([_moments(s.path) for s in plan.shards], axis=0, weights=weights)
+    return LatentEncoder(
+        vae=vae,
+        vae_digest=plan.autoencoder.digest,
+        mean=tuple(mean.tolist()),
+        std=tuple(np.sqrt(square - mean**2).tolist()),
+        input_range=plan.input_range,
+    )
+
+
+def _moments(path: Path) -> NDArray[np.float64]:
+    spec = read_header(path).tensors["moments"]
+    with open(path, "rb") as file:
+        file.seek(spec.offset)
+        return np.frombuffer(file.read(spec.nbytes), np.float64).reshape(spec.shape)
+
+
+def _entry(shard: Shard) -> dict[str, Any]:
+    digest = read_header(shard.path).digest
+    return {"count": len(shard.positions), "size": list(shard.size), "digest": digest}

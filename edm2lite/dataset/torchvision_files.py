@@ -1,0 +1,125 @@
+"""CIFAR-10 and MNIST as torchvision leaves them on disk; nothing in these files is executed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Known = tuple[NDArray[np.uint8], NDArray[np.int64], bool]  # images, labels, whether gray
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's function for arrays in pickles
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+def read_torchvision(path: Path, split: str) -> Known | None:
+    """Images [N, H, W] or [N, H, W, 3] and labels of CIFAR-10 or MNIST; None if it is neither.
+
+    Raises:
+        ValueError: It is one of them, but damaged.
+    """
+    if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        return _cifar(path, _tar_members(path), split)
+    if not path.is_dir():
+        return None
+    for folder in (path, path / "cifar-10-batches-py", path / "cifar-10-batches-bin"):
+        batches = {file.name: file.read_bytes for file in folder.glob("*_batch*")}
+        if batches:
+            return _cifar(folder, {name: read() for name, read in batches.items()}, split)
+    for folder in (path, path / "raw", path / "MNIST" / "raw"):
+        if any(folder.glob("*-images-idx3-ubyte*")):
+            return _mnist(folder, split)
+    return None
+
+
+def _cifar(path: Path, files: dict[str, bytes], split: str) -> Known:
+    stems = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    images, labels = [], []
+    for stem in stems:
+        if stem in files:
+            data, label = _cifar_pickle(path / stem, files[stem])
+        elif f"{stem}.bin" in files:
+            raw = np.frombuffer(files[f"{stem}.bin"], np.uint8)
+            if len(raw) % 3073:
+                raise ValueError(
+                    f"{path / stem}.bin must hold rows of 3073 bytes; download it again"
+                )
+            data, label = raw.reshape(-1, 3073)[:, 1:], raw.reshape(-1, 3073)[:, 0].tolist()
+        else:
+            raise ValueError(f"{path} must hold {stem} as CIFAR-10 does; download it again")
+        images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(np.asarray(label, np.int64))
+    return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels), False
+
+
+def _cifar_pickle(path: Path, data: bytes) -> tuple[NDArray[np.uint8], list[int]]:
+    try:
+        content = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+        pixels, labels = content[b"data"], content[b"labels"]
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
+            raise ValueError(f"its data are {pixels.shape} {pixels.dtype}")
+    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+            IndexError) as error:  # fmt: skip
+        raise ValueError(
+            f"{path} must be a batch of CIFAR-10 ({error}); download it again"
+        ) from error
+    return pixels, labels
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Builds arrays and plain values; anything else in the file is an error, and is not run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _ALLOWED[module, name]
+
+
+def _tar_members(path: Path) -> dict[str, bytes]:
+    """Content of the batches in an archive, by their last name; nothing is unpacked to disk."""
+    try:
+        with tarfile.open(path) as archive:
+            members = [m for m in archive.getmembers() if m.isfile() and "_batch" in m.name]
+            return {Path(m.name).name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]  # files have content
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{path} must be CIFAR-10's archive ({error}); download it again"
+        ) from error
+
+
+def _mnist(folder: Path, split: str) -> Known:
+    prefix = "train" if split == "train" else "t10k"
+    images = _idx(folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = _idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels):
+        raise ValueError(f"{folder} must have a label per image; download it again")
+    return images, labels.astype(np.int64), True
+
+
+def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
+    """An IDX file of bytes, plain or gzipped."""
+    plain, packed = folder / name, folder / f"{name}.gz"
+    if not plain.is_file() and not packed.is_file():
+        raise FileNotFoundError(f"there is no {plain}; download MNIST again")
+    try:
+        data = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{packed} is damaged ({error}); download it again") from error
+    start = 4 + 4 * ndim
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim)]
+    if data[:4] != bytes([0, 0, 8, ndim]) or len(data) != start + math.prod(shape):
+        raise ValueError(f"{folder / name} must be an IDX file of bytes; download it again")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -76,7 +76,9 @@ class Folder:
             raise ValueError(
                 f"{folder} is a symbolic link to a folder that it lies in; remove that link"
             )
-        for entry in os.scandir(folder):
+        with os.scandir(folder) as found:
+            entries = list(found)
+        for entry in entries:
             if entry.name.startswith("."):
                 continue  # hidden: thumbnails, partial files, version control
             try:

@@ -31,7 +31,7 @@ def open_images(files: Files, names: Sequence[str], table: Labels | None) -> Ima
 
     def read(index: int) -> NDArray[np.uint8]:
         image = _read(files, names[index])
-        expected = shape if sizes is None else (shape[0], *sizes[index])
+        expected = shape if sizes is None else (shape[0], *sizes[index].tolist())
         if image.shape != expected:
             raise ValueError(
                 f"all images in {origin} must be of one size, {names[index]} is {image.shape} where"

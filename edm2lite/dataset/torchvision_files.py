@@ -16,12 +16,19 @@ from numpy.typing import NDArray
 
 Known = tuple[NDArray[np.uint8], NDArray[np.int64], bool]  # images, labels, whether gray
 
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in old pickles."""
+    return text.encode("latin1")
+
+
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's function for arrays in pickles
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
 }
 
 

@@ -50,3 +50,9 @@ def count_macs(config: PrecondConfig, height: int | None = None, width: int | No
     counts = counter.get_flop_counts()["Global"]
     convolution = counts.get(torch.ops.aten.convolution, 0) // 2
     return Macs(convolution, counter.get_total_flops() // 2 - convolution)
+
+
+def num_parameters(config: PrecondConfig) -> int:
+    """Parameters of a network, the uncertainty head included; it is built without memory."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Precond(config).parameters())

@@ -1,0 +1,117 @@
+"""Magnitudes: what the meter reads, and that the network keeps to the regime of the design."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from edm2lite.training.config import load_config
+from edm2lite.training.trainer import Trainer
+from torch import nn
+
+from edm2lite.layers import MPConv, mp_weights, normalize_weights_
+from edm2lite.magnitudes import Meter, by_bucket, copies, relative_updates
+from edm2lite.precond import Precond
+from edm2lite.unet import Block
+
+
+class Pair(nn.Module):
+    """A user's block of our layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = MPConv(4, 8, (1, 1)), MPConv(8, 8, (3, 3))
+
+    def forward(self, x):
+        return 3 * self.second(self.first(x), gain=torch.tensor(-0.5))
+
+
+def test_meter_reads_what_numpy_computes_over_any_batches():
+    net, x = Pair(), torch.randn(6, 4, 4, 8)
+    kept = []
+    net.second.register_forward_hook(lambda m, args, out: kept.append(out.detach().numpy()))
+    with Meter(net) as meter:
+        net(x[:4])
+        net(x[4:])
+    net(x * 100)  # after the block: not measured
+    rms = np.sqrt(np.mean(np.concatenate(kept[:2]) ** 2, axis=(2, 3))).mean(0)
+    block, first, second = meter.magnitudes()
+    assert (block.name, block.is_block, block.resolution) == ("", True, "4x8")
+    assert (first.name, second.name, second.expected) == ("first", "second", 0.5)
+    assert second.activation == pytest.approx(rms.mean(), rel=1e-5)
+    assert second.largest == pytest.approx(rms.max(), rel=1e-5)
+    assert block.activation == pytest.approx(3 * rms.mean(), rel=1e-5)
+    assert second.weight == pytest.approx(net.second.weight.square().mean().sqrt().item())
+
+
+def test_vectors_are_measured_over_samples():
+    net, x = nn.Sequential(MPConv(4, 8)), torch.randn(5000, 4)
+    with Meter(net) as meter:
+        y = net(x)
+    layer = meter.magnitudes()[-1]
+    assert layer.resolution == ""
+    assert layer.activation == pytest.approx(y.square().mean(0).sqrt().mean().item(), rel=1e-4)
+
+
+def test_layers_out_of_the_regime_are_flagged_and_closed_gains_are_not():
+    net = nn.Sequential(MPConv(16, 16), MPConv(16, 16), MPConv(16, 16))
+    with torch.no_grad():
+        net[1].weight.mul_(5)  # a stored length that forced weight norm would not leave
+    with Meter(net) as meter:
+        x = net[1](net[0](torch.randn(500, 16)))
+        net[2](x, gain=torch.zeros(1))
+        net[0](x * float("nan"))
+    flagged = {m.name: m.leaves_regime(2.0) for m in meter.magnitudes()}
+    assert flagged == {"0": True, "1": True, "2": False}
+
+
+def test_relative_updates_are_rms_change_over_rms():
+    net = nn.Sequential(MPConv(16, 16))
+    before = copies(net)
+    with torch.no_grad():
+        net[0].weight.add_(0.01 * torch.sign(net[0].weight))
+    rms = before["0"].square().mean().sqrt().item()
+    assert relative_updates(net, before) == {"0": pytest.approx(0.01 / rms, rel=1e-3)}
+
+
+def test_buckets_are_sides_and_resolutions():
+    net = Precond(load_config("digits").net)
+    with Meter(net) as meter, torch.no_grad():
+        net(torch.randn(2, 1, 8, 8), 1.0)
+    buckets = by_bucket(meter.magnitudes())
+    assert list(buckets) == ["enc 8x8", "enc 4x4", "dec 4x4", "dec 8x8"]
+    assert all(0 < b["mean"] <= b["max"] for b in buckets.values())
+
+
+def alone(block, embedding):
+    """Output magnitude of a block for white noise, away from the zero padding of convolutions.
+
+    The two things that are meant to change it are at rest: the modulation, which scales by
+    1 + gain * emb, and attention, which averages over pixels (white noise then shrinks: to 0.92 of
+    the block's output at most, as the attention branch carries 0.155 of its energy).
+    """
+    plain = copy.deepcopy(block)
+    plain.attn_qkv = plain.attn_proj = None
+    width = (block.conv_res1 if block.conv_skip is None else block.conv_skip).weight.shape[1]
+    with torch.no_grad():
+        y = plain(torch.randn(128, width, 16, 16), torch.zeros(128, embedding))
+    return y[..., 2:-2, 2:-2].square().mean().sqrt().item()
+
+
+@pytest.mark.slow
+def test_blocks_keep_magnitude_one_at_initialisation_and_after_200_steps(tmp_path):
+    trainer = Trainer(load_config("digits"), tmp_path / "run", torch.device("cpu"))
+    net = trainer.net
+    blocks = {n: m for n, m in net.named_modules() if isinstance(m, Block)}
+    for steps in (0, 200):
+        while trainer.nimg < 64 * steps:
+            trainer.train_step()
+            trainer.nimg += 64
+            normalize_weights_(net)
+        for name, block in blocks.items():
+            assert alone(block, net.config.unet.emb_channels) == pytest.approx(1, abs=0.05), name
+        for weight in mp_weights(net):
+            rms = weight.flatten(1).square().mean(1).sqrt()
+            torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-6, rtol=0)
+    assert net.unet.out_gain.item() != 0
+    trainer.batches.close()

@@ -1,0 +1,111 @@
+"""``edm2lite magnitudes``: whether a network keeps to magnitude 1, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ._cli import table, user_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edm2lite.magnitudes import Magnitude
+    from edm2lite.models import Model
+
+_PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--data", help="Data set to measure with. [default: white noise]")
+@click.option("--num", default=256, show_default=True, help="Images to measure with.")
+@click.option("--limit", default=4.0, show_default=True, help="Flag what is off by this factor.")
+@click.option("--all", "every", is_flag=True, help="Show every layer, not blocks alone.")
+@click.option("--out", type=_PATH, help="PNG to draw into.")
+@click.option("--flops", is_flag=True, help="Parameters and multiply-accumulates instead.")
+@user_errors
+def main(
+    model: str | None,
+    data: str | None,
+    num: int,
+    limit: float,
+    every: bool,
+    out: Path | None,
+    flops: bool,
+) -> None:
+    """Measure activations and weights of MODEL, layer by layer, against 1.
+
+    The magnitude of an activation is the RMS of each feature over pixels, averaged over images and
+    features. Stored weights have RMS 1 in training; averages of them are a little shorter. If MODEL
+    is a run that logged magnitudes (magnitudes_nimg), the last relative updates are shown, and the
+    plot shows all of training. With --flops and no MODEL: the cost of every shipped configuration.
+
+    \b
+    Examples:
+      edm2lite magnitudes runs/digits --data digits --out magnitudes.png
+      edm2lite magnitudes --flops
+    """
+    if flops:
+        from ._cost import cost_table
+
+        click.echo(cost_table(model))
+        return
+    if model is None:
+        raise click.UsageError("give a MODEL to measure, or --flops for the cost of all presets")
+    if num < 1 or not limit > 1:
+        raise ValueError(f"--num must be at least 1 and --limit above 1, got {num} and {limit}")
+    from edm2lite.magnitudes import measure_denoiser, read_log
+    from edm2lite.models import load
+
+    loaded = load(model)
+    layers = measure_denoiser(loaded.net, *_images(loaded, data, num))
+    log = read_log(Path(model) / "magnitudes.jsonl") if Path(model).is_dir() else []
+    updates = {m.name: m.update for m in log[-1][1]} if log else {}
+    flagged = [m for m in layers if m.leaves_regime(limit)]
+    shown = [m for m in layers if every or m.is_block or m in flagged]
+    click.echo(_table(shown, updates, limit))
+    verdict = f"{len(flagged)} of {len(layers)} layers and blocks are off by more than {limit:g}x"
+    click.echo(verdict + (": " + ", ".join(m.name for m in flagged[:5]) if flagged else ""))
+    if out is not None:
+        from edm2lite.plots import plot_magnitudes
+
+        plot_magnitudes(out, layers, log)
+        click.echo(str(out))
+
+
+def _table(layers: list[Magnitude], updates: dict[str, float | None], limit: float) -> str:
+    columns = {"layer": "", "output": "", "expected": ".3f", "activation": ".3f", "largest": ".3f"}
+    rows = []
+    for m in layers:
+        update = updates.get(m.name)
+        rows.append(
+            [m.name, m.resolution or "vector", m.expected, m.activation, m.largest]
+            + ["" if m.weight is None else f"{m.weight:.4f}"]
+            + ["" if update is None else f"{update:.1e}"]
+            + ["off" if m.leaves_regime(limit) else ""]
+        )
+    return table({**columns, "weight": "", "update": "", "": ""}, rows)
+
+
+def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Tensor | None]:
+    """[N, C, H, W] of standard deviation sigma_data, and classes or None."""
+    import torch
+
+    from edm2lite.dataset import open_dataset
+
+    config = model.net.config
+    unet = config.unet
+    if data is None:
+        shape = (num, unet.img_channels, unet.img_resolution, unet.img_resolution)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        labels = torch.arange(num) % unet.label_dim if unet.label_dim else None
+        return noise * config.sigma_data, labels
+    dataset = open_dataset(data)
+    rows = range(0, len(dataset), max(1, len(dataset) // num))[:num]
+    labels = None
+    if unet.label_dim and dataset.labels is not None:
+        labels = torch.from_numpy(dataset.labels[list(rows)])
+    return model.encoder.encode(torch.from_numpy(dataset.images(rows))), labels

@@ -172,7 +172,8 @@ def test_reconstruction_usage_errors(run_dir, tmp_path):
 def test_training_explains_mistakes(run_dir, tmp_path):
     out = ("--out", tmp_path / "x")
     assert "nearest known one is seed" in fail(training, "digits", *out, "--set", "sed=1")
-    assert "one of digits" in fail(training, "nothing", *out)
+    assert "one of cifar10, digits" in fail(training, "nothing", *out)
+    assert "data must be given" in fail(training, "cifar10", *out)
     line = fail(training, "digits", "--out", run_dir)
     assert "belongs to a run of another configuration" in line
     assert not (tmp_path / "x").exists()
@@ -364,3 +365,26 @@ def test_demo_interrupted_and_started_again_ends_with_the_same_files(tmp_path):
     assert not different
     text = (broken / "report.md").read_text()
     assert text == (whole / "report.md").read_text()
+
+
+def test_magnitudes_of_a_run_are_listed_and_drawn(run_dir, tmp_path):
+    picture = tmp_path / "m.png"
+    output = succeed(
+        edm2lite, "magnitudes", run_dir, "--data", "digits", "--num", 32, "--out", picture
+    )
+    rows = [line.split() for line in output.splitlines() if "block" in line.split()[0]]
+    assert [r[0] for r in rows][:2] == ["unet.enc.8x8_block0", "unet.enc.4x4_block0"]
+    assert all(0.1 < float(r[3]) < 10 for r in rows)
+    assert "layers and blocks are off by more than 4x" in output
+    assert Image.open(picture).size[0] > 500
+    every = succeed(edm2lite, "magnitudes", run_dir, "--num", 8, "--all", "--limit", 1.01)
+    assert "unet.emb_noise" in every and " off" in every
+    assert "give a MODEL" in fail(edm2lite, "magnitudes", code=2)
+    assert "--limit above 1" in fail(edm2lite, "magnitudes", run_dir, "--limit", 1)
+
+
+def test_cost_of_presets_and_of_a_model(run_dir):
+    output = succeed(edm2lite, "magnitudes", "--flops")
+    line = next(line for line in output.splitlines() if line.startswith("edm2-img512-s "))
+    assert line.split()[1:] == ["280.213", "100.23", "0.593", "100.82"]
+    assert len(succeed(edm2lite, "magnitudes", run_dir, "--flops").splitlines()) == 2

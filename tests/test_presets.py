@@ -61,7 +61,7 @@ def test_parameter_counts_are_the_published_ones(name):
 def test_unconditional_presets_are_the_conditional_ones_without_classes(name, millions):
     unconditional = load(f"edm2-img512-{name}-uncond")
     assert unconditional == load(f"edm2-img512-{name}", "net.unet.label_dim=0")
-    assert num_parameters(unconditional.net) / 1e6 == pytest.approx(millions, abs=0.0051)
+    assert num_parameters(unconditional.net) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 @pytest.mark.parametrize("name", TABLE)

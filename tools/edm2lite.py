@@ -14,4 +14,41 @@ COMMANDS = {
     "evaluate": "Feature statistics and Fréchet distance.",
     "plan": "Which averages to store, how often and in which type, before training.",
     "import": "Snapshots of other tools (ema-pytorch) as snapshots of ours.",
+    "dataset": "From a folder of images to batches: convert, encode, info, verify, preview.",
     "magnitudes": "Activations, weights and updates of a network against 1; its cost.",
+    "snapshots": "What a run has saved, what is wrong with it, and what can go.",
+    "classifier": "Train the digit classifier that the demo measures with.",
+}
+_MODULES = {"import": "import_run"}  # where the name of a command is a keyword
+
+
+class _Lazy(click.Group):
+    """Imports ``edm2lite.tools.<name>`` when the sub-command runs, so that --help is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}").main
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy)
+@click.version_option(edm2lite.__version__, prog_name="edm2lite")
+def main() -> None:
+    """Magnitude-preserving diffusion models (EDM2) and post-hoc EMA.
+
+    \b
+    Training:        python -m edm2lite.training CONFIG --out RUN
+    Reconstruction:  reconstruct_ema RUN --sigma-rel 0.05,0.10 --out DIR
+    Sweep:           sweep_ema RUN --sigma-rel 0.02:0.25:0.01 --ref STATS
+    """
+
+
+if __name__ == "__main__":
+    main()

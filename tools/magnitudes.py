@@ -108,4 +108,6 @@ def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Tensor | 
     labels = None
     if unet.label_dim and dataset.labels is not None:
         labels = torch.from_numpy(dataset.labels[list(rows)])
-    return model.encoder.encode(torch.from_numpy(dataset.images(rows))), labels
+    raw = torch.from_numpy(dataset.images(rows))
+    drawn = torch.randn(len(rows), *dataset.image_shape, generator=torch.Generator().manual_seed(1))
+    return model.encoder.encode(raw, drawn), labels

@@ -376,7 +376,8 @@ def test_magnitudes_of_a_run_are_listed_and_drawn(run_dir, tmp_path):
     assert [r[0] for r in rows][:2] == ["unet.enc.8x8_block0", "unet.enc.4x4_block0"]
     assert all(0.1 < float(r[3]) < 10 for r in rows)
     assert "layers and blocks are off by more than 4x" in output
-    assert Image.open(picture).size[0] > 500
+    with Image.open(picture) as image:
+        assert image.size[0] > 500
     every = succeed(edm2lite, "magnitudes", run_dir, "--num", 8, "--all", "--limit", 1.01)
     assert "unet.emb_noise" in every and " off" in every
     assert "give a MODEL" in fail(edm2lite, "magnitudes", code=2)

@@ -15,6 +15,7 @@ from edm2lite.ema.targets import Reconstruction
 from edm2lite.fidelity import Extractor, FeatureStats, feature_stats, frechet_distance
 from edm2lite.generate import Generator
 from edm2lite.models import Model, from_reconstruction, load
+from edm2lite.settings import Sampling
 from edm2lite.sweep import Point
 
 _HELD_BYTES = 4 * 2**30
@@ -75,7 +76,7 @@ class Measurer:
             model,
             range(self.num),
             [seed % label_dim for seed in range(self.num)] if label_dim else None,
-            num_steps=self.num_steps,
+            sampling=Sampling(num_steps=self.num_steps),
             batch_size=self.batch,
             device=self.device,
         )

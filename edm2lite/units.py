@@ -73,6 +73,23 @@ def parse_range(text: str) -> tuple[float, float]:
     return low, high
 
 
+def parse_interval(text: str) -> tuple[str, float, float]:
+    """``0.28,2.90`` -> ("levels", 0.28, 2.9); ``15-21`` -> ("steps", 15, 21).
+
+    Raises:
+        ValueError: Neither.
+    """
+    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        return "steps", int(match[1]), int(match[2])
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"{text!r} must be two noise levels, as in 0.28,2.90, or steps, as in 15-21"
+        ) from None
+    return "levels", low, high
+
+
 def parse_seeds(text: str) -> list[int]:
     """``0-9`` or ``1,2,5-7`` -> the seeds, in the order given.
 

@@ -15,9 +15,7 @@ from edm2lite.tools.edm2lite import main as edm2lite
 from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
 from edm2lite.tools.sweep_ema import main as sweep_ema
 from edm2lite.training.__main__ import main as training
-from PIL import Image
 
-from edm2lite.dataset import open_dataset
 from edm2lite.tensorfile import read_header
 
 
@@ -207,57 +205,6 @@ def test_sweep_fills_its_ledger_once(run_dir, reference, tmp_path, monkeypatch):
     picture = (tmp_path / "sweep.png").read_bytes()
     succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1,0.2", *common)
     assert (tmp_path / "sweep.png").read_bytes() == picture
-
-
-def test_generated_images_depend_on_their_seed_alone(run_dir, tmp_path):
-    common = ("--steps", 3, "--class", "all")
-    model = f"{run_dir}@sigma_rel=0.1"
-    succeed(edm2lite, "generate", model, "--seeds", "0-9", "--out", tmp_path / "a", *common)
-    succeed(edm2lite, "generate", model, "--seeds", "7,3", "--out", tmp_path / "b", *common)
-    for seed in (3, 7):
-        a, b = (
-            open_dataset(tmp_path / d).read(index).astype(int)
-            for d, index in (("a", seed), ("b", [3, 7].index(seed)))
-        )
-        assert abs(a - b).max() <= 1  # batches of other sizes may round otherwise
-    dataset = open_dataset(tmp_path / "a")
-    assert dataset.labels.tolist() == list(range(10)) and dataset.image_shape == (1, 8, 8)
-
-
-def test_generation_continues_and_refuses_other_settings(run_dir, tmp_path):
-    model, out = f"{run_dir}@sigma_rel=0.1", tmp_path / "a"
-    common = ("generate", model, "--out", out, "--class", 3)
-    succeed(edm2lite, *common, "--seeds", "0-4", "--steps", 2)
-    times = {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
-    succeed(edm2lite, *common, "--seeds", "0-6", "--steps", 2)
-    assert len(list(out.rglob("*.png"))) == 7
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
-    assert "other steps" in fail(edm2lite, *common, "--seeds", "0-6", "--steps", 3)
-    assert "as class 3" in fail(
-        edm2lite, "generate", model, "--out", out, "--class", 4, "--seeds", 0, "--steps", 2
-    )
-
-
-def test_generation_draws_a_row_per_model(run_dir, tmp_path):
-    models = [str(run_dir), f"{run_dir}@sigma_rel=0.05", f"{run_dir}@sigma_rel=0.1"]
-    grid = tmp_path / "grid.png"
-    succeed(
-        edm2lite, "generate", *models, "--seeds", "0-3", "--class", "all", "--steps", 2,
-        "--out", tmp_path / "images", "--grid", grid,
-    )  # fmt: skip
-    assert len(list((tmp_path / "images").iterdir())) == 3
-    with Image.open(grid) as picture:
-        assert picture.size[0] > picture.size[1]
-
-
-def test_generation_explains_mistakes(run_dir, tmp_path):
-    out = ("--out", tmp_path / "x", "--seeds", "0")
-    assert "0 to 9" in fail(edm2lite, "generate", run_dir, "--class", 10, *out)
-    assert "number or all" in fail(edm2lite, "generate", run_dir, "--class", "cat", *out)
-    assert "no model at" in fail(edm2lite, "generate", tmp_path / "nothing", *out)
-    assert "seed or a range" in fail(
-        edm2lite, "generate", run_dir, "--out", tmp_path / "x", "--seeds", "9-1", code=2
-    )
 
 
 def test_distance_of_a_folder(run_dir, reference, tmp_path):

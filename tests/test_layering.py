@@ -46,6 +46,8 @@ ALLOWED = {
     "edm2lite.layers": [],
     "edm2lite.unet": ["edm2lite.layers"],
     "edm2lite.sampling": [],
+    "edm2lite.guidance": ["edm2lite.sampling"],
+    "edm2lite.threads": [],
     "edm2lite.seeding": [],
     "edm2lite.units": [],
 }

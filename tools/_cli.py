@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 import click
 from tqdm import tqdm
 
-from edm2lite.units import parse_count, parse_floats, parse_params, parse_range, parse_seeds
+from edm2lite.units import (
+    parse_count,
+    parse_floats,
+    parse_interval,
+    parse_params,
+    parse_range,
+    parse_seeds,
+)
 
 T = TypeVar("T")
 
@@ -39,6 +46,7 @@ def _count(text: str) -> int:
 
 COUNT = _Parsed("count", _count)
 FLOATS = _Parsed("list", parse_floats)
+INTERVAL = _Parsed("low,high|first-last", parse_interval)
 PARAMS = _Parsed("params", parse_params)
 RANGE = _Parsed("low:high", parse_range)
 SEEDS = _Parsed("seeds", parse_seeds)

@@ -2,113 +2,133 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import click
 
-from ._cli import SEEDS, progress, user_errors
-
-if TYPE_CHECKING:
-    from edm2lite.models import Model
+from ._cli import SEEDS, user_errors
+from ._generation import classes_from, draw, fill, folder_name, list_recipes
+from ._sampling import from_recipe, sampling_options, take_sampling
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option(
-    "--seeds",
-    type=SEEDS,
-    default="0-63",
-    show_default=True,
-    help="One image per seed, e.g. 0-49999.",
+    "--seeds", type=SEEDS, default="0-63", show_default=True, help="One image each, e.g. 0-49999."
 )
 @click.option(
     "--class",
     "classes",
-    default=None,
     metavar="N|all",
     help="Class of every image, or all classes in turn. [default: drawn from the seed]",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=32, show_default=True, help="Steps of the sampler."
+    "--guide",
+    metavar="MODEL",
+    help="Weaker model to guide away from, or `unlabelled`: MODEL without its classes, if it was"
+    " trained so. With --guidance.",
+)
+@sampling_options
+@click.option("--recipe", metavar="NAME", help="A published setting, in place of MODEL and guide.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of the weights that --recipe asks for.",
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."
+    "--list-recipes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=list_recipes,
+    help="Print all recipes and exit.",
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Images at a time on a GPU; a CPU has its own number.",
+)
+@click.option("--compile", is_flag=True, help="Let torch.compile make kernels first.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     required=True,
-    help="Folder for the images; with several models, one sub-folder each.",
+    metavar="DIR|ZIP",
+    help="For the images; with several models, a folder with one sub-folder each.",
 )
 @click.option(
     "--grid",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also draw all images in one picture, a row per model.",
+    help="Also draw all images in one picture; with several models, a row per model.",
 )
 @user_errors
 def main(
     models: tuple[str, ...],
     seeds: list[int],
     classes: str | None,
-    steps: int,
+    guide: str | None,
+    recipe: str | None,
+    weights: Path | None,
     batch: int,
+    compile: bool,
     out: Path,
     grid: Path | None,
+    **options: Any,
 ) -> None:
     """Generate images from each MODEL: a file, a run, or an average of any length of a run.
 
     The image of a seed does not depend on the other seeds. Images that are there are kept, so the
-    same command continues after an interruption.
+    same command continues after an interruption; under torchrun, processes share the seeds.
 
     \b
     Examples:
       edm2lite generate runs/digits@sigma_rel=0.13 --seeds 0-999 --class all --out images
-      edm2lite generate runs/a/ema/*.safetensors --seeds 0-9 --out images --grid grid.png
-    """
-    from edm2lite import plots
+      edm2lite generate runs/a@sigma_rel=0.07 --guide runs/xs@sigma_rel=0.12,nimg=128Mi \\
+        --guidance 2.1 --seeds 0-49999 --out images.zip
+      torchrun --nproc_per_node=8 -m edm2lite.tools.generate --recipe edm2-img512-s-autog-fid \\
+        --weights weights --seeds 0-49999 --dtype bfloat16 --compile --out images.zip
+    """  # fmt: skip
+    import torch
+
+    from edm2lite.generate import Generator
     from edm2lite.image_folder import ImageFolder
-    from edm2lite.models import load
+    from edm2lite.models import Model, load
 
-    folders: list[tuple[Model, ImageFolder]] = []
-    for name in models:
-        model = load(name)
-        folder = ImageFolder(out if len(models) == 1 else out / _folder_name(model))
-        if any(folder.path == other.path for _, other in folders):
-            raise ValueError(f"models must have different names, {folder.path.name} comes twice")
-        folder.open(model, seeds, _classes(classes, seeds, model), steps)
-        folders.append((model, folder))
-    total = sum(len(folder.missing) for _, folder in folders)
-    with progress(total=total, desc="generate", unit="img", disable=not total) as bar:
-        for model, folder in folders:
-            folder.fill(model, batch, bar)
-    click.echo(f"{len(seeds) * len(models)} images in {out}")
-    if grid is not None:
-        columns = [str(c) for c in folders[0][1].classes or seeds]
-        rows = [folder.images() for _, folder in folders]
-        plots.image_grid(grid, rows, [_row_name(model) for model, _ in folders], columns)
-        click.echo(f"{grid}")
-
-
-def _classes(text: str | None, seeds: list[int], model: Model) -> list[int] | None:
-    label_dim = model.net.config.unet.label_dim
-    if text is None:
-        return None
-    if text == "all" and label_dim:
-        return [seed % label_dim for seed in seeds]
-    if not text.isdigit():
-        raise ValueError(f"--class must be a number or all, got {text!r} for {label_dim} classes")
-    return [int(text)] * len(seeds)
-
-
-def _folder_name(model: Model) -> str:
-    """``last`` for a run, the stem of a file, ``sigma_rel=0.1`` for an average of a run."""
-    path = Path(model.name)
-    if path.is_dir():
-        return "last"
-    return path.stem if path.is_file() else model.name.partition("@")[2]
+    if (recipe is None) != bool(models) or (recipe is None) != (weights is None):
+        raise click.UsageError("give either MODEL, or --recipe with --weights")
+    if (guide is None) != (options["guidance"] is None):
+        raise click.UsageError("--guide and --guidance go together")
+    sampling = take_sampling(options)
+    if recipe is not None and weights is not None:
+        models, guide, sampling = from_recipe(recipe, weights, sampling)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else "cpu"
+    other: Model | Literal["unlabelled"] | None = None
+    if guide is not None:
+        other = "unlabelled" if guide == "unlabelled" else load(guide)
+    generators = [
+        Generator(
+            model, seeds, classes_from(classes, seeds, model), sampling, other, batch,
+            torch.device(device), compile,
+        )
+        for model in map(load, models)
+    ]  # fmt: skip
+    names = [folder_name(generator.model) for generator in generators]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models must have different names, got {', '.join(names)}")
+    folders = [ImageFolder(out if len(names) == 1 else out / name) for name in names]
+    fill(generators, folders)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"{len(seeds) * len(models)} images in {out}")
+        if grid is not None:
+            draw(grid, generators, folders)
+            click.echo(f"{grid}")
 
 
-def _row_name(model: Model) -> str:
-    sigma_rel = model.metadata.get("sigma_rel")
-    return "raw" if sigma_rel is None else f"{100 * float(sigma_rel):g} %"
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What ``edm2lite generate`` does once it knows what is asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from ._cli import progress, table
+
+if TYPE_CHECKING:
+    from edm2lite.generate import Generator
+    from edm2lite.image_folder import ImageFolder
+    from edm2lite.models import Model
+
+
+def list_recipes(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked:
+        from edm2lite.recipes import RECIPES
+
+        kinds = {"recipe": "", "model": "", "guide": "", "weight": "g", "metric": "", "paper": "g"}
+        rows = [
+            [n, r.model, r.guide or "", r.guidance, r.metric, r.value] for n, r in RECIPES.items()
+        ]
+        click.echo(table(kinds, rows))
+        ctx.exit()
+
+
+def fill(generators: list[Generator], folders: list[ImageFolder]) -> None:
+    """Generate what is missing: this process its share, the first one then waits for the others."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    missing = [
+        folder.open(generator.settings, generator.seeds, generator.labels)
+        for generator, folder in zip(generators, folders, strict=True)
+    ]
+    total = sum(map(len, missing))
+    with progress(total=total, desc="generate", unit="img", disable=rank > 0 or not total) as bar:
+        for generator, folder, places in zip(generators, folders, missing, strict=True):
+            # shares are of all seeds: processes do not begin at the same time, nor see the same gaps
+            for batch in generator.part([i for i in places if i % world == rank]):
+                folder.write(batch)
+                bar.update(len(batch.seeds))
+            if rank == 0:
+                folder.wait([generator.seeds[i] for i in places if i % world], bar.update)
+                folder.finish()
+
+
+def draw(path: Path, generators: list[Generator], folders: list[ImageFolder]) -> None:
+    from edm2lite import plots
+    from edm2lite.image_folder import mosaic, save_png
+
+    rows = [f.images(g.seeds) for g, f in zip(generators, folders, strict=True)]
+    first = generators[0]
+    if len(rows) > 1:
+        names = [_row_name(generator.model) for generator in generators]
+        plots.image_grid(
+            path,
+            [np.stack(row) for row in rows],
+            names,
+            [str(c) for c in first.classes or first.seeds],
+        )
+        return
+    num = first.model.net.config.unet.label_dim
+    in_turn = first.classes is not None and 2 <= num <= 32 and len(set(first.classes)) > 1
+    save_png(path, mosaic(rows[0], num if in_turn else math.ceil(math.sqrt(len(rows[0])))))
+
+
+def classes_from(text: str | None, seeds: list[int], model: Model) -> list[int] | None:
+    label_dim = model.net.config.unet.label_dim
+    if text is None:
+        return None
+    if text == "all" and label_dim:
+        return [seed % label_dim for seed in seeds]
+    if not text.isdigit():
+        raise ValueError(f"--class must be a number or all, got {text!r} for {label_dim} classes")
+    return [int(text)] * len(seeds)
+
+
+def folder_name(model: Model) -> str:
+    """``last`` for a run, the stem of a file, ``sigma_rel=0.1`` for an average of a run."""
+    path = Path(model.name)
+    if path.is_dir():
+        return "last"
+    return path.stem if path.is_file() else model.name.partition("@")[2]
+
+
+def _row_name(model: Model) -> str:
+    sigma_rel = model.metadata.get("sigma_rel")
+    return "raw" if sigma_rel is None else f"{100 * float(sigma_rel):g} %"

@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
 DEMO = [*METRICS, "scikit-learn>=1.3"]
+LATENTS = ["diffusers>=0.30"]
 
 setup(
     name="edm2lite",
@@ -42,11 +43,12 @@ setup(
     extras_require={
         "metrics": METRICS,
         "demo": DEMO,
-        "latents": ["diffusers>=0.30"],
+        "latents": LATENTS,
         "tensorboard": ["tensorboard>=2.14"],
         "hub": ["huggingface-hub>=0.23"],
         "test": [
             *DEMO,
+            *LATENTS,
             "ema-pytorch>=0.8",
             "mpmath>=1.3",
             "pytest>=8.0",

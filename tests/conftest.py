@@ -7,6 +7,7 @@ import torch
 from edm2lite.training.config import RunConfig, load_config
 from edm2lite.training.trainer import Trainer
 
+pytest_plugins = ["data.fixtures"]
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start; tensors here are tiny
 torch.set_num_threads(1)
 

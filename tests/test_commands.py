@@ -15,6 +15,7 @@ from edm2lite.tools.edm2lite import main as edm2lite
 from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
 from edm2lite.tools.sweep_ema import main as sweep_ema
 from edm2lite.training.__main__ import main as training
+from PIL import Image
 
 from edm2lite.tensorfile import read_header
 

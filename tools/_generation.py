@@ -40,7 +40,7 @@ def fill(generators: list[Generator], folders: list[ImageFolder]) -> None:
     total = sum(map(len, missing))
     with progress(total=total, desc="generate", unit="img", disable=rank > 0 or not total) as bar:
         for generator, folder, places in zip(generators, folders, missing, strict=True):
-            # shares are of all seeds: processes do not begin at the same time, nor see the same gaps
+            # shares are of all seeds: processes need not begin together or see the same gaps
             for batch in generator.part([i for i in places if i % world == rank]):
                 folder.write(batch)
                 bar.update(len(batch.seeds))

@@ -34,6 +34,7 @@ from edm2lite.tensorfile import Header, load_tensors, read_header, replacing, sa
 FORMAT = "edm2lite.latents/1"
 INDEX = "latents.json"
 LABELS = "labels.safetensors"
+AROUND = 2**16  # what Linux maps on either side of a page that is read
 OPEN_MAPS = 512  # each holds a file descriptor; the usual limit is 1024
 
 
@@ -140,8 +141,9 @@ class _Map:
         begin = self._offset + index * self._stride
         values = np.frombuffer(self._map, np.float32, self._stride // 4, begin).reshape(self._shape)
         copy = values.copy()
-        page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, page, begin + self._stride - page)
+        first = max(0, begin - AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = min(begin + self._stride + AROUND, len(self._map))
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
         return copy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 
 DECODE_BATCH = 8
 """Latents decoded at a time: at 512x512 pixels the activations of one image take about 1 GiB."""
+
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,21 @@ class Autoencoder:
         return images.to(torch.uint8)
 
 
-@lru_cache(maxsize=2)
 def load_autoencoder(name: str, device: str) -> Autoencoder:
     """The autoencoder in a folder (its own, or that of a pipeline) or of that name on the hub.
 
-    Only safetensors weights are read. The last two are kept loaded.
+    Only safetensors weights are read. The last two are kept loaded, for all threads.
 
     Raises:
         ValueError: There is none, or it is damaged.
         ImportError: diffusers is not installed.
     """
+    with _LOADING:
+        return _load(name, device)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, device: str) -> Autoencoder:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:

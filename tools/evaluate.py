@@ -89,6 +89,8 @@ def _measure(source: str, extractor: str, weights: Path | None) -> FeatureStats:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = open_dataset(source)
+    if dataset.encoder is not None:
+        raise ValueError(f"{source} holds latents; give the images that they were made of")
     opened = open_extractor(extractor, weights, device)
     return feature_stats(_batches(dataset), opened, source)
 

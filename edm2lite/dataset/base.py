@@ -67,6 +67,12 @@ class ImageDataset:
         """What is stored of several images of one size, [N, ...].
 
         Raises:
-            ValueError: A file is damaged or differs in size from the first one.
+            ValueError: A file is damaged, or the images differ in size.
         """
-        return np.stack([self.read(int(i)) for i in indices])
+        images = [self.read(int(i)) for i in indices]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(
+                f"{self.name} has images of several sizes, which cannot be used together here;"
+                " bring them to one size by edm2lite dataset convert"
+            )
+        return np.stack(images)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from edm2lite.dataset.base import ImageDataset
-from edm2lite.dataset.parallel import ordered
 from edm2lite.dataset.shards import INDEX, LABELS
 from edm2lite.tensorfile import verify
+from edm2lite.threads import map_in_threads
 
 
 def faults(
@@ -42,7 +42,7 @@ def faults(
             return f"{dataset.names[index]} in {path} has a negative standard deviation"
         return None
 
-    for done, fault in enumerate(ordered(look, range(len(dataset)), num_threads), 1):
+    for done, fault in enumerate(map_in_threads(look, range(len(dataset)), num_threads), 1):
         if fault is not None:
             yield fault
         progress(done, len(dataset))

@@ -15,8 +15,8 @@ from edm2lite.dataset.buckets import MAX_ERROR, Buckets
 from edm2lite.dataset.crop import Transform, cover, kept_area, shorter_side, upright
 from edm2lite.dataset.files import writing
 from edm2lite.dataset.labels import table_text
-from edm2lite.dataset.parallel import ordered
 from edm2lite.dataset.sources import Source
+from edm2lite.threads import map_in_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def convert(
     report = Report()
     rows: list[int] = []
     with writing(dest) as add:
-        for index, done in enumerate(ordered(one, range(len(source.names)), num_threads)):
+        for index, done in enumerate(map_in_threads(one, range(len(source.names)), num_threads)):
             report.count(source.names[index], done)
             for image in _copies(done, conversion.mirror):
                 add(_name(len(rows)), _png(image))

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.dataset.parallel import ordered
 from edm2lite.dataset.plan import Plan, Shard
 from edm2lite.dataset.shards import FORMAT, Index
 from edm2lite.encoders import EDM2_LATENTS, LatentEncoder
 from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
+from edm2lite.threads import map_in_threads
 
 
 def write_shards(
@@ -89,7 +89,9 @@ def _write_shard(
         return torch.from_numpy(plan.dataset.images([int(i) for i in positions]))
 
     with TensorWriter(shard.path, specs, metadata) as writer:
-        for positions, images in zip(batches, ordered(read, batches, num_threads), strict=True):
+        for positions, images in zip(
+            batches, map_in_threads(read, batches, num_threads), strict=True
+        ):
             latents = plan.autoencoder.encode(images.to(device), plan.input_range).cpu()
             _check_finite(plan, latents, positions)
             mean, std = latents.double().chunk(2, dim=1)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Protocol
 
 from edm2lite.tensorfile import replacing
@@ -155,12 +155,10 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
 
 def _lies_inside(info: zipfile.ZipInfo) -> bool:
     """Whether the name of an entry stays below the top on every system and is no link."""
-    name = info.orig_filename
-    windows = PureWindowsPath(name)
+    parts = info.orig_filename.replace("\\", "/").split("/")
     return not (
-        ".." in PurePosixPath(name).parts
-        or ".." in windows.parts
-        or name.startswith(("/", "\\"))
-        or windows.drive
+        ".." in parts
+        or not parts[0]  # an absolute path
+        or parts[0][1:2] == ":"  # a drive
         or stat.S_ISLNK(info.external_attr >> 16)
     )

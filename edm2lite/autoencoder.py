@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +15,8 @@ from torch import Tensor
 
 DECODE_BATCH = 8
 """Latents decoded at a time: at 512x512 pixels the activations of one image take about 1 GiB."""
+MOVED = "EDM2LITE_VAE"
+"""Environment variable: where an autoencoder is whose folder was on another machine."""
 
 _LOADING = threading.Lock()
 
@@ -78,14 +81,27 @@ class Autoencoder:
 def load_autoencoder(name: str, device: str) -> Autoencoder:
     """The autoencoder in a folder (its own, or that of a pipeline) or of that name on the hub.
 
-    Only safetensors weights are read. The last two are kept loaded, for all threads.
+    Only safetensors weights are read. A folder that is not on this machine is looked for where the
+    environment variable EDM2LITE_VAE says. The last two are kept loaded, for all threads.
 
     Raises:
         ValueError: There is none, or it is damaged.
         ImportError: diffusers is not installed.
     """
     with _LOADING:
-        return _load(name, device)
+        return _load(_located(name), device)
+
+
+def _located(name: str) -> str:
+    """``name``, or what the variable says of a folder that is not on this machine."""
+    if not Path(name).is_absolute() or Path(name).is_dir():
+        return name
+    if MOVED not in os.environ:
+        raise ValueError(
+            f"the autoencoder must be in the folder {name}, which is not there; set {MOVED} to the"
+            " folder or hub name where it is now"
+        )
+    return os.environ[MOVED]
 
 
 @lru_cache(maxsize=2)

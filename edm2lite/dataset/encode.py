@@ -89,9 +89,8 @@ def _write_shard(
         return torch.from_numpy(plan.dataset.images([int(i) for i in positions]))
 
     with TensorWriter(shard.path, specs, metadata) as writer:
-        for positions, images in zip(
-            batches, map_in_threads(read, batches, num_threads), strict=True
-        ):
+        loaded = map_in_threads(read, batches, num_threads)
+        for positions, images in zip(batches, loaded, strict=True):
             latents = plan.autoencoder.encode(images.to(device), plan.input_range).cpu()
             _check_finite(plan, latents, positions)
             mean, std = latents.double().chunk(2, dim=1)

@@ -1,5 +1,6 @@
 """Latents in shards: what the autoencoder gives, the same bytes however they are made, checked."""
 
+import dataclasses
 import json
 import shutil
 
@@ -245,6 +246,15 @@ def test_the_vae_of_a_pipeline_is_found(vae, tmp_path):
     found = load_autoencoder(str(tmp_path / "pipeline"), "cpu")
     assert (found.factor, found.channels) == (4, 4)
     assert found.digest == load_autoencoder(str(vae), "cpu").digest
+
+
+def test_an_autoencoder_may_have_moved(latents, vae, tmp_path, monkeypatch):
+    moved = dataclasses.replace(open_dataset(latents).encoder, vae="/nowhere/vae")
+    with pytest.raises(ValueError, match="/nowhere/vae, which is not there; set EDM2LITE_VAE"):
+        moved.decode(torch.zeros(1, 4, 8, 8))
+    monkeypatch.setenv("EDM2LITE_VAE", str(vae))
+    expected = open_dataset(latents).encoder.decode(torch.zeros(1, 4, 8, 8))
+    assert moved.decode(torch.zeros(1, 4, 8, 8)).equal(expected)
 
 
 def test_other_weights_do_not_decode(latents, vae, tmp_path):

@@ -183,10 +183,13 @@ class BatchSource:
         for i in chunk:
             position = int(batch.indices[i])
             image = self.dataset.read(int(rows[i]))
-            drop, flip = rng(self.seed, position, Purpose.AUGMENTATION).random(2)
-            images[i] = image[..., ::-1] if self.data.flip and flip < 0.5 else image
-            if batch.labels is not None and drop < self.data.label_dropout:
-                batch.labels[i] = 0 if batch.labels.is_floating_point() else -1
+            if self.data.flip or self.data.label_dropout:
+                drop, flip = rng(self.seed, position, Purpose.AUGMENTATION).random(2)
+                if self.data.flip and flip < 0.5:
+                    image = image[..., ::-1]
+                if batch.labels is not None and drop < self.data.label_dropout:
+                    batch.labels[i] = 0 if batch.labels.is_floating_point() else -1
+            images[i] = image
             generator = rng(self.seed, position, Purpose.TRAINING)
             generator.standard_normal(dtype=np.float32, out=z[i : i + 1])
             generator.standard_normal(dtype=np.float32, out=noise[i])

@@ -79,8 +79,8 @@ class Folder:
         with os.scandir(folder) as found:
             entries = list(found)
         for entry in entries:
-            if entry.name.startswith("."):
-                continue  # hidden: thumbnails, partial files, version control
+            if _hidden(entry.name):
+                continue
             try:
                 is_folder = entry.is_dir()
             except OSError as error:
@@ -115,7 +115,7 @@ class Archive:
                     f"{self.path} has an entry {info.filename!r} that leads out of the archive;"
                     " make it again without"
                 )
-            if not info.is_dir():
+            if not info.is_dir() and not _hidden(info.filename):
                 self.names.append(info.filename)
         self.names.sort()
 
@@ -151,6 +151,11 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
         os.replace(partial, dest)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hidden(name: str) -> bool:
+    """Whether a name is of something that people do not see: partial files, thumbnails, ..."""
+    return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
 def _lies_inside(info: zipfile.ZipInfo) -> bool:

@@ -99,11 +99,11 @@ def _decoded(dataset: ImageDataset, encoder: LatentEncoder, index: int) -> Image
 
 
 def _false_colours(dataset: ImageDataset, encoder: LatentEncoder, index: int) -> Image.Image:
-    """The first three channels of the means, three standard deviations to either side."""
+    """The first three channels of the means, two standard deviations to either side."""
     channels = dataset.image_shape[0]
     raw = torch.from_numpy(dataset.images([index]))
     x = encoder.encode(raw, torch.zeros(1, channels, *raw.shape[2:]))[0, : min(channels, 3)]
     if len(x) == 2:
         x = x[:1]
-    values = (x / (6 * encoder.sigma_data) + 0.5).clamp(0, 1) * 255
+    values = (x / (4 * encoder.sigma_data) + 0.5).clamp(0, 1) * 255
     return _picture(values.to(torch.uint8).numpy())

@@ -82,7 +82,11 @@ class Index:
             encoder = encoder_from_dict(content.pop("encoder"))
             if not isinstance(encoder, LatentEncoder):
                 raise ValueError("its encoder is not one of latents")
-            return cls(encoder=encoder, **{**content, "classes": tuple(content["classes"])})
+            shards = [_shard(entry) for entry in content.pop("shards")]
+            if not shards or min(shard["count"] for shard in shards) < 1:
+                raise ValueError("it lists no shards, or empty ones")
+            classes = tuple(content.pop("classes"))
+            return cls(encoder=encoder, shards=shards, classes=classes, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder / INDEX} must be the index of a latent data set that this version knows"
@@ -97,7 +101,10 @@ def open_shards(path: Path) -> ImageDataset:
         FileNotFoundError, ValueError: A shard is missing, damaged or of another encoding.
     """
     index = Index.read(path)
-    headers = [_header(path, shard_name(i), shard) for i, shard in enumerate(index.shards)]
+    channels = len(index.encoder.mean)
+    headers = [
+        _header(path / shard_name(i), channels, shard) for i, shard in enumerate(index.shards)
+    ]
     counts = [shard["count"] for shard in index.shards]
     starts = np.cumsum([0, *counts])
     total = int(starts[-1])
@@ -113,7 +120,6 @@ def open_shards(path: Path) -> ImageDataset:
         latents = mapped(shard).row(row - int(starts[shard]))
         return checked(latents, names[row], str(path))
 
-    channels = headers[0].tensors["latents"].shape[1] // 2
     shape = (channels, int(sizes[0, 0]), int(sizes[0, 1]))
     table = None
     if index.label_dim is not None:
@@ -147,6 +153,12 @@ class _Map:
         return copy
 
 
+def _shard(entry: Mapping[str, Any]) -> dict[str, Any]:
+    height, width = entry["size"]
+    size = [int(height), int(width)]
+    return {"count": int(entry["count"]), "size": size, "digest": entry["digest"]}
+
+
 class _Rows(Sequence[str]):
     """Names of rows, as ``latents-00000.safetensors[17]``."""
 
@@ -161,17 +173,17 @@ class _Rows(Sequence[str]):
         return f"{shard_name(shard)}[{row - int(self._starts[shard])}]"
 
 
-def _header(path: Path, file: str, shard: Mapping[str, Any]) -> Header:
-    header = read_header(path / file)
+def _header(path: Path, channels: int, shard: Mapping[str, Any]) -> Header:
+    header = read_header(path)
     spec = header.tensors.get("latents")
-    expected = (shard["count"], *shard["size"])
-    if spec is None or spec.dtype != torch.float32 or (spec.shape[0], *spec.shape[2:]) != expected:
+    shape = (shard["count"], 2 * channels, *shard["size"])
+    if spec is None or spec.dtype != torch.float32 or spec.shape != shape:
         raise ValueError(
-            f"{header.path} must hold float32 latents of {shard['count']} images as {INDEX} says;"
+            f"{path} must hold latents [{', '.join(map(str, shape))}] float32 as {INDEX} says;"
             " encode the data set again"
         )
     if header.digest != shard["digest"]:
         raise ValueError(
-            f"{header.path} belongs to another encoding than {INDEX}; encode the data set again"
+            f"{path} belongs to another encoding than {INDEX}; encode the data set again"
         )
     return header

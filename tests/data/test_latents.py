@@ -344,7 +344,15 @@ def test_shards_that_do_not_belong_are_refused(copy):
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": "edm2lite.latents/9"}, {"encoder": {"kind": "pixels"}}, {"extra": 1}]
+    "change",
+    [
+        {"format": "edm2lite.latents/9"},
+        {"encoder": {"kind": "pixels"}},
+        {"extra": 1},
+        {"shards": []},
+        {"shards": [{"count": 3}]},
+        {"classes": None},
+    ],  # fmt: skip
 )
 def test_an_index_of_another_kind_is_refused(change, copy):
     edit(copy, **change)

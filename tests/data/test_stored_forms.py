@@ -217,6 +217,15 @@ def test_a_file_without_permission_is_named(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_what_systems_add_to_archives_and_folders_is_passed_over(tmp_path):
+    path = archive(tmp_path / "a.zip", {"a.png": png(1), "__MACOSX/._a.png": b"", "b/.c.png": b""})
+    assert open_dataset(path).names == ["a.png"]
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.png").write_bytes(b"")
+    (tmp_path / "a.png").write_bytes(png(1))
+    assert open_dataset(tmp_path).names == ["a.png"]
+
+
 def test_sizes_in_the_table_are_kept(tmp_path):
     sizes = [(4, 6), (8, 2)]
     entries = {f"{i}.png": png(i, size=(w, h)) for i, (h, w) in enumerate(sizes)}

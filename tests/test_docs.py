@@ -30,7 +30,7 @@ def test_the_examples_of_the_ema_page_run(tmp_path, monkeypatch, capsys):
         line
         for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
         for line in block.splitlines()
-        if "FOLDER" not in line  # the reader's own; tests/test_interop.py imports one
+        if "FOLDER" not in line  # the reader's own; tests/interop/test_ema_pytorch.py imports one
     ]
     assert len(lines) >= 5
     for line in lines:

@@ -13,7 +13,7 @@ COMMANDS = {
     "generate": "Generate images from models.",
     "evaluate": "Feature statistics and Fréchet distance.",
     "plan": "Which averages to store, how often and in which type, before training.",
-    "import": "Snapshots of other tools (ema-pytorch) as snapshots of ours.",
+    "import": "Networks and snapshots of EDM2 and ema-pytorch as files of ours.",
     "dataset": "From a folder of images to batches: convert, encode, info, verify, preview.",
     "magnitudes": "Activations, weights and updates of a network against 1; its cost.",
     "snapshots": "What a run has saved, what is wrong with it, and what can go.",

@@ -33,6 +33,7 @@ from edm2lite.ema.profile import PowerFunction, gamma_to_sigma_rel, sigma_rel_to
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.stream import Progress
 
+NAME = re.compile(r"(\d+)\.(\d+)\.pt")
 _PREFIX = "ema_model."
 _STORED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -168,7 +169,7 @@ def _find(folder: Path) -> dict[tuple[int, int], Path]:
     """(index, step) -> file, in that order."""
     files = {}
     for path in folder.glob("*.pt"):
-        if match := re.fullmatch(r"(\d+)\.(\d+)\.pt", path.name):
+        if match := NAME.fullmatch(path.name):
             files[int(match[1]), int(match[2])] = path
     if not files:
         raise FileNotFoundError(

@@ -1,0 +1,140 @@
+"""One network pickle of the official EDM2 code: configuration, weights, encoder.
+
+Its tensors have the names of our state dict. Every one is checked against the network that the file
+describes before anything is handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from edm2lite.interop.edm2_config import configuration
+from edm2lite.interop.edm2_encoder import describe_encoder
+from edm2lite.interop.inert_pickle import read_pickle, shown
+from edm2lite.interop.torch_records import (
+    NAMES,
+    Instance,
+    as_instance,
+    as_mapping,
+    modules,
+    plain,
+    tensor,
+)
+from edm2lite.precond import Precond
+
+_CLASSES = ("UNet", "Block", "MPConv", "MPFourier", "ModuleDict")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a file holds.
+
+    Attributes:
+        tensors: The state dict of our network, in the types in which they were stored.
+        description: Metadata of a model file: ``model``, and ``encoder`` or ``source_encoder``.
+        digest: xxh3-128 of the file.
+    """
+
+    tensors: dict[str, Tensor] = field(repr=False)
+    description: dict[str, str] = field(repr=False)
+    digest: str
+
+
+def read_network(path: str | Path) -> Network:
+    """Read a raw snapshot or a post-hoc reconstruction; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, asks for anything that a network does not need, or holds one
+            that ours cannot be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give a network pickle of EDM2")
+    data = bytearray(path.stat().st_size)
+    with open(path, "rb") as file:
+        file.readinto(data)
+    try:
+        value, end = read_pickle(memoryview(data), NAMES)
+        if end != len(data):
+            raise ValueError(f"goes on for {len(data) - end} bytes after its end")
+        outer = as_mapping(value, "the whole")
+        tensors, description = _network(outer)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    return Network(tensors, description, xxhash.xxh3_128_hexdigest(data))
+
+
+def _network(outer: Mapping[str | int, object]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    parts = dict(modules(outer.get("ema"), "ema"))
+    for prefix, part in parts.items():
+        if part.class_name not in (_CLASSES if prefix else ("Precond",)):
+            raise ValueError(
+                f"must hold a network of EDM2 as ema, {shown(prefix.rstrip('.') or 'ema')} is of"
+                f" class {shown(part.class_name)}"
+            )
+    records = _tensor_records(parts)
+    config = configuration(parts, len(records))
+    with torch.device("meta"):
+        expected = {name: t.shape for name, t in Precond(config).state_dict().items()}
+    missing, unknown = sorted(expected.keys() - records), sorted(records.keys() - expected)
+    if missing or unknown:
+        raise ValueError(
+            "must hold the tensors of the network that it describes; missing"
+            f" {', '.join(missing[:3]) or 'none'}, unknown"
+            f" {', '.join(map(shown, unknown[:3])) or 'none'}"
+        )
+    _check_heads(parts, expected, config.unet.head_channels)
+    encoder = describe_encoder(
+        as_instance(outer.get("encoder"), "encoder"), config.unet.img_channels
+    )
+    tensors = {name: _weight(records[name], name, shape) for name, shape in expected.items()}
+    return tensors, {"model": config.to_json(), **encoder}
+
+
+def _tensor_records(parts: Mapping[str, Instance]) -> dict[str, object]:
+    """Name -> pickled tensor, without the filters of resampling, which must be boxes."""
+    records: dict[str, object] = {}
+    for prefix, part in parts.items():
+        for kind in ("_parameters", "_buffers"):
+            entries = as_mapping(part.attributes.get(kind), f"{kind} of {prefix or 'ema'}")
+            for name, record in entries.items():
+                if name == "resample_filter":
+                    values = tensor(record, f"{prefix}{name}").flatten().tolist()
+                    if values not in ([0.25] * 4, [0.5] * 2, [1.0] * 2):
+                        raise ValueError(f"must resample by 2x2 boxes, {prefix}{name} is another")
+                elif record is not None:
+                    records[f"{prefix}{shown(name)}"] = record
+    return records
+
+
+def _check_heads(
+    parts: Mapping[str, Instance], expected: Mapping[str, torch.Size], head_channels: int
+) -> None:
+    """Raise ValueError if a block splits its attention into other heads: no shape shows it."""
+    for prefix, part in parts.items():
+        projection = expected.get(f"{prefix}attn_proj.weight")
+        heads = projection[0] // head_channels if projection else 0
+        found = plain(part.attributes.get("num_heads", heads), f"num_heads of {prefix}")
+        if found != heads:
+            raise ValueError(
+                f"must have heads of {head_channels} channels, {prefix.rstrip('.')} has"
+                f" {shown(found)} of them in place of {heads}"
+            )
+
+
+def _weight(record: object, name: str, shape: torch.Size) -> Tensor:
+    value = tensor(record, name)
+    if value.shape != shape:
+        raise ValueError(
+            f"must hold {name} as {list(shape)}, by its own description, has {list(value.shape)}"
+        )
+    if not torch.isfinite(value).all():
+        raise ValueError(f"must hold finite weights, {name} does not")
+    return value

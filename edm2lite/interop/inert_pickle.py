@@ -1,0 +1,253 @@
+"""Pickles as data: plain values, and records of what a pickle asks to be built.
+
+Nothing is imported, called or set. Where a pickle names a function or class, the reader leaves a
+:class:`Name`, if the caller knows that name, and refuses the file otherwise. Where it asks for a
+call, the reader leaves a :class:`Record` of name and arguments; what that means is the caller's.
+
+Note [why not pickle.Unpickler]
+    Its ``find_class`` sees names alone. Past it, BUILD sets attributes of whatever was found, such
+    as the defaults of a library's function; a memo index of 2**31 reserves 32 GiB; a tuple that
+    holds itself twice over thirty levels, as a key, takes hours to hash. Here an instruction costs
+    some hundred bytes at most, their number is limited, and long values are views of the file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
+
+MAX_INSTRUCTIONS = 1_000_000
+"""The largest EDM2 network takes less than a tenth of it."""
+
+_MAX_NUMBER = 32  # bytes of an integer
+_INSTRUCTIONS = {ord(instruction.code): instruction.name for instruction in pickletools.opcodes}
+_RENAMED = {"__builtin__.": "builtins.", "numpy.core.": "numpy._core."}  # by age of the writer
+
+
+@dataclass(frozen=True, eq=False)
+class Name:
+    """A function or class that a pickle names, as ``module.name``; in today's spelling."""
+
+    dotted: str
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An object that a pickle keeps outside of itself, by what it says of it."""
+
+    key: object
+
+
+@dataclass(eq=False)
+class Record:
+    """A call or an object that a pickle asks for.
+
+    Attributes:
+        name: What would be called.
+        args: With which arguments.
+        items: Entries stored in the result.
+        state: What the result would be given as its state; None for none.
+    """
+
+    name: str
+    args: tuple[object, ...]
+    items: dict[str | int, object] = field(default_factory=dict)
+    state: object = None
+
+
+def read_pickle(data: memoryview, names: Container[str], start: int = 0) -> tuple[object, int]:
+    """The value of the pickle (protocol 2 to 5) that begins at ``start``, and where it ends.
+
+    Bytes come as views of ``data``, sets as lists, everything that is not a plain value as
+    :class:`Record`, :class:`Name` or :class:`Reference`.
+
+    Args:
+        data: A file, or a part of one.
+        names: Functions and classes that the pickle may name.
+        start: Offset of its first byte.
+
+    Raises:
+        ValueError: It is cut short or damaged, or asks for anything else. The message continues a
+            sentence that begins with the name of the file.
+    """
+    reader = _Reader(data, names, start)
+    try:
+        return reader.run(), reader.at
+    except (KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"is no sound pickle: damaged before byte {reader.at}") from error
+
+
+def shown(value: object) -> str:
+    """A value in an error message: short, in one line, without looking into containers."""
+    if isinstance(value, str):
+        return value[:80] if value[:80].isprintable() and value else ascii(value[:80])
+    plain = isinstance(value, bool | int | float) or value is None
+    return repr(value) if plain else type(value).__name__.lower()
+
+
+class _Reader:
+    def __init__(self, data: memoryview, names: Container[str], start: int):
+        self.data, self.names, self.at = data, names, start
+        self.stack: list[object] = []
+        self.marks: list[list[object]] = []
+        self.memo: dict[int, object] = {}
+
+    def run(self) -> object:
+        for _ in range(MAX_INSTRUCTIONS):
+            code = self.number("<B")
+            if code == pickle.STOP[0]:
+                (value,) = self.popped(1)
+                return value
+            if code in _VALUES:
+                value = _VALUES[code](self)  # may change which stack is in use
+                self.stack.append(value)
+            elif code in _ACTIONS:
+                _ACTIONS[code](self)
+            else:
+                what = _INSTRUCTIONS.get(code, f"{code:#04x}")
+                raise ValueError(f"uses the pickle instruction {what}, which no network needs")
+        raise ValueError(f"takes more than {MAX_INSTRUCTIONS} pickle instructions to read")
+
+    def take(self, count: int) -> memoryview:
+        left = len(self.data) - self.at
+        if not 0 <= count <= left:
+            raise ValueError(f"is cut short or damaged: {count} bytes are due, {left} are left")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, kind: str) -> int:
+        return struct.unpack(kind, self.take(struct.calcsize(kind)))[0]
+
+    def integer(self, kind: str) -> int:
+        size = self.number(kind)
+        if size > _MAX_NUMBER:
+            raise ValueError(f"holds an integer of {size} bytes, which no network needs")
+        return int.from_bytes(self.take(size), "little", signed=True)
+
+    def text(self, kind: str) -> str:
+        return str(self.take(self.number(kind)), "utf-8")
+
+    def lines(self) -> tuple[str, str]:
+        found = bytes(self.data[self.at : self.at + 1000]).split(b"\n", 2)
+        module, name = found[0], found[1]
+        self.take(len(module) + len(name) + 2)
+        return str(module, "utf-8"), str(name, "utf-8")
+
+    def popped(self, count: int) -> tuple[object, ...]:
+        if len(self.stack) < count:
+            raise IndexError
+        values = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return values
+
+    def gathered(self) -> list[object]:
+        values, self.stack = self.stack, self.marks.pop()
+        return values
+
+    def mark(self) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def name(self, module: object, name: object) -> Name:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError
+        dotted = f"{module}.{name}"
+        for old, new in _RENAMED.items():
+            if dotted.startswith(old):
+                dotted = new + dotted.removeprefix(old)
+        if dotted not in self.names:
+            raise ValueError(
+                f"asks for {shown(dotted)}, which is no part of a network; nothing of it was"
+                " executed. Do not load this file with other tools"
+            )
+        return Name(dotted)
+
+    def record(self, name: object, args: object) -> Record:
+        if not isinstance(name, Name) or not isinstance(args, tuple):
+            raise TypeError
+        return Record(name.dotted, args)
+
+    def build(self) -> None:
+        (state,) = self.popped(1)
+        target = self.stack[-1]
+        if not isinstance(target, Record) or target.state is not None:
+            raise TypeError
+        target.state = state
+
+    def append(self, values: list[object]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise TypeError
+        target += values
+
+    def store(self, values: list[object]) -> None:
+        target = self.stack[-1]
+        items = target.items if isinstance(target, Record) else target
+        if not isinstance(items, dict) or len(values) % 2:
+            raise TypeError
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            if type(key) not in (str, int):
+                raise TypeError
+            items[key] = value
+
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+
+_VALUES: dict[int, Callable[[_Reader], object]] = {
+    code[0]: value
+    for code, value in {
+        pickle.NONE: lambda r: None,
+        pickle.NEWTRUE: lambda r: True,
+        pickle.NEWFALSE: lambda r: False,
+        pickle.BININT: lambda r: r.number("<i"),
+        pickle.BININT1: lambda r: r.number("<B"),
+        pickle.BININT2: lambda r: r.number("<H"),
+        pickle.LONG1: lambda r: r.integer("<B"),
+        pickle.LONG4: lambda r: r.integer("<i"),
+        pickle.BINFLOAT: lambda r: r.number(">d"),
+        pickle.BINUNICODE: lambda r: r.text("<I"),
+        pickle.SHORT_BINUNICODE: lambda r: r.text("<B"),
+        pickle.BINUNICODE8: lambda r: r.text("<Q"),
+        pickle.BINBYTES: lambda r: r.take(r.number("<I")),
+        pickle.SHORT_BINBYTES: lambda r: r.take(r.number("<B")),
+        pickle.BINBYTES8: lambda r: r.take(r.number("<Q")),
+        pickle.BYTEARRAY8: lambda r: r.take(r.number("<Q")),
+        pickle.EMPTY_LIST: lambda r: [],
+        pickle.EMPTY_SET: lambda r: [],
+        pickle.EMPTY_DICT: lambda r: {},
+        pickle.EMPTY_TUPLE: lambda r: (),
+        pickle.TUPLE1: lambda r: r.popped(1),
+        pickle.TUPLE2: lambda r: r.popped(2),
+        pickle.TUPLE3: lambda r: r.popped(3),
+        pickle.TUPLE: lambda r: tuple(r.gathered()),
+        pickle.BINGET: lambda r: r.memo[r.number("<B")],
+        pickle.LONG_BINGET: lambda r: r.memo[r.number("<I")],
+        pickle.GLOBAL: lambda r: r.name(*r.lines()),
+        pickle.STACK_GLOBAL: lambda r: r.name(*r.popped(2)),
+        pickle.REDUCE: lambda r: r.record(*r.popped(2)),
+        pickle.NEWOBJ: lambda r: r.record(*r.popped(2)),
+        pickle.BINPERSID: lambda r: Reference(*r.popped(1)),
+    }.items()
+}
+
+_ACTIONS: dict[int, Callable[[_Reader], object]] = {
+    code[0]: action
+    for code, action in {
+        pickle.PROTO: lambda r: r.number("<B"),
+        pickle.FRAME: lambda r: r.number("<Q"),
+        pickle.MARK: lambda r: r.mark(),
+        pickle.APPEND: lambda r: r.append(list(r.popped(1))),
+        pickle.APPENDS: lambda r: r.append(r.gathered()),
+        pickle.ADDITEMS: lambda r: r.append(r.gathered()),
+        pickle.SETITEM: lambda r: r.store(list(r.popped(2))),
+        pickle.SETITEMS: lambda r: r.store(r.gathered()),
+        pickle.BINPUT: lambda r: r.remember(r.number("<B")),
+        pickle.LONG_BINPUT: lambda r: r.remember(r.number("<I")),
+        pickle.MEMOIZE: lambda r: r.remember(len(r.memo)),
+        pickle.BUILD: lambda r: r.build(),
+    }.items()
+}

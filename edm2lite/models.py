@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
+from torch import Tensor
 
 from edm2lite.ema import Reconstruction, plan_targets
 from edm2lite.ema.reconstruction import build
@@ -70,19 +71,29 @@ def load(spec: str | Path) -> Model:
         ValueError: The name is malformed, a file is damaged or not one of our models, or an average
             cannot be rebuilt as exactly as asked.
     """
+    tensors, metadata = read(spec)
+    net = Precond.from_tensors(tensors, metadata, str(spec))
+    return Model(str(spec), net, _encoder(metadata), metadata)
+
+
+def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, in the types in which they are stored, and metadata of a model by name.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`load`, but any tensors will do.
+    """
     text = str(spec)
     run, at, query = text.rpartition("@")
     if at and not Path(text).exists():
-        return from_reconstruction(_rebuild(run, query, text), text)
+        rebuilt = _rebuild(run, query, text)
+        return rebuilt.state_dict or {}, rebuilt.metadata
     file = Path(text)
     if file.is_dir():
         found = [file / name for name in _IN_FOLDERS if (file / name).is_file()]
         file = found[0] if found else file / _IN_FOLDERS[0]
     if not file.is_file():
         raise FileNotFoundError(f"no model at {file}; give a file, a run, or RUN@sigma_rel=0.10")
-    tensors, metadata = load_tensors(file)
-    net = Precond.from_tensors(tensors, metadata, text)
-    return Model(text, net, _encoder(metadata), metadata)
+    return load_tensors(file)
 
 
 def from_reconstruction(rebuilt: Reconstruction, name: str) -> Model:

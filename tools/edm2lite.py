@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "Feature statistics and Fréchet distance.",
     "plan": "Which averages to store, how often and in which type, before training.",
     "import": "Networks and snapshots of EDM2 and ema-pytorch as files of ours.",
+    "export": "A model with its card, as a folder and on the Hugging Face Hub.",
     "dataset": "From a folder of images to batches: convert, encode, info, verify, preview.",
     "magnitudes": "Activations, weights and updates of a network against 1; its cost.",
     "snapshots": "What a run has saved, what is wrong with it, and what can go.",

@@ -69,17 +69,14 @@ def import_file(
     target = path.with_suffix(".safetensors") if out is None else Path(out)
     if target.exists():
         raise ValueError(f"the result must go to a new file, {target} exists; give another --out")
-    network = read_network(path)
+    network = read_network(path, progress)
     metadata = {"format": FORMAT, **network.description, **_source(path, network)}
     average = Average.of(path)
     if average is not None:
         metadata["nimg"] = str(average.nimg)
         metadata["sigma_rel"] = repr(average.sigma_rel)
         metadata["gamma"] = repr(float(sigma_rel_to_gamma(average.sigma_rel)))
-    save_tensors(target, network.tensors, metadata)
-    if progress is not None:
-        progress(path.stat().st_size, path.stat().st_size)
-    return target
+    return save_tensors(target, network.tensors, metadata)
 
 
 def import_folder(
@@ -98,7 +95,7 @@ def import_folder(
         folder: With ``<prefix>-<kimg>-<sigma_rel>.pkl`` of one prefix.
         out: Folder for the run.
         batch_size: Images of a training step; it only enters predicted errors.
-        progress: Called with (bytes read, bytes in all) after each file.
+        progress: Called with (bytes read, bytes in all) after each block.
 
     Returns:
         The snapshots, by time and length.
@@ -120,7 +117,7 @@ def import_folder(
     written: list[Path] = []
     try:
         for path, average in files:
-            network = read_network(path)
+            network = read_network(path, _continued(progress, done, total))
             if not written:
                 run, constant = f"edm2-{network.digest[:16]}", _constant(network)
             if _constant(network) != constant:
@@ -131,8 +128,6 @@ def import_folder(
             written.append(_write(partial, path, network, average, run, batch_size))
             del network  # before the next one is read
             done += path.stat().st_size
-            if progress is not None:
-                progress(done, total)
         partial.rename(target)
         sync(target.parent)
     finally:
@@ -163,6 +158,11 @@ def _find(folder: Path) -> list[tuple[Path, Average]]:
             " network-snapshot-0008388-0.050.pkl, and holds none"
         )
     return sorted(files, key=lambda file: (file[1].nimg, file[1].sigma_rel))
+
+
+def _continued(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """The progress of one file among others."""
+    return None if progress is None else lambda read, _: progress(done + read, total)
 
 
 def _constant(network: Network) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.ema.stream import Progress
 from edm2lite.interop.edm2_config import configuration
 from edm2lite.interop.edm2_encoder import describe_encoder
 from edm2lite.interop.inert_pickle import read_pickle, shown
@@ -28,6 +29,7 @@ from edm2lite.interop.torch_records import (
 )
 from edm2lite.precond import Precond
 
+_BLOCK = 64 * 2**20
 _CLASSES = ("UNet", "Block", "MPConv", "MPFourier", "ModuleDict")
 
 
@@ -46,8 +48,12 @@ class Network:
     digest: str
 
 
-def read_network(path: str | Path) -> Network:
+def read_network(path: str | Path, progress: Progress | None = None) -> Network:
     """Read a raw snapshot or a post-hoc reconstruction; nothing in the file is executed.
+
+    Args:
+        path: The pickle.
+        progress: Called with (bytes read, bytes in all) after each block.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -57,13 +63,17 @@ def read_network(path: str | Path) -> Network:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a network pickle of EDM2")
-    data = bytearray(path.stat().st_size)
-    with open(path, "rb") as file:
-        file.readinto(data)
+    data = memoryview(bytearray(path.stat().st_size))
+    with open(path, "rb", buffering=0) as file:
+        done = 0
+        while count := file.readinto(data[done : done + _BLOCK]):
+            done += count
+            if progress is not None:
+                progress(done, len(data))
     try:
-        value, end = read_pickle(memoryview(data), NAMES)
-        if end != len(data):
-            raise ValueError(f"goes on for {len(data) - end} bytes after its end")
+        value, end = read_pickle(data[:done], NAMES)
+        if end != done:
+            raise ValueError(f"goes on for {done - end} bytes after its end")
         outer = as_mapping(value, "the whole")
         tensors, description = _network(outer)
     except ValueError as error:

@@ -226,7 +226,7 @@ def _read(path: Path, step: int) -> dict[str, Tensor]:
             " are not loaded; leave it out of the folder"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} must hold a mapping of names to tensors and holds something else")
+        raise ValueError(f"{path} must hold a mapping of names to tensors and does not")
     own = {"step", "initted"} & state.keys()
     names = [name for name in state if name not in own]
     if len(own) < 2 or not names or not all(name.startswith(_PREFIX) for name in names):
@@ -248,5 +248,5 @@ def _restored(name: str, value: Tensor) -> Tensor:
 
 
 def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:
-    floating = [v.dtype for v in tensors.values() if v.is_floating_point()]
-    return floating[0] if floating and floating[0] in _STORED else torch.float32
+    first = next((v.dtype for v in tensors.values() if v.is_floating_point()), None)
+    return first if first in _STORED else torch.float32

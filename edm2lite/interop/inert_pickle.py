@@ -5,10 +5,9 @@ Nothing is imported, called or set. Where a pickle names a function or class, th
 call, the reader leaves a :class:`Record` of name and arguments; what that means is the caller's.
 
 Note [why not pickle.Unpickler]
-    Its ``find_class`` sees names alone. Past it, BUILD sets attributes of whatever was found, such
-    as the defaults of a library's function; a memo index of 2**31 reserves 32 GiB; a tuple that
-    holds itself twice over thirty levels, as a key, takes hours to hash. Here an instruction costs
-    some hundred bytes at most, their number is limited, and long values are views of the file.
+    Its ``find_class`` sees names alone. Past it, BUILD sets attributes of what was found, such as
+    the defaults of a library's function; a memo index of 2**31 reserves 32 GiB; a nest of doubled
+    tuples takes hours to hash. Here instructions are limited, and long values views of the file.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 MAX_INSTRUCTIONS = 1_000_000
 """The largest EDM2 network takes less than a tenth of it."""
 
-_MAX_NUMBER = 32  # bytes of an integer
+_MAX_NUMBER = 32  # bytes
 _INSTRUCTIONS = {ord(instruction.code): instruction.name for instruction in pickletools.opcodes}
 _RENAMED = {"__builtin__.": "builtins.", "numpy.core.": "numpy._core."}  # by age of the writer
 
@@ -61,12 +60,11 @@ class Record:
 def read_pickle(data: memoryview, names: Container[str], start: int = 0) -> tuple[object, int]:
     """The value of the pickle (protocol 2 to 5) that begins at ``start``, and where it ends.
 
-    Bytes come as views of ``data``, sets as lists, everything that is not a plain value as
-    :class:`Record`, :class:`Name` or :class:`Reference`.
+    Bytes come as views of ``data``, sets as lists, what is no plain value as records.
 
     Args:
-        data: A file, or a part of one.
-        names: Functions and classes that the pickle may name.
+        data: Holds it.
+        names: Functions and classes that it may name.
         start: Offset of its first byte.
 
     Raises:
@@ -131,8 +129,7 @@ class _Reader:
         return str(self.take(self.number(kind)), "utf-8")
 
     def lines(self) -> tuple[str, str]:
-        found = bytes(self.data[self.at : self.at + 1000]).split(b"\n", 2)
-        module, name = found[0], found[1]
+        module, name, _ = (*bytes(self.data[self.at :][:1000]).split(b"\n", 2), b"", b"")[:3]
         self.take(len(module) + len(name) + 2)
         return str(module, "utf-8"), str(name, "utf-8")
 

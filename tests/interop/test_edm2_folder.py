@@ -58,7 +58,7 @@ def test_a_folder_of_raw_snapshots_becomes_a_run_that_is_rebuilt(tmp_path, dtype
     assert {info.sigma_rel for info in infos} == {0.05, 0.10}
     assert {info.dtype for info in infos} == {str(dtype).removeprefix("torch.")}
     assert infos[-1].history == ((2**20, 80),)
-    assert reports[-1][0] == reports[-1][1] and len(reports) == 20
+    assert reports == sorted(reports) and reports[-1][0] == reports[-1][1] and len(reports) == 20
     (built,) = reconstruct(tmp_path / "run", sigma_rel=0.07)
     names = [name for name, _ in random_net().named_parameters()]
     error = sum(float((built.state_dict[n] - truth[n]).square().sum()) for n in names)

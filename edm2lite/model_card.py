@@ -40,7 +40,7 @@ def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
         count = sum(p.numel() for p in Precond(config).parameters())
     size = f"{unet.img_resolution} x {unet.img_resolution} x {unet.img_channels}"
     labels = f"conditioned on {unet.label_dim} labels" if unet.label_dim else "unconditional"
-    encoder = metadata.get("encoder", metadata.get("source_encoder"))
+    encoder = metadata.get("encoder")
     pixels = f"\n\nFrom images to what the network sees: `{_text(encoder)}`." if encoder else ""
     return (
         "A denoiser with the magnitude-preserving network of EDM2 (config G,"

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "edm2lite.ema/1"
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-EXTRA_KEYS = ("model", "encoder", "source_encoder", "data")
+EXTRA_KEYS = ("model", "encoder", "data")
 """Metadata that describes the model itself and travels into everything rebuilt from a snapshot."""
 
 

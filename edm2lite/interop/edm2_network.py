@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edm2lite.ema.stream import Progress
 from edm2lite.interop.edm2_config import configuration
-from edm2lite.interop.edm2_encoder import describe_encoder
+from edm2lite.interop.edm2_encoder import encoder_of
 from edm2lite.interop.inert_pickle import read_pickle, shown
 from edm2lite.interop.torch_records import (
     NAMES,
@@ -39,7 +39,7 @@ class Network:
 
     Attributes:
         tensors: The state dict of our network, in the types in which they were stored.
-        description: Metadata of a model file: ``model``, and ``encoder`` or ``source_encoder``.
+        description: Metadata of a model file: ``model`` and ``encoder``.
         digest: xxh3-128 of the file.
     """
 
@@ -101,11 +101,9 @@ def _network(outer: Mapping[str | int, object]) -> tuple[dict[str, Tensor], dict
             f" {', '.join(map(shown, unknown[:3])) or 'none'}"
         )
     _check_heads(parts, expected, config.unet.head_channels)
-    encoder = describe_encoder(
-        as_instance(outer.get("encoder"), "encoder"), config.unet.img_channels
-    )
+    encoder = encoder_of(as_instance(outer.get("encoder"), "encoder"), config.unet.img_channels)
     tensors = {name: _weight(records[name], name, shape) for name, shape in expected.items()}
-    return tensors, {"model": config.to_json(), **encoder}
+    return tensors, {"model": config.to_json(), "encoder": encoder.to_json()}
 
 
 def _tensor_records(parts: Mapping[str, Instance]) -> dict[str, object]:
@@ -141,6 +139,8 @@ def _check_heads(
 
 def _weight(record: object, name: str, shape: torch.Size) -> Tensor:
     value = tensor(record, name)
+    if value.ndim == 0 and shape == (1,):  # gains are scalars there
+        value = value.reshape(1)
     if value.shape != shape:
         raise ValueError(
             f"must hold {name} as {list(shape)}, by its own description, has {list(value.shape)}"

@@ -86,7 +86,9 @@ def _official_module(module, class_name, settings):
         known = settings if class_name in ("Precond", "UNet") else {}
         made = persistent(class_name, nn.Module, {k: v for k, v in known.items()})
     for name, value in module.named_parameters(recurse=False):
-        made.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+        value = value.detach().clone()
+        value = value.squeeze() if name.endswith("gain") else value  # scalars there
+        made.register_parameter(name, nn.Parameter(value, requires_grad=False))
     for name, value in module.named_buffers(recurse=False):
         made.register_buffer(name, value.clone())
     if class_name == "Block":

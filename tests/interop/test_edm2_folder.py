@@ -16,7 +16,7 @@ from official_files import (
 
 import edm2lite as package
 from edm2lite.ema import PowerFunctionEMA, list_snapshots, reconstruct
-from edm2lite.encoders import PixelEncoder
+from edm2lite.encoders import EDM2_LATENTS, PixelEncoder, encoder_from_json
 from edm2lite.interop.edm2 import import_folder
 from edm2lite.precond import Precond
 
@@ -76,7 +76,7 @@ def test_latents_are_still_known_after_reconstruction(tmp_path):
             write(path, random_net(LATENTS), encoder=vae_encoder())
     import_folder(tmp_path / "a", tmp_path / "run")
     (built,) = reconstruct(tmp_path / "run", sigma_rel=0.05)
-    assert "StabilityVAEEncoder" in built.metadata["source_encoder"]
+    assert encoder_from_json(built.metadata["encoder"]) == EDM2_LATENTS
 
 
 def test_a_folder_is_imported_whole_or_not_at_all(tmp_path):

@@ -45,6 +45,9 @@ def change(kind):
             encoder = persistent("FluxEncoder")
         case "encoder setting":
             encoder = vae_encoder(latent_scale=2)
+        case "autoencoder":
+            official = official_network(random_net(LATENTS))
+            encoder = vae_encoder(vae_name="../../weights")
         case "encoder scale":
             official = official_network(random_net(LATENTS))
             encoder = vae_encoder(raw_std=[1.0, 1.0, 1.0, 1.0])
@@ -74,6 +77,7 @@ def change(kind):
         ("dtype", "asks for torch.DoubleStorage"),
         ("encoder class", "class FluxEncoder"),
         ("encoder setting", "sets latent_scale of its encoder"),
+        ("autoencoder", "name on the Hub as vae_name, has ../../weights"),
         ("encoder scale", "contradicts itself: scale"),
         ("positional", "values without their names"),
         ("no resolution", "img_resolution"),

@@ -17,6 +17,15 @@ COMMANDS = {"edm2lite": edm2lite, "reconstruct_ema": reconstruct_ema}
 
 
 def call(words):
+    if words[0] == "torchrun":  # its processes one after the other; the first waits for all
+        size = int(words[2].removeprefix("--nproc_per_node="))
+        assert words[3:5] == ["-m", "edm2lite.tools.edm2lite"]
+        for rank in reversed(range(size)):
+            environment = {"RANK": str(rank), "WORLD_SIZE": str(size)}
+            result = CliRunner(env=environment).invoke(edm2lite, words[5:])
+            if result.exit_code:
+                break
+        return result
     if words[:3] == ["python", "-m", "edm2lite.training"]:
         return CliRunner().invoke(training, words[3:])
     return CliRunner().invoke(COMMANDS[words[0]], words[1:])

@@ -352,7 +352,7 @@ def test_shards_that_do_not_belong_are_refused(copy):
         {"shards": []},
         {"shards": [{"count": 3}]},
         {"classes": None},
-    ],  # fmt: skip
+    ],
 )
 def test_an_index_of_another_kind_is_refused(change, copy):
     edit(copy, **change)

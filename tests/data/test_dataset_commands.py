@@ -1,5 +1,6 @@
 """``edm2lite dataset`` as a person types it: what it says, and how it explains mistakes."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,37 @@ def test_info_of_latents_shows_that_they_are_standardised(latents, vae):
     assert [row[0] for row in rows] == ["0", "1", "2", "3"]
     # one draw each of 24 latents of 64 correlated pixels
     assert all(abs(float(m)) < 0.05 and abs(float(s) - 0.5) < 0.05 for _, m, s in rows)
+
+
+def test_info_of_latents_of_unknown_origin_gives_what_a_configuration_needs(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(50):
+        array = np.full((4, 8, 8), 0.1, np.float32)  # two channels of means, two of deviations
+        array[0] = rng.normal(3, 2, (8, 8))
+        array[1] = rng.normal(-1, 0.5, (8, 8))
+        np.save(tmp_path / f"{i:02d}.npy", array)
+    text = run("info", tmp_path)
+    assert "autoencoder: not known; set encoder.vae" in text and "classes: none" in text
+    rows = [line.split() for line in text.splitlines()][-2:]
+    # standard errors over 3200 values are 0.035 and 0.025 in the first channel
+    assert float(rows[0][1]) == pytest.approx(3, abs=0.1)
+    assert float(rows[0][2]) == pytest.approx(np.hypot(2, 0.1), abs=0.08)
+    assert float(rows[1][1]) == pytest.approx(-1, abs=0.03)
+
+
+def test_odd_labels_are_noted_but_no_fault(photos, tmp_path):
+    files = sorted(photos.rglob("*.jpg"))[:3]
+    lines = [f"{file},{label}" for file, label in zip(files, ("5", "", "2"), strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+    run("convert", tmp_path / "list.csv", tmp_path / "a", "--resolution", 8)
+    for command in ("info", "verify"):
+        text = run(command, tmp_path / "a")
+        assert "note: 1 images have no label" in text
+        assert "note: 4 of 6 classes have no image" in text
+    run("preview", tmp_path / "a", "--out", tmp_path / "sheet.png")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": str(files[0]), "label": [0.5, 2, 1]}))
+    run("convert", tmp_path / "list.jsonl", tmp_path / "b", "--resolution", 8)
+    assert "labels: vectors of 3 numbers" in run("info", tmp_path / "b")
 
 
 def test_verify_names_everything_that_is_damaged_and_fails(photos, tmp_path):

@@ -169,7 +169,7 @@ def test_mistakes_in_lists_are_explained(text, message, tmp_path):
 CIFAR = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
 
 
-def cifar(folder, binary):
+def cifar(folder, binary, protocol=2):
     """Five batches of two images each, as the archives have them."""
     folder.mkdir(parents=True)
     for i in range(5):
@@ -179,8 +179,9 @@ def cifar(folder, binary):
             rows = np.concatenate([np.array(labels, np.uint8)[:, None], data], axis=1)
             (folder / f"data_batch_{i + 1}.bin").write_bytes(rows.tobytes())
         else:
-            content = {b"data": data, b"labels": labels, b"batch_label": b"x"}
-            (folder / f"data_batch_{i + 1}").write_bytes(pickle.dumps(content, protocol=2))
+            content = {b"batch_label": b"x", b"labels": labels, b"data": data, b"filenames": [b"y"]}
+            written = pickle.dumps(content, protocol=protocol)
+            (folder / f"data_batch_{i + 1}").write_bytes(written)
     return folder
 
 
@@ -199,6 +200,24 @@ def test_cifar(form, tmp_path):
     assert dataset.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
 
 
+def test_cifar_as_python_2_wrote_it(tmp_path):
+    """The archives on the net have byte strings where Python 3 writes others."""
+    folder = cifar(tmp_path / "c", binary=False, protocol=4)
+    data = CIFAR[:2].tobytes()
+    text = (
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x01xU\x06labelsq\x03]q\x04(K\x06K\x09eU\x04dataq\x05"
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x06cnumpy\nndarray\nq\x07K\x00\x85U\x01b\x87Rq\x08"
+        b"(K\x01K\x02M\x00\x0c\x86cnumpy\ndtype\nq\x09U\x02u1K\x00K\x01\x87Rq\x0a(K\x03U\x01|NNNJ\xff\xff\xff\xff"
+        b"J\xff\xff\xff\xffK\x00tb\x89T" + len(data).to_bytes(4, "little") + data + b"tbu."
+    )
+    expected = pickle.loads(text, encoding="bytes")
+    np.testing.assert_array_equal(expected[b"data"], CIFAR[:2].reshape(2, 3072))
+    (folder / "data_batch_1").write_bytes(text)
+    source = open_source(folder)
+    np.testing.assert_array_equal(np.asarray(source.load(1)), CIFAR[1].transpose(1, 2, 0))
+    assert source.table.values[:4].tolist() == [6, 9, 1, 8]
+
+
 class Evil:
     def __reduce__(self):
         return (exec, ("raise SystemExit('executed')",))
@@ -206,8 +225,13 @@ class Evil:
 
 def test_nothing_in_a_pickle_is_executed(tmp_path):
     folder = cifar(tmp_path / "c", binary=False)
+    whole = (folder / "data_batch_1").read_bytes()
+    (folder / "data_batch_1").write_bytes(whole[:-2000])
+    with pytest.raises(ValueError, match="data_batch_1 must be a batch of CIFAR-10"):
+        open_source(folder)
+    (folder / "data_batch_1").write_bytes(whole)
     (folder / "data_batch_2").write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(ValueError, match="data_batch_2 must be a batch of CIFAR-10 .*exec"):
+    with pytest.raises(ValueError, match="data_batch_2 must be a batch of CIFAR-10 .*0 labels"):
         open_source(folder)
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Known = tuple[NDArray[np.uint8], NDArray[np.int64], bool]  # images, labels, whether gray
 
+_STEMS = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_BATCHES = (*_STEMS, *(f"{stem}.bin" for stem in _STEMS))
 _INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG1")
 
 
@@ -28,9 +30,9 @@ def read_torchvision(path: Path, split: str) -> Known | None:
     if not path.is_dir():
         return None
     for folder in (path, path / "cifar-10-batches-py", path / "cifar-10-batches-bin"):
-        batches = {file.name: file.read_bytes for file in folder.glob("*_batch*")}
+        batches = [folder / name for name in _BATCHES if (folder / name).is_file()]
         if batches:
-            return _cifar(folder, {name: read() for name, read in batches.items()}, split)
+            return _cifar(folder, {file.name: file.read_bytes() for file in batches}, split)
     for folder in (path, path / "raw", path / "MNIST" / "raw"):
         if any(folder.glob("*-images-idx3-ubyte*")):
             return _mnist(folder, split)
@@ -38,9 +40,8 @@ def read_torchvision(path: Path, split: str) -> Known | None:
 
 
 def _cifar(path: Path, files: dict[str, bytes], split: str) -> Known:
-    stems = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     images, labels = [], []
-    for stem in stems:
+    for stem in _STEMS[:5] if split == "train" else _STEMS[5:]:
         if stem in files:
             data, label = _cifar_pickle(path / stem, files[stem])
         elif f"{stem}.bin" in files:
@@ -87,7 +88,7 @@ def _tar_members(path: Path) -> dict[str, bytes]:
     """Content of the batches in an archive, by their last name; nothing is unpacked to disk."""
     try:
         with tarfile.open(path) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and "_batch" in m.name]
+            members = [m for m in archive if m.isfile() and Path(m.name).name in _BATCHES]
             return {Path(m.name).name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]  # files have content
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(

@@ -159,14 +159,15 @@ class BatchSource:
 
     def _micro(self, indices: NDArray[np.int64], rows: NDArray[np.int64]) -> Batch:
         channels, height, width = self.dataset.image_shape
+        stored = self.dataset.stored_shape[0]
         if self.dataset.sizes is not None:
             height, width = map(int, self.dataset.sizes[rows[0]])
         latents = self.dataset.encoder is not None
         count = len(indices)
         batch = Batch(
-            images=_empty(count, self.dataset.stored_shape[0], height, width)
-            if latents
-            else _empty(count, channels, height, width, dtype=torch.uint8),
+            images=_empty(
+                count, stored, height, width, dtype=torch.float32 if latents else torch.uint8
+            ),
             labels=self._labels(rows),
             z=_empty(count),
             noise=_empty(count, channels, height, width),

@@ -174,8 +174,14 @@ def test_the_command_writes_a_folder_that_generates(run_dir, tmp_path):
     name, folder = f"{run_dir}@sigma_rel=0.1", tmp_path / "digits"
     result = run("export", name, "--licence", "mit", "--out", folder)
     assert result.exit_code == 0 and result.stdout.strip() == str(folder), result.output
-    result = run("generate", folder, "--seeds", "0-1", "--steps", 2, "--out", tmp_path / "images")
-    assert result.exit_code == 0 and len(list((tmp_path / "images").glob("**/*.png"))) == 2
+    images = tmp_path / "images"
+    result = run("generate", folder, name, "--seeds", "0-1", "--steps", 2, "--out", images)
+    assert result.exit_code == 0, result.output
+    first, second = (
+        sorted((images / model).glob("**/*.png")) for model in ("digits", "sigma_rel=0.1")
+    )
+    assert len(first) == len(second) == 2
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert (
         "as the Hub calls it" in run("export", name, "--licence", "My own", "--out", folder).output
     )

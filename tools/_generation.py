@@ -81,11 +81,11 @@ def classes_from(text: str | None, seeds: list[int], model: Model) -> list[int] 
 
 
 def folder_name(model: Model) -> str:
-    """``last`` for a run, the stem of a file, ``sigma_rel=0.1`` for an average of a run."""
+    """``last`` for a run, the name of a file or folder, ``sigma_rel=0.1`` for an average."""
     path = Path(model.name)
     if path.is_dir():
-        return "last"
-    return path.stem if path.is_file() else model.name.partition("@")[2]
+        return "last" if (path / "last.safetensors").is_file() else path.resolve().name
+    return path.stem if path.is_file() else model.name.rpartition("@")[2]
 
 
 def _row_name(model: Model) -> str:

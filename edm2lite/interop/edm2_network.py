@@ -75,13 +75,15 @@ def read_network(path: str | Path, progress: Progress | None = None) -> Network:
         if end != done:
             raise ValueError(f"goes on for {done - end} bytes after its end")
         outer = as_mapping(value, "the whole")
-        tensors, description = _network(outer)
+        tensors, description = _network(outer, done)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
     return Network(tensors, description, xxhash.xxh3_128_hexdigest(data))
 
 
-def _network(outer: Mapping[str | int, object]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _network(
+    outer: Mapping[str | int, object], num_bytes: int
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     parts = dict(modules(outer.get("ema"), "ema"))
     for prefix, part in parts.items():
         if part.class_name not in (_CLASSES if prefix else ("Precond",)):
@@ -100,6 +102,9 @@ def _network(outer: Mapping[str | int, object]) -> tuple[dict[str, Tensor], dict
             f" {', '.join(missing[:3]) or 'none'}, unknown"
             f" {', '.join(map(shown, unknown[:3])) or 'none'}"
         )
+    count = sum(shape.numel() for shape in expected.values())
+    if 2 * count > num_bytes:  # half precision: tensors that share memory would multiply it
+        raise ValueError(f"describes {count} weights, more than its {num_bytes} bytes can hold")
     _check_heads(parts, expected, config.unet.head_channels)
     encoder = encoder_of(as_instance(outer.get("encoder"), "encoder"), config.unet.img_channels)
     tensors = {name: _weight(records[name], name, shape) for name, shape in expected.items()}

@@ -242,9 +242,8 @@ def _read(path: Path, step: int) -> dict[str, Tensor]:
 
 def _restored(name: str, value: Tensor) -> Tensor:
     """BatchNorm's counter, which the cast made a float (and infinite above 65504), as it was."""
-    if name.endswith("num_batches_tracked"):
-        return torch.nan_to_num(value.double(), posinf=0).to(torch.int64)
-    return value
+    counter = name.endswith("num_batches_tracked")
+    return torch.nan_to_num(value.double(), posinf=0).to(torch.int64) if counter else value
 
 
 def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:

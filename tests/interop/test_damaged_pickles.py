@@ -1,5 +1,6 @@
 """Files that were damaged, or want all memory or time: one line, or finite weights."""
 
+import dataclasses
 import pickle
 import signal
 import struct
@@ -8,13 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from official_files import (
-    HEAD,
-    SMALL,
-    official_bytes,
-    random_net,
-    refused,
-)
+from official_files import HEAD, SMALL, Calls, official_bytes, official_network, random_net, refused
 
 from edm2lite.interop import inert_pickle
 from edm2lite.interop.edm2_network import read_network
@@ -59,6 +54,21 @@ def test_memory_and_time_are_bounded_by_the_size_of_a_file(tmp_path, monkeypatch
         tracemalloc.stop()
     # a byte makes a list or a dict, and with it an entry of a stack, at most
     assert peak < 2**20 + 150 * len(content)
+
+
+def test_weights_that_share_memory_cannot_multiply_it(tmp_path):
+    official = official_network(random_net(dataclasses.replace(SMALL, model_channels=64)).half())
+    sound = official_bytes(network=official)
+    largest = max(official.parameters(), key=torch.Tensor.numel).detach().clone()
+    function, args = largest._typed_storage().__reduce__()
+    storage = Calls(function, *args)
+    for module in official.modules():
+        for name, value in module._parameters.items():
+            view = (storage, 0, tuple(value.shape), value.stride(), False, {})
+            module._parameters[name] = Calls(torch._utils._rebuild_tensor_v2, *view)
+    shared = official_bytes(network=official)
+    assert len(shared) < len(sound) / 2, "all of them are views of one"
+    refused(tmp_path, shared, r"describes \d+ weights, more than its \d+ bytes can hold")
 
 
 def test_a_container_that_holds_itself_ends():

@@ -29,7 +29,7 @@ setup(
     },
     package_data={"edm2lite": ["py.typed"], "edm2lite.configs": ["*.yaml"]},
     install_requires=[
-        "torch>=2.5",
+        "torch>=2.6",
         "numpy>=1.26",
         "scipy>=1.11",
         "safetensors>=0.4.3",

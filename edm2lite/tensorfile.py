@@ -123,9 +123,11 @@ class TensorWriter:
                 assert self._written == self._size, (self.path, self._written, self._size)
                 self._seal()
         finally:
-            self._file.close()
-            with contextlib.suppress(FileNotFoundError):
-                self._temporary.unlink()
+            try:
+                self._file.close()  # writes what is left, and can fail at it
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    self._temporary.unlink()
 
     def _seal(self) -> None:
         digest = self._hash.hexdigest()

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "Train on real digits, rebuild EMA lengths, sweep and draw: the whole road on a CPU.",
     "generate": "Generate images from models.",
     "evaluate": "Feature statistics and Fréchet distance.",
+    "plot": "The curves of a training run as a picture.",
     "plan": "Which averages to store, how often and in which type, before training.",
     "import": "Networks and snapshots of EDM2 and ema-pytorch as files of ours.",
     "export": "A model with its card, as a folder and on the Hugging Face Hub.",

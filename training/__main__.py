@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from . import distributed
-from .config import load_config, shipped
+from .config import RunConfig, load_config, shipped
 
 
 @click.command(epilog=f"Shipped configurations: {', '.join(shipped())}.")
@@ -20,37 +22,58 @@ from .config import load_config, shipped
     help="Folder of the run; continued if it is there.",
 )
 @click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the whole configuration and what it will take, and write nothing.",
+)
+@click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
     help="Change a value, e.g. --set optim.ref_lr=0.005; may be repeated.",
 )
-def main(config: str, out: Path, overrides: tuple[str, ...]) -> None:
+def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train CONFIG, a YAML file or the name of a shipped one.
 
-    The same command line starts a run and continues it after an interruption.
+    The same command line starts a run, continues it after an interruption, and extends it. SIGTERM
+    and SIGUSR1 end it after the current step with a checkpoint and exit code 0.
 
     \b
     Examples:
       python -m edm2lite.training digits --out runs/digits
       torchrun --standalone --nproc_per_node=8 -m edm2lite.training my.yaml --out runs/a
     """
-    from .trainer import Trainer
-
     logging.basicConfig(format="%(message)s")
     try:
         run_config = load_config(config, overrides)
-        with distributed.process_group() as device:
-            level = logging.INFO if distributed.rank() == 0 else logging.WARNING
-            logging.getLogger("edm2lite").setLevel(level)
-            Trainer(run_config, out, device).train()
+        if dry_run:
+            from .dry_run import report
+
+            click.echo(report(run_config, out, distributed.expected_world_size()))
+        else:
+            distributed.recorded(partial(_train, run_config, out))
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        raise click.ClickException(" ".join(str(error).split())) from error
-    except KeyboardInterrupt:
-        raise click.ClickException(
-            "interrupted; the same command continues from the newest checkpoint"
-        ) from None
+        _fail(" ".join(str(error).split()), error)
+    except KeyboardInterrupt as error:
+        _fail("interrupted; the same command continues from the newest checkpoint", error)
+
+
+def _train(config: RunConfig, out: Path) -> None:
+    from .trainer import Trainer
+
+    with distributed.process_group() as device:
+        level = logging.INFO if distributed.rank() == 0 else logging.WARNING
+        logging.getLogger("edm2lite").setLevel(level)
+        Trainer(config, out, device).train()
+
+
+def _fail(message: str, cause: BaseException) -> NoReturn:
+    failure = click.ClickException(message)
+    if distributed.is_group():
+        failure.show()
+        distributed.leave(1)
+    raise failure from cause
 
 
 if __name__ == "__main__":

@@ -1,106 +1,212 @@
 """Checkpoints: everything needed to continue a run bit for bit.
 
-A checkpoint is a folder ``checkpoints/<nimg>`` in torch.distributed.checkpoint's format. It is
-written under another name and renamed when complete; the two newest are kept.
+A checkpoint is a folder ``checkpoints/<nimg>`` in torch.distributed.checkpoint's format, with the
+digest of every file in ``digests.json``. The state is copied to host memory at once and written by
+a thread while training goes on: under another name, synced, digests last, then renamed.
+
+Note [snapshots come first]: a checkpoint takes its name only after every EMA snapshot that was
+queued before it is on disk. Whatever a run continues from, the snapshots before it are there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.api import CheckpointException
 
-from edm2lite.ema import PowerFunctionEMA
+from edm2lite.ema.writer import BackgroundWriter
 from edm2lite.tensorfile import sync
 
-from . import distributed
+from . import distributed, manifest
+from .staging import HostCopies
 
-KEEP = 2
+logger = logging.getLogger(__name__)
 
-
-def save(
-    folder: Path,
-    nimg: int,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: PowerFunctionEMA,
-    figures: dict[str, Tensor],
-) -> Path:
-    """Write ``folder/<nimg>``; every rank calls this. ``figures``: counters, the same on all."""
-    final = folder / f"{nimg:012d}"
-    temporary = folder / f".{nimg:012d}.partial"
-    if distributed.rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    distributed.barrier()
-    with _quiet():
-        alone = not distributed.is_group()
-        dcp.save(_state(net, optimizer, ema, figures), checkpoint_id=temporary, no_dist=alone)
-    distributed.barrier()
-    if distributed.rank() == 0:
-        for path in temporary.iterdir():
-            sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        sync(folder)
-        for old in _complete(folder)[:-KEEP]:
-            shutil.rmtree(old)
-    distributed.barrier()
-    return final
+State = dict[str, Any]
 
 
-def load_latest(
-    folder: Path,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: PowerFunctionEMA,
-    figures: dict[str, Tensor],
-) -> int:
-    """Continue from the newest checkpoint, if any, in place; returns its image count, or 0."""
-    found = _complete(folder)
-    if not found:
-        return 0
-    state = _state(net, optimizer, ema, figures)
-    with _quiet():
-        dcp.load(state, checkpoint_id=found[-1], no_dist=not distributed.is_group())
-    set_model_state_dict(net, state["net"])
-    set_optimizer_state_dict(net, optimizer, state["optimizer"])
-    ema.load_state_dict(state["ema"])
-    return ema.nimg
+def finished(folder: Path) -> list[Path]:
+    """Checkpoints that took their name, oldest first."""
+    return sorted(p for p in folder.glob("*") if re.fullmatch(r"\d{12}", p.name))
 
 
-def _state(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: PowerFunctionEMA,
-    figures: dict[str, Tensor],
-) -> dict[str, Any]:
-    return {
-        "net": get_model_state_dict(net),
-        "optimizer": get_optimizer_state_dict(net, optimizer),
-        "ema": ema.state_dict(),
-        "figures": figures,
-    }
+class Checkpoints:
+    """The checkpoints of a run, written in the background. Every rank makes one and calls it alike.
+
+    Args:
+        folder: Where they are; made when the first is written.
+        keep: Newest sound ones that stay.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self._writer = BackgroundWriter()
+        self._group = distributed.host_group()
+        self._copies = HostCopies()
+        self._sound: set[str] = set()  # names of those read or written by this process
+
+    def save(self, nimg: int, state: State, before: Callable[[], None]) -> Path:
+        """Copy ``state`` and return while ``folder/<nimg>`` is written.
+
+        Args:
+            nimg: Images seen.
+            state: Nested dict of tensors and plain values, the same keys on every rank.
+            before: Called by the writing thread first; the checkpoint waits for it.
+
+        Raises:
+            OSError: The checkpoint before this one could not be written.
+        """
+        self.flush()
+        self._writer.submit(partial(self._write, nimg, self._copies.of(state), before))
+        return self.folder / _name(nimg)
+
+    def flush(self) -> None:
+        """Wait for what is being written; raises what went wrong."""
+        self._writer.flush()
+
+    def load_latest(self, make_state: Callable[[], State]) -> State | None:
+        """The state in the newest sound checkpoint; None if there is none.
+
+        Damaged ones are reported and set aside as ``<nimg>.damaged``.
+
+        Args:
+            make_state: Gives a state like the saved one, whose tensors are overwritten.
+
+        Raises:
+            ValueError: There are checkpoints, and none of them is sound.
+        """
+        damaged: dict[Path, str] = {}
+        for path in reversed(finished(self.folder)):
+            problem = self._problem(path)
+            if problem is None:
+                self._set_aside(damaged, path)
+                state = make_state()
+                with _storage_errors(path), _quiet():
+                    dcp.load(state, checkpoint_id=path, **self._ranks())
+                self._sound.add(path.name)
+                return state
+            damaged[path] = problem
+        if damaged:
+            first, why = next(iter(damaged.items()))
+            raise ValueError(
+                f"no checkpoint in {self.folder} is sound; of {first.name}, the newest of"
+                f" {len(damaged)}: {why}; restore one from a copy, or remove the folder to start"
+                " the run over"
+            )
+        return None
+
+    def _write(self, nimg: int, state: State, before: Callable[[], None]) -> None:
+        before()  # Note [snapshots come first]
+        final = self.folder / _name(nimg)
+        temporary = self.folder / f".{final.name}.partial"
+        try:
+            self._write_files(temporary, state)
+            if distributed.rank() == 0:
+                if final.exists():
+                    shutil.rmtree(final)
+                os.replace(temporary, final)
+                sync(self.folder)
+                self._sound.add(final.name)
+                self._prune()
+        finally:
+            if distributed.rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write_files(self, folder: Path, state: State) -> None:
+        if distributed.rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        distributed.barrier(self._group)
+        with _storage_errors(folder), _quiet():
+            dcp.save(state, checkpoint_id=folder, **self._ranks())
+        files = {path.name: manifest.entry(path) for path in self._own_files(folder)}
+        parts = distributed.gather(files, self._group)
+        if distributed.rank() == 0:
+            manifest.write(folder, {name: e for part in parts for name, e in part.items()})
+            for path in folder.iterdir():
+                sync(path)
+
+    def _own_files(self, folder: Path) -> list[Path]:
+        """Those that this rank wrote: ``__<rank>_<i>.distcp``, and all others on rank 0."""
+        rank = distributed.rank()
+        return [path for path in sorted(folder.iterdir()) if _writer_of(path.name) == rank]
+
+    def _prune(self) -> None:
+        """Remove what is older than the ``keep`` newest that are known to be sound."""
+        good = 0
+        for path in reversed(finished(self.folder)):
+            if good == self.keep:
+                shutil.rmtree(path)
+                continue
+            if path.name not in self._sound and _problem_of(path, 0, 1) is None:
+                self._sound.add(path.name)
+            good += path.name in self._sound
+
+    def _problem(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint; each rank reads its part of the files."""
+        found = _problem_of(path, distributed.rank(), distributed.world_size())
+        return next((p for p in distributed.gather(found, self._group) if p is not None), None)
+
+    def _set_aside(self, damaged: dict[Path, str], used: Path) -> None:
+        if distributed.rank() == 0:
+            for path, why in damaged.items():
+                aside = path.with_name(f"{path.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(path, aside)
+                logger.warning(
+                    "checkpoint %s is damaged: %s; it is now %s, continuing from %s",
+                    path, why, aside.name, used.name,
+                )  # fmt: skip
+        distributed.barrier(self._group)
+
+    def _ranks(self) -> dict[str, Any]:
+        return {"process_group": self._group, "no_dist": not distributed.is_group()}
 
 
-def _complete(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if (path / ".metadata").is_file())
+def _name(nimg: int) -> str:
+    return f"{nimg:012d}"
+
+
+def _writer_of(name: str) -> int:
+    match = re.match(r"__(\d+)_", name)
+    return int(match[1]) if match else 0
+
+
+def _problem_of(path: Path, part: int, parts: int) -> str | None:
+    """What is wrong with every ``parts``-th file of a checkpoint, from the ``part``-th on."""
+    try:
+        files = manifest.read(path)
+        manifest.check(path, files, sorted(files)[part::parts])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """What torch.distributed.checkpoint raises, as the error of the first rank that failed."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        if not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__ or cause
+        number = cause.errno if isinstance(cause, OSError) else errno.EIO
+        reason = cause.strerror if isinstance(cause, OSError) else " ".join(str(cause).split())
+        raise OSError(
+            number, f"checkpoint not written or read ({reason}, on rank {rank})", str(path)
+        ) from error
 
 
 @contextlib.contextmanager

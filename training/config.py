@@ -1,30 +1,26 @@
 """RunConfig: everything that defines a training run, and its text form.
 
-Values come from the dataclass defaults, then the YAML file, then ``--set a.b=c``. The classes are
-plain dataclasses; pydantic checks and converts the values here and nowhere else.
+Values come from the dataclass defaults, then the YAML file, then ``--set a.b=c``
+(:mod:`edm2lite.training.config_file`). The classes are plain dataclasses.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, Tag
 
 from edm2lite.ema.profile import sigma_rel_to_gamma
-from edm2lite.encoders import KINDS, LatentEncoder, PixelEncoder
+from edm2lite.encoders import LatentEncoder, PixelEncoder
 from edm2lite.objective import LogNormal
 from edm2lite.precond import PrecondConfig
 from edm2lite.units import parse_count
 
+from . import config_file
+from .config_file import shipped as shipped
 from .data import DataConfig
 
 Nimg = Annotated[int, BeforeValidator(parse_count)]
@@ -32,6 +28,23 @@ AnyEncoder = Annotated[
     Annotated[PixelEncoder, Tag("pixels")] | Annotated[LatentEncoder, Tag("latents")],
     Discriminator(lambda value: value.get("kind", "pixels")),
 ]
+
+CADENCES = ("total_nimg", "status_nimg", "snapshot_nimg", "checkpoint_nimg", "sample_nimg")
+"""Fields that count images and must be multiples of the batch size."""
+
+AT_LEAST = {
+    "batch_size": 1,
+    "microbatch": 1,
+    "total_nimg": 1,
+    "status_nimg": 1,
+    "snapshot_nimg": 1,
+    "checkpoint_nimg": 1,
+    "keep_checkpoints": 2,
+    "max_bad_steps": 1,
+    "sample_nimg": 0,
+    "sample_count": 1,
+    "sample_steps": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,8 @@ class OptimConfig:
         ref_batches: Batches t_ref at which the inverse-square-root decay begins; 0 for none.
         rampup_nimg: Length of the linear ramp in images.
         beta1, beta2, eps: Of Adam.
+        loss_scale: Constant factor on the loss during the backward pass, taken off the gradients
+            again: with float16 it keeps small ones from vanishing. Elsewhere it has no effect.
     """
 
     ref_lr: float = 0.0100
@@ -51,10 +66,17 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.ref_lr > 0:
-            raise ValueError(f"ref_lr must be positive, got {self.ref_lr}")
+        for name in ("ref_lr", "eps", "loss_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
         if self.ref_batches < 0 or self.rampup_nimg < 0:
             raise ValueError("ref_batches and rampup_nimg must be at least 0 (0 for none)")
 
@@ -92,7 +114,14 @@ class RunConfig:
         total_nimg: Images to train on.
         status_nimg, snapshot_nimg, checkpoint_nimg: Images between status lines, snapshots, and
             checkpoints.
+        keep_checkpoints: Newest sound checkpoints that stay, at least 2.
         max_bad_steps: Steps in a row with a non-finite gradient after which the run stops.
+        parallel: How several processes share the work: each with a whole copy of the network
+            (``ddp``), or with a part of every weight, gradient, moment and average (``fsdp``).
+        compile: Compile the U-Net with torch.compile.
+        tensorboard: Write the figures of ``stats.jsonl`` and the sample grids for TensorBoard too.
+        sample_nimg: Images between grids of samples from the averages; 0 for none.
+        sample_count, sample_steps: Images in a grid, and steps of Heun's method for each.
     """
 
     data: DataConfig
@@ -108,15 +137,22 @@ class RunConfig:
     status_nimg: Nimg = 128 * 2**10
     snapshot_nimg: Nimg = 8 * 2**20
     checkpoint_nimg: Nimg = 128 * 2**20
+    keep_checkpoints: int = 2
     max_bad_steps: int = 100
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
+    tensorboard: bool = False
+    sample_nimg: Nimg = 0
+    sample_count: int = 32
+    sample_steps: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "microbatch", "total_nimg", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("total_nimg", "status_nimg", "snapshot_nimg", "checkpoint_nimg"):
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in CADENCES:
             value = getattr(self, name)
-            if value < 1 or value % self.batch_size:
+            if value % self.batch_size:
                 near = max(1, round(value / self.batch_size)) * self.batch_size
                 raise ValueError(
                     f"{name} must be a multiple of batch_size = {self.batch_size}, got {value};"
@@ -125,139 +161,43 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """Text form, complete; :func:`load_config` of it gives an equal object."""
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+        return config_file.dump(self)
 
 
 MAY_CHANGE = (
-    "total_nimg", "microbatch", "status_nimg", "checkpoint_nimg", "max_bad_steps", "data.workers",
+    "total_nimg",
+    "microbatch",
+    "status_nimg",
+    "checkpoint_nimg",
+    "keep_checkpoints",
+    "max_bad_steps",
+    "parallel",
+    "compile",
+    "tensorboard",
+    "sample_nimg",
+    "sample_count",
+    "sample_steps",
+    "data.workers",
     "data.prefetch",
-)  # fmt: skip
+)
 """Fields that an existing run may be continued with: they do not change its course."""
 
 
 def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """The configuration of a run.
-
-    Args:
-        source: A YAML file, or the name of a shipped one.
-        overrides: ``a.b=c``, the value in YAML.
+    """The configuration of a run; see :func:`edm2lite.training.config_file.load`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Unknown key, wrong type or value, with the dotted path.
     """
-    values = _read_yaml(source)
-    for text in overrides:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise ValueError(f"--set takes key=value, got {text!r}; for example --set seed=1")
-        _set(values, key, yaml.safe_load(value))
-    _check_keys(values, RunConfig, ())
-    try:
-        return TypeAdapter(RunConfig).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in KINDS)
-        if first["type"] == "value_error":
-            raise ValueError(
-                f"{source}: {where + ': ' if where else ''}{first['ctx']['error']}"
-            ) from None
-        if first["type"] == "missing":
-            raise ValueError(f"{source}: {where} must be given and is missing") from None
-        wanted = first["msg"][0].lower() + first["msg"][1:]
-        raise ValueError(f"{source}: {where}: {wanted}, got {first['input']!r}") from None
+    return config_file.load(RunConfig, source, overrides)
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted names of fields that differ and may not change within a run."""
-    flat_a, flat_b = (
-        _flatten(_plain(dataclasses.asdict(a))),
-        _flatten(_plain(dataclasses.asdict(b))),
-    )
+    flat_a, flat_b = config_file.flatten(a), config_file.flatten(b)
     return [
         f"{key} ({flat_a.get(key)} in the run, {flat_b.get(key)} now)"
         for key in sorted(flat_a.keys() | flat_b.keys())
         if key not in MAY_CHANGE and flat_a.get(key) != flat_b.get(key)
     ]
-
-
-def shipped() -> list[str]:
-    """Names of the shipped configurations."""
-    folder = resources.files("edm2lite.configs")
-    return sorted(
-        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
-    )
-
-
-def _read_yaml(source: str) -> dict[str, Any]:
-    path: Any = Path(source)
-    if not path.is_file():
-        path = resources.files("edm2lite.configs") / f"{source}.yaml"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no configuration {source}; give a YAML file or one of {', '.join(shipped())}"
-            )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} must be YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source} must hold keys and values, found {type(values).__name__}")
-    return values
-
-
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"--set {key}: {parent} is a single value and has no keys below it")
-    values[last] = value
-
-
-def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> None:
-    """Unknown keys are an error that names the nearest known one."""
-    hints = typing.get_type_hints(cls)
-    for key, value in values.items():
-        dotted = ".".join((*path, str(key)))
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ValueError(
-                f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
-            )
-        choices = [c for c in (typing.get_args(hints[key]) or [hints[key]]) if _is_config(c)]
-        if choices:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{dotted} must hold keys and values, got {value!r}")
-            _check_keys(value, _chosen(choices, value, dotted), (*path, key))
-
-
-def _is_config(hint: Any) -> bool:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
-
-
-def _chosen(choices: list[Any], value: Mapping[str, Any], dotted: str) -> Any:
-    """The class that a value describes by its ``kind``: the first if it names none."""
-    if len(choices) == 1:
-        return choices[0]
-    kinds = {c.__dataclass_fields__["kind"].default: c for c in choices}
-    kind = value.get("kind", next(iter(kinds)))
-    if kind not in kinds:
-        raise ValueError(f"{dotted}.kind must be one of {', '.join(kinds)}, got {kind!r}")
-    return kinds[kind]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> types.MappingProxyType[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return types.MappingProxyType(flat)

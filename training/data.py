@@ -150,6 +150,10 @@ class BatchSource:
         self._steps.shutdown(cancel_futures=True)
         self._workers.shutdown(cancel_futures=True)
 
+    def row(self, position: int) -> int:
+        """Which image of the data set is the sample at ``position`` of the run."""
+        return int(self.order.rows(np.array([position]))[0])
+
     def _make(self, nimg: int) -> list[Batch]:
         positions = np.arange(nimg + self.first, nimg + self.first + self.share)
         rows = self.order.rows(positions)

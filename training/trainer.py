@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import secrets
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from edm2lite.dataset import open_dataset
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.encoders import PixelEncoder
 from edm2lite.layers import normalize_weights_
-from edm2lite.objective import DenoisingLoss
 from edm2lite.precond import Precond
 from edm2lite.seeding import Purpose, rng
-from edm2lite.tensorfile import replacing
 
-from . import checkpoint, distributed
-from .config import RunConfig, differing_keys, load_config
+from . import distributed, tensorboard
+from .checkpoint import Checkpoints
+from .config import RunConfig
 from .data import Batch, BatchSource
+from .figures import Figures
 from .fit import check_fit, with_encoder
 from .monitor import Monitor
+from .optimizer import adam, full_precision, mend_gradients
+from .outputs import Outputs
+from .parallel import Shared
+from .run_folder import check_run, check_world, open_run
 from .schedule import learning_rate
+from .signals import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -50,23 +61,23 @@ class Trainer:
         check_fit(config, dataset)
         check_world(config, distributed.world_size())
         check_run(config, run_dir)
+        if config.tensorboard:
+            tensorboard.check_installed()
+        full_precision()
         torch.manual_seed(config.seed)
-        self.net = Precond(config.net).to(device).train()
-        self.loss = distributed.replicate(DenoisingLoss(self.net), device)
-        self.optimizer = torch.optim.Adam(
-            self.net.parameters(),
-            lr=config.optim.ref_lr,
-            betas=(config.optim.beta1, config.optim.beta2),
-            eps=config.optim.eps,
-            fused=device.type == "cuda",
+        self.net = Precond(config.net).train()
+        self.shared = Shared(self.net, config.parallel, config.compile, device)
+        self._u: list[Tensor] = []  # of the samples of this step
+        self.net.logvar_linear.register_forward_hook(self._keep_u)
+        self.optimizer = adam(self.net, config.optim, device)
+        self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=open_run(config, run_dir))
+        self.outputs = Outputs(
+            config, run_dir, self.net, self.ema, is_sharded=self.shared.is_sharded
         )
-        self.run = open_run(config, run_dir)
-        self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=self.run)
-        self.bad_steps = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in all
-        self.tick = torch.zeros(2, dtype=torch.float64, device=device)  # loss, samples so far
-        self.nimg = checkpoint.load_latest(
-            run_dir / "checkpoints", self.net, self.optimizer, self.ema, self._figures()
-        )
+        self.figures = Figures(config.loss, device)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
+        self.nimg = 0
+        self._restore()
         self.batches = BatchSource(
             dataset,
             seed=config.seed,
@@ -78,54 +89,73 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Run to ``config.total_nimg``.
+        """Run to ``config.total_nimg``, or until SIGTERM or SIGUSR1.
 
         Raises:
             FloatingPointError: Gradients were not finite for too many steps in a row.
+            OSError: A file could not be written.
         """
-        config = self.config
-        if self.nimg >= config.total_nimg:
-            self._save_weights()
-            return
-        with Monitor(
-            self.run_dir, nimg=self.nimg, total_nimg=config.total_nimg, sums=self.tick
-        ) as monitor:
-            while self.nimg < config.total_nimg:
-                monitor.add(self.train_step())
+        config, signal_name = self.config, None
+        with closing(self.batches), self._monitor() as monitor, StopSignal() as stop:
+            while self.nimg < config.total_nimg and signal_name is None:
+                self.train_step()
                 self.nimg += config.batch_size
                 self.ema.update(self.nimg)
                 normalize_weights_(self.net)  # Eq. 66; the average takes the weights before it
                 monitor.advance(config.batch_size)
-                if self.due(config.status_nimg):
-                    in_row, in_all = self.bad_steps.tolist()
-                    monitor.report(self.nimg, lr=self.lr(), nonfinite_steps=in_all)
-                    self._check_bad_steps(in_row)
+                signal_name = stop.agreed()
+                is_bad = self._has_bad_row()
+                if self.due(config.status_nimg) or is_bad:
+                    figures = self._tick_figures(monitor.nimg)
+                    monitor.report(self.nimg, figures)
+                if is_bad:
+                    raise FloatingPointError(
+                        f"gradients must be finite, they were not in {config.max_bad_steps} steps"
+                        f" in a row (max_bad_steps){self._culprit(figures['last_bad_sample'])};"
+                        " lower optim.ref_lr, or look at that data"
+                    )
                 if self.due(config.snapshot_nimg):
-                    self._save_snapshots()
-                if self.due(config.checkpoint_nimg):
-                    self.tick = monitor.sums()
+                    self.outputs.save_snapshots()
+                if config.sample_nimg and self.due(config.sample_nimg):
+                    for sigma_rel, picture in self.outputs.samples():
+                        monitor.show_samples(self.nimg, sigma_rel, picture)
+                if self.due(config.checkpoint_nimg) or signal_name is not None:
                     self._save_checkpoint()
-        self.batches.close()
-        self._save_weights()
+            self.checkpoints.flush()
+        if self.nimg >= config.total_nimg:
+            self.outputs.save_last(self.nimg)
+        else:
+            logger.info(
+                "stopped for %s at nimg = %d of %d, with a checkpoint in %s; the same command"
+                " continues",
+                signal_name, self.nimg, config.total_nimg, self.checkpoints.folder,
+            )  # fmt: skip
 
     def train_step(self) -> Tensor:
         """One optimizer step over the batch at ``self.nimg``; per-element losses of this rank."""
         config = self.config
         micro = self.batches.batch(self.nimg)
         share = config.batch_size // distributed.world_size()
-        losses = []
+        losses, sigmas, self._u = [], [], []
         for i, batch in enumerate(micro):
+            sigma = config.loss.sigma(batch.z.to(self.device, non_blocking=True))
+            sigmas.append(sigma)
             if i + 1 < len(micro):
-                with distributed.gradients_kept(self.loss):
-                    losses.append(self._backward(batch, share))
+                with self.shared.gradients_kept():
+                    losses.append(self._backward(batch, sigma, share))
             else:
-                losses.append(self._backward(batch, share))
-        self._mend_gradients()
+                losses.append(self._backward(batch, sigma, share))
+        gradient = mend_gradients(self.shared, config.optim.loss_scale)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.cat(losses)
+        found = torch.cat(losses)
+        indices = torch.cat([torch.from_numpy(batch.indices) for batch in micro])
+        indices = indices.to(self.device, non_blocking=True)
+        self.figures.add_losses(found, torch.cat(self._u), torch.cat(sigmas), indices)
+        self.figures.add_step(self.nimg, gradient)
+        return found
 
     def lr(self) -> float:
         """Learning rate of the step that starts now."""
@@ -142,7 +172,7 @@ class Trainer:
         """Whether something that happens every ``interval`` images, and at the end, is due."""
         return self.nimg % interval == 0 or self.nimg >= self.config.total_nimg
 
-    def _backward(self, batch: Batch, share: int) -> Tensor:
+    def _backward(self, batch: Batch, sigma: Tensor, share: int) -> Tensor:
         """Add the gradient of the mean loss per sample; returns the loss per element [N]."""
         if self.config.net.unet.dropout:  # masks follow the samples, not the process or the restart
             seed = rng(self.config.seed, int(batch.indices[0]), Purpose.DROPOUT)
@@ -151,10 +181,9 @@ class Trainer:
         labels = None
         if batch.labels is not None and self.config.net.unet.label_dim:
             labels = batch.labels.to(self.device, non_blocking=True)
-        sigma = self.config.loss.sigma(batch.z.to(self.device, non_blocking=True))
         noise = batch.noise.to(self.device, non_blocking=True)
-        losses = self.loss(images, labels, sigma, noise)
-        (losses.sum() / share).backward()
+        losses = self.shared.loss(images, labels, sigma, noise)
+        (losses.sum() / share * self.config.optim.loss_scale).backward()
         return losses.detach() / images[0].numel()
 
     def _encoded(self, batch: Batch) -> Tensor:
@@ -165,89 +194,57 @@ class Trainer:
         assert batch.latent_noise is not None
         return encoder.encode(raw, batch.latent_noise.to(self.device, non_blocking=True))
 
-    @torch.no_grad()
-    def _mend_gradients(self) -> None:
-        """Set NaN and infinite gradients to 0 and count the steps that had any, without a sync."""
-        grads = [p.grad for p in self.net.parameters() if p.grad is not None]
-        finite = torch.stack(torch._foreach_norm(grads)).isfinite().all()
-        if self.device.type != "cpu" or not finite:
-            for grad in grads:
-                torch.nan_to_num_(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        self.bad_steps += 1 - finite.long()
-        self.bad_steps[0] *= 1 - finite.long()
+    def _keep_u(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._u.append(output.detach().squeeze(1))
 
-    def _check_bad_steps(self, in_row: int) -> None:
-        if in_row >= self.config.max_bad_steps:
-            raise FloatingPointError(
-                f"gradients must be finite, they were not in the last {in_row} steps (max_bad_steps"
-                f" = {self.config.max_bad_steps}); lower optim.ref_lr, or look for bad images"
-            )
+    def _monitor(self) -> Monitor:
+        total, board = self.config.total_nimg, self.config.tensorboard
+        return Monitor(self.run_dir, nimg=self.nimg, total_nimg=total, tensorboard=board)
 
-    def _figures(self) -> dict[str, Tensor]:
-        """Counters that a checkpoint keeps, so that an interrupted tick ends with the same line."""
-        return {"bad_steps": self.bad_steps, "tick": self.tick}
+    def _tick_figures(self, since: int) -> dict[str, Any]:
+        """Everything that the line of a tick says of the run; every rank calls this."""
+        figures = {**self.figures.finish(), "lr": self.lr()}
+        latest = figures["last_bad_nimg"]
+        if latest is not None and latest >= since:
+            logger.warning(
+                "%d steps so far had gradients that were not finite, set to 0; the last at nimg ="
+                " %d%s",
+                figures["nonfinite_steps"], latest, self._culprit(figures["last_bad_sample"]),
+            )  # fmt: skip
+        return figures
 
-    def _metadata(self) -> dict[str, str]:
+    def _has_bad_row(self) -> bool:
+        """Whether too many steps in a row had no finite gradient; asks a GPU once a tick only."""
+        if self.device.type != "cpu" and not self.due(self.config.status_nimg):
+            return False
+        return self.figures.longest_bad_row() >= self.config.max_bad_steps
+
+    def _culprit(self, sample: int | None) -> str:
+        if sample is None:
+            return ""
+        name, row = self.config.data.source, self.batches.row(sample)
+        return f"; the loss of sample {sample}, image {row} of {name}, was not finite"
+
+    def _restore(self) -> None:
+        """Continue from the newest sound checkpoint, if there is one."""
+        state = self.checkpoints.load_latest(self._state)
+        if state is not None:
+            set_model_state_dict(self.net, state["net"])
+            set_optimizer_state_dict(self.net, self.optimizer, state["optimizer"])
+            self.ema.load_state_dict(state["ema"])
+            self.figures.load(state["figures"])
+            self.nimg = state["nimg"]
+        self.outputs.set_aside_after(self.nimg)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds; every rank calls this."""
         return {
-            "model": self.config.net.to_json(),
-            "encoder": self.config.encoder.to_json(),
-            "data": self.config.data.source,
+            "net": get_model_state_dict(self.net),
+            "optimizer": get_optimizer_state_dict(self.net, self.optimizer),
+            "ema": self.ema.state_dict(),
+            "figures": self.figures.state(),
+            "nimg": self.nimg,
         }
 
-    def _save_snapshots(self) -> None:
-        if distributed.rank() == 0:
-            dtype = getattr(torch, self.config.ema.dtype)
-            self.ema.save_snapshots(self.run_dir / "snapshots", dtype, self._metadata())
-
     def _save_checkpoint(self) -> None:
-        checkpoint.save(
-            self.run_dir / "checkpoints",
-            self.nimg,
-            self.net,
-            self.optimizer,
-            self.ema,
-            self._figures(),
-        )
-
-    def _save_weights(self) -> None:
-        if distributed.rank() == 0:
-            extra = {**self._metadata(), "run": self.run, "nimg": str(self.nimg), "average": "none"}
-            extra.pop("model")
-            self.net.save(self.run_dir / "last.safetensors", extra)
-
-
-def check_world(config: RunConfig, world_size: int) -> None:
-    """Raise ValueError unless the batch divides among the processes."""
-    if config.batch_size % world_size:
-        raise ValueError(
-            f"batch_size must be a multiple of the number of processes, got {config.batch_size} for"
-            f" {world_size}"
-        )
-
-
-def check_run(config: RunConfig, run_dir: Path) -> None:
-    """Raise ValueError if the folder is in use by something else."""
-    saved = run_dir / "config.yaml"
-    if saved.is_file():
-        different = differing_keys(load_config(str(saved)), config)
-        if different:
-            raise ValueError(
-                f"{run_dir} belongs to a run of another configuration: {', '.join(different[:3])}"
-                "; give another --out, or the configuration of that run"
-            )
-    elif any((run_dir / name).exists() for name in ("snapshots", "checkpoints")):
-        raise ValueError(f"{run_dir} holds snapshots but no config.yaml; give another --out")
-
-
-def open_run(config: RunConfig, run_dir: Path) -> str:
-    """Make the folder on rank 0 and record the configuration; returns the identifier of the run."""
-    run = ""
-    if distributed.rank() == 0:
-        identity = run_dir / "run.json"
-        if not identity.is_file():
-            with replacing(identity) as file:
-                json.dump({"run": secrets.token_hex(4)}, file)
-        run = json.loads(identity.read_text())["run"]
-        with replacing(run_dir / "config.yaml") as file:
-            file.write(config.to_yaml())
-    return distributed.from_rank_zero(run)
+        self.checkpoints.save(self.nimg, self._state(), self.outputs.finish_snapshots)

@@ -1,0 +1,148 @@
+"""The curves of a run, drawn from its ``stats.jsonl``."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edm2lite.tensorfile import replacing
+
+Line = dict[str, Any]
+
+MOMENTS = 5  # of the run, at which curves over the noise level are drawn
+
+
+def read_stats(run_dir: Path) -> list[Line]:
+    """The lines of a run, by images seen.
+
+    Raises:
+        FileNotFoundError: The folder is not that of a run.
+        ValueError: A line is damaged, or there is none yet.
+    """
+    path = Path(run_dir) / "stats.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; give the folder of a run")
+    lines: list[Line] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise ValueError(
+                f"line {number} of {path} must be JSON ({error}); remove it if a run is not writing"
+            ) from error
+    if not lines:
+        raise ValueError(f"{path} has no line yet; one is written every status_nimg images")
+    return lines
+
+
+def draw_curves(path: Path, lines: Sequence[Line], title: str) -> None:
+    """Loss, loss and uncertainty by noise level, learning rate, gradient norm and speed, as PNG.
+
+    Args:
+        path: Of the picture.
+        lines: As :func:`read_stats` gives them.
+        title: Above all.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = _figure()
+    axes = figure.subplots(2, 3)
+    figure.suptitle(title)
+    _over_time(axes[0, 0], lines, "loss", "loss per element", log=False)
+    _by_level(axes[0, 1], lines)
+    _uncertainty(axes[0, 2], lines)
+    _over_time(axes[1, 0], lines, "lr", "learning rate", log=False)
+    _over_time(axes[1, 1], lines, "grad_norm", "gradient norm", log=True)
+    _over_time(axes[1, 2], lines, "img_per_sec", "images per second", log=False)
+    axes[1, 2].set_ylim(bottom=0)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with replacing(path, "wb") as file:
+        file.write(buffer.getvalue())
+
+
+def _over_time(axes: Any, lines: Sequence[Line], key: str, label: str, *, log: bool) -> None:
+    found = [(line["nimg"], line[key]) for line in lines if line.get(key) is not None]
+    marker = "o" if len(found) < 2 else ""
+    axes.plot([n for n, _ in found], [value for _, value in found], marker=marker, lw=1.2)
+    if log and found:
+        axes.set_yscale("log")
+    _label(axes, "images seen", label)
+    bad = [line["nimg"] for line in lines if line.get("last_bad_nimg") is not None]
+    if key == "grad_norm" and bad:
+        axes.axvline(bad[0], color="tab:red", ls="--", lw=0.8, label="first not finite")
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _by_level(axes: Any, lines: Sequence[Line]) -> None:
+    chosen = _spread([line for line in lines if "loss_at" in line])
+    for share, line in zip(np.linspace(0.25, 1, len(chosen)), chosen, strict=True):
+        x, y = _points(line, "loss_at")
+        axes.plot(x, y, "o-", ms=3, lw=1, color="tab:blue", alpha=share, label=_count(line["nimg"]))
+    axes.set_yscale("log")
+    _label(axes, "ln sigma", "weighted squared error lambda L")
+    if chosen:
+        axes.legend(title="images seen", frameon=False, fontsize=7, title_fontsize=7)
+
+
+def _uncertainty(axes: Any, lines: Sequence[Line]) -> None:
+    found = [line for line in lines if "u_at" in line]
+    if found:
+        axes.plot(*_points(found[-1], "u_at"), "o-", ms=3, lw=1, label="learned u(sigma)")
+        x, error = _points(found[-1], "loss_at")
+        axes.plot(x, np.log(error), "s--", ms=3, lw=1, label="ln(lambda L), its goal")
+        axes.legend(title=f"at {_count(found[-1]['nimg'])} images", frameon=False, fontsize=8)
+    _label(axes, "ln sigma", "uncertainty")
+
+
+def _points(line: Line, key: str) -> tuple[Any, Any]:
+    pairs = [(x, y) for x, y in zip(line["ln_sigma"], line[key], strict=True) if y is not None]
+    x, y = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return x, y
+
+
+def _spread(lines: Sequence[Line]) -> list[Line]:
+    """Up to ``MOMENTS`` lines at equal distances, the last one included."""
+    if len(lines) <= MOMENTS:
+        return list(lines)
+    return [lines[int(i)] for i in np.linspace(0, len(lines) - 1, MOMENTS).round()]
+
+
+def _label(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    if x == "images seen":
+        axes.xaxis.set_major_formatter(lambda value, _: _count(value))
+        axes.xaxis.set_major_locator(_locator())
+
+
+def _count(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:g}"
+
+
+def _locator() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, integer=True)
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; pip install 'edm2lite[metrics]'") from error
+    figure = Figure(figsize=(13, 7), dpi=110)
+    FigureCanvasAgg(figure)
+    return figure

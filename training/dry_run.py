@@ -1,0 +1,165 @@
+"""What a run will be, before it is: its whole configuration, its cost, its disk, its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.ema import planning
+from edm2lite.flops import count_macs
+from edm2lite.objective import DenoisingLoss
+from edm2lite.precond import Precond, PrecondConfig
+
+from .checkpoint import finished
+from .config import RunConfig
+from .fit import check_fit, with_encoder
+from .run_folder import check_run, check_world
+
+RANGE = (0.02, 0.25)  # lengths for which the error of rebuilding is told
+MOMENTS = 2  # float32 tensors that Adam keeps for each parameter
+
+
+def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
+    """Text for a person; nothing is written and no device is touched.
+
+    Args:
+        config: Of the run.
+        run_dir: Its folder, there or not.
+        world_size: Processes that will share the work.
+
+    Raises:
+        ValueError, FileNotFoundError: As :class:`edm2lite.training.trainer.Trainer`.
+    """
+    dataset = open_dataset(config.data.source)
+    config = with_encoder(config, dataset)
+    check_fit(config, dataset)
+    check_world(config, world_size)
+    check_run(config, run_dir)
+    with torch.device("meta"):
+        net = Precond(config.net)
+    num_params = sum(p.numel() for p in net.parameters())
+    rows = [
+        ("data", _data(dataset)),
+        ("run", _start(config, run_dir)),
+        *_work(config, world_size, num_params),
+        *_disk(config, num_params),
+        *_memory(config, world_size, num_params),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:{width}}  {text}" for name, text in rows]
+    return config.to_yaml() + "\n" + "\n".join(lines)
+
+
+def activation_bytes(config: PrecondConfig, num_images: int) -> int:
+    """What one forward pass of the loss keeps for its backward pass, parameters not counted.
+
+    The pass is run without memory, on the meta device, and every tensor that autograd keeps is
+    counted once. torch.compile keeps less.
+    """
+    with torch.device("meta"):
+        net = Precond(config)
+        loss = DenoisingLoss(net).train()
+        unet = config.unet
+        images = torch.empty(
+            num_images, unet.img_channels, unet.img_resolution, unet.img_resolution
+        )
+        labels = torch.empty(num_images, unet.label_dim) if unet.label_dim else None
+    own = {_storage(p) for p in net.parameters()}
+    kept: dict[int, Tensor] = {}  # holding the tensors keeps the keys distinct
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[_storage(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(images, labels, images[:, 0, 0, 0], torch.empty_like(images))
+    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _data(dataset: ImageDataset) -> str:
+    size = " x ".join(map(str, dataset.image_shape))
+    classes = f"{dataset.label_dim} classes" if dataset.label_dim else "no classes"
+    return f"{dataset.name}: {len(dataset)} images of {size}, {classes}"
+
+
+def _start(config: RunConfig, run_dir: Path) -> str:
+    found = finished(run_dir / "checkpoints")
+    if found:
+        return f"{run_dir}, continued from nimg = {int(found[-1].name)} of {config.total_nimg}"
+    return f"{run_dir}, from the start"
+
+
+def _work(config: RunConfig, world_size: int, num_params: int) -> Iterable[tuple[str, str]]:
+    share = config.batch_size // world_size
+    passes = -(-share // config.microbatch)
+    macs = count_macs(config.net).total
+    yield "parameters", f"{num_params}"
+    yield "GMACs", f"{macs / 1e9:.4g} per image and evaluation; training takes 3 times that"
+    yield (
+        "steps",
+        f"{-(-config.total_nimg // config.batch_size)} of {config.batch_size} images:"
+        f" {world_size} x {share}, forward passes in each: {passes}",
+    )
+    yield "compute", f"{6 * macs * config.total_nimg:.3g} floating-point operations in all"
+
+
+def _disk(config: RunConfig, num_params: int) -> Iterable[tuple[str, str]]:
+    plan = planning.assess(
+        config.ema.sigma_rels,
+        min(config.snapshot_nimg, config.total_nimg),
+        config.ema.dtype,
+        duration=config.total_nimg,
+        num_params=num_params,
+        wanted=planning.lengths_between(*RANGE),
+    )
+    yield "snapshots", f"{plan.num_files} files of {plan.dtype}, {_size(plan.num_bytes)}"
+    yield (
+        "error",
+        f"at most {plan.worst_error:.1e} (at sigma_rel {plan.worst_sigma_rel:.3f}) for lengths"
+        f" {RANGE[0]} to {RANGE[1]}; see edm2lite plan --help",
+    )
+    one = 4 * num_params * (1 + MOMENTS + len(config.ema.sigma_rels))
+    count = config.keep_checkpoints + 1  # the oldest goes when the newest is complete
+    yield "checkpoints", f"{_size(one)} each, at most {count} at a time"
+
+
+def _memory(config: RunConfig, world_size: int, num_params: int) -> Iterable[tuple[str, str]]:
+    parts = world_size if config.parallel == "fsdp" else 1
+    num_images = min(config.microbatch, config.batch_size // world_size)
+    averages = len(config.ema.sigma_rels)
+    state = 4 * num_params // parts
+    activations = activation_bytes(config.net, num_images)
+    total = state * (2 + MOMENTS + averages) + activations
+    yield (
+        "memory",
+        f"{_size(total)} per process: weights {_size(state)}, gradients {_size(state)}, Adam"
+        f" {_size(MOMENTS * state)}, {averages} averages {_size(averages * state)}, activations"
+        f" {_size(activations)}",
+    )
+    yield (
+        "",
+        f"(computed from shapes, activations for {num_images} images as autograd keeps them;"
+        " kernels and the allocator come on top)",
+    )
+    staged = state * (1 + MOMENTS + averages)
+    stored = planning.ITEM_BYTES[config.ema.dtype] * num_params * averages
+    yield (
+        "host memory",
+        f"{_size(staged)} per process while a checkpoint is written, {_size(stored)} on rank 0"
+        " while snapshots are",
+    )
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} B"

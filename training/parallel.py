@@ -1,0 +1,109 @@
+"""How processes share the network: a whole copy each (DDP), or a part of everything (FSDP2)."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from edm2lite.ema.source import local
+from edm2lite.objective import DenoisingLoss
+from edm2lite.precond import Precond
+from edm2lite.unet import Block
+
+from . import distributed
+
+
+class Shared:
+    """The loss module of a network that all processes train together.
+
+    Every process must have built ``net`` with the same weights. Afterwards ``net`` is on
+    ``device``; under ``fsdp`` its weights are shards (DTensor), by rows, and so are its gradients
+    and the state of its optimizer.
+
+    Attributes:
+        loss: Call it like :class:`edm2lite.objective.DenoisingLoss`.
+        is_sharded: Whether weights are shards.
+
+    Args:
+        net: The denoiser, on the CPU.
+        mode: ``ddp`` or ``fsdp``; neither does anything to a single process.
+        compiled: Whether torch.compile translates the U-Net.
+        device: Where to train.
+    """
+
+    def __init__(
+        self, net: Precond, mode: Literal["ddp", "fsdp"], compiled: bool, device: torch.device
+    ):
+        self.net = net
+        self.is_sharded = mode == "fsdp" and distributed.is_group()
+        if compiled:
+            for module in _blocks(net) if self.is_sharded else [net.unet]:
+                module.compile()
+        self.loss: nn.Module = DenoisingLoss(net)
+        if self.is_sharded:
+            self._shard(device)
+            return
+        net.to(device)
+        if distributed.is_group():
+            self.loss = _replicated(self.loss, device)
+
+    @contextlib.contextmanager
+    def gradients_kept(self) -> Iterator[None]:
+        """Backward passes within the block add up gradients without averaging them over ranks."""
+        if isinstance(self.loss, DistributedDataParallel):
+            with self.loss.no_sync():
+                yield
+        elif self.is_sharded:
+            net: Any = self.net
+            net.set_requires_gradient_sync(False)
+            yield
+            net.set_requires_gradient_sync(True)
+        else:
+            yield
+
+    def square_norm(self, grads: list[Tensor]) -> Tensor:
+        """Sum of squares of the elements of whole gradients, float64; NaN or inf if any of them is.
+
+        Args:
+            grads: Of all parameters, as this process has them.
+        """
+        parts = torch.stack(torch._foreach_norm([local(g) for g in grads]))
+        total = parts.double().square().sum()
+        return distributed.sum_(total) if self.is_sharded else total
+
+    def _shard(self, device: torch.device) -> None:
+        mesh = init_device_mesh(device.type, (distributed.world_size(),))
+        for module in (*_blocks(self.net), self.net):
+            fully_shard(module, mesh=mesh)
+        net: Any = self.net
+        net.logvar = partial(_no_view, net.logvar)
+        register_fsdp_forward_method(net, "logvar")
+
+
+def _replicated(loss: nn.Module, device: torch.device) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            loss,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # ours are constants; newer versions spell it otherwise
+            gradient_as_bucket_view=True,  # or there would be two copies of every gradient
+        )
+
+
+def _no_view(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The result, as a tensor of its own: FSDP2 warns of views, which hide from its hooks."""
+    return function(x).clone()
+
+
+def _blocks(net: Precond) -> list[nn.Module]:
+    return [module for module in net.modules() if isinstance(module, Block)]

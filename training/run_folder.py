@@ -1,0 +1,49 @@
+"""The folder of a run: whether it may be used, and what is written into it first."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+from edm2lite.tensorfile import replacing
+
+from . import distributed
+from .config import RunConfig, differing_keys, load_config
+
+
+def check_world(config: RunConfig, world_size: int) -> None:
+    """Raise ValueError unless the batch divides among the processes."""
+    if config.batch_size % world_size:
+        raise ValueError(
+            f"batch_size must be a multiple of the number of processes, got {config.batch_size} for"
+            f" {world_size}"
+        )
+
+
+def check_run(config: RunConfig, run_dir: Path) -> None:
+    """Raise ValueError if the folder is in use by something else."""
+    saved = run_dir / "config.yaml"
+    if saved.is_file():
+        different = differing_keys(load_config(str(saved)), config)
+        if different:
+            raise ValueError(
+                f"{run_dir} belongs to a run of another configuration: {', '.join(different[:3])}"
+                "; give another --out, or the configuration of that run"
+            )
+    elif any((run_dir / name).exists() for name in ("snapshots", "checkpoints")):
+        raise ValueError(f"{run_dir} holds snapshots but no config.yaml; give another --out")
+
+
+def open_run(config: RunConfig, run_dir: Path) -> str:
+    """Make the folder on rank 0 and record the configuration; returns the identifier of the run."""
+    run = ""
+    if distributed.rank() == 0:
+        identity = run_dir / "run.json"
+        if not identity.is_file():
+            with replacing(identity) as file:
+                json.dump({"run": secrets.token_hex(4)}, file)
+        run = json.loads(identity.read_text())["run"]
+        with replacing(run_dir / "config.yaml") as file:
+            file.write(config.to_yaml())
+    return distributed.from_rank_zero(run)

@@ -1,0 +1,77 @@
+"""Grids of images from the averages, to look at while a run goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from edm2lite.ema import PowerFunctionEMA
+from edm2lite.encoders import Encoder
+from edm2lite.precond import Precond
+from edm2lite.sampling import heun, karras_sigmas
+from edm2lite.seeding import Purpose, normals, rng
+from edm2lite.tensorfile import replacing
+
+SIDE = 512  # pixels; small images are enlarged by a whole factor to about this
+
+
+def sample_grids(
+    net: Precond,
+    ema: PowerFunctionEMA,
+    encoder: Encoder,
+    *,
+    count: int,
+    num_steps: int,
+    batch_size: int,
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """(sigma_rel, image [H, W, C]) of each tracked average: samples of seeds 0 to ``count`` - 1.
+
+    Classes follow each other, the same seeds always start from the same noise, and the network is
+    left as it was. Every rank of a sharded network must call this.
+    """
+    unet = net.config.unet
+    device = next(net.parameters()).device
+    sigmas = karras_sigmas(num_steps).float().to(device)
+    shape = (unet.img_channels, unet.img_resolution, unet.img_resolution)
+    for sigma_rel in ema.sigma_rels:
+        images = []
+        net.eval()
+        with ema.applied(sigma_rel):
+            for begin in range(0, count, batch_size):
+                seeds = range(begin, min(begin + batch_size, count))
+                x = normals([rng(seed, 0, Purpose.GENERATION) for seed in seeds], shape).to(device)
+                labels = None
+                if unet.label_dim:
+                    labels = torch.tensor([seed % unet.label_dim for seed in seeds], device=device)
+                x = heun(partial(net, labels=labels), x * sigmas[0], sigmas)
+                images.append(encoder.decode(x).cpu())
+        net.train()
+        yield sigma_rel, tile(torch.cat(images).numpy())
+
+
+def tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, C, H, W] -> [rows * H, columns * W, C]: one picture, enlarged if small."""
+    num, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(2 * num))
+    rows = math.ceil(num / columns)
+    cells = np.zeros((rows * columns, channels, height, width), np.uint8)
+    cells[:num] = images
+    picture = cells.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    picture = picture.reshape(rows * height, columns * width, channels)
+    factor = max(1, SIDE // max(picture.shape))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write [H, W, 1 or 3] uint8 as PNG, atomically."""
+    with replacing(path, "wb") as file:
+        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(
+            file, format="png"
+        )

@@ -1,16 +1,18 @@
 """Magnitudes: what the meter reads, and that the network keeps to the regime of the design."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config
 from edm2lite.training.config import load_config
 from edm2lite.training.trainer import Trainer
 from torch import nn
 
 from edm2lite.layers import MPConv, mp_weights, normalize_weights_
-from edm2lite.magnitudes import Meter, by_bucket, copies, relative_updates
+from edm2lite.magnitudes import Meter, by_bucket, copies, read_log, relative_updates
 from edm2lite.precond import Precond
 from edm2lite.unet import Block
 
@@ -115,3 +117,32 @@ def test_blocks_keep_magnitude_one_at_initialisation_and_after_200_steps(tmp_pat
             torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-6, rtol=0)
     assert net.unet.out_gain.item() != 0
     trainer.batches.close()
+
+
+def test_training_logs_magnitudes_and_goes_on_with_them_after_an_interruption(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = ("magnitudes_nimg=320", "microbatch=16")
+    for folder, pieces in ((whole, [1280]), (cut, [640, 1280])):
+        for total in pieces:
+            config = tiny_config(*settings, f"total_nimg={total}")
+            Trainer(config, folder, torch.device("cpu")).train()
+    log = read_log(whole / "magnitudes.jsonl")
+    assert [nimg for nimg, _ in log] == [320, 640, 960, 1280]
+    assert read_log(cut / "magnitudes.jsonl") == log
+    lrs = [json.loads(line)["lr"] for line in (whole / "stats.jsonl").read_text().splitlines()]
+    for (_, layers), lr in zip(log, lrs, strict=True):
+        measured = [m for m in layers if m.update is not None]
+        assert len(measured) > 20
+        for m in measured:
+            assert m.weight == pytest.approx(1, abs=1e-6)
+            # Adam moves an element by about its rate, and at most by rate / sqrt(1 - beta2)
+            assert lr / 20 < m.update < 10 * lr, m.name
+    figures = json.loads((whole / "stats.jsonl").read_text().splitlines()[-1])["activation"]
+    assert figures["dec 4x4"] == pytest.approx(by_bucket(log[-1][1])["dec 4x4"]["mean"])
+
+
+def test_log_that_is_not_one_is_refused(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"nimg": 3, "layers": [{"name": 1}]}\n')
+    with pytest.raises(ValueError, match="must hold lines of magnitudes"):
+        read_log(tmp_path / "m.jsonl")
+    assert read_log(tmp_path / "none.jsonl") == []

@@ -29,7 +29,14 @@ AnyEncoder = Annotated[
     Discriminator(lambda value: value.get("kind", "pixels")),
 ]
 
-CADENCES = ("total_nimg", "status_nimg", "snapshot_nimg", "checkpoint_nimg", "sample_nimg")
+CADENCES = (
+    "total_nimg",
+    "status_nimg",
+    "snapshot_nimg",
+    "checkpoint_nimg",
+    "sample_nimg",
+    "magnitudes_nimg",
+)
 """Fields that count images and must be multiples of the batch size."""
 
 AT_LEAST = {
@@ -44,6 +51,7 @@ AT_LEAST = {
     "sample_nimg": 0,
     "sample_count": 1,
     "sample_steps": 1,
+    "magnitudes_nimg": 0,
 }
 
 
@@ -121,6 +129,7 @@ class RunConfig:
         compile: Compile the U-Net with torch.compile.
         tensorboard: Write the figures of ``stats.jsonl`` and the sample grids for TensorBoard too.
         sample_nimg: Images between grids of samples from the averages; 0 for none.
+        magnitudes_nimg: Images between lines of ``magnitudes.jsonl``; 0 for none.
         sample_count, sample_steps: Images in a grid, and steps of Heun's method for each.
     """
 
@@ -145,6 +154,7 @@ class RunConfig:
     sample_nimg: Nimg = 0
     sample_count: int = 32
     sample_steps: int = 16
+    magnitudes_nimg: Nimg = 0
 
     def __post_init__(self) -> None:
         for name, least in AT_LEAST.items():
@@ -177,6 +187,7 @@ MAY_CHANGE = (
     "sample_nimg",
     "sample_count",
     "sample_steps",
+    "magnitudes_nimg",
     "data.workers",
     "data.prefetch",
 )

@@ -53,6 +53,11 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
             f"net.unet.img_channels must be the {channels} channels of {dataset.name}, got"
             f" {unet.img_channels}"
         )
+    if unet.cond_channels:
+        raise ValueError(
+            f"net.unet.cond_channels must be 0 here, got {unet.cond_channels}: data sets hold no"
+            " conditioning images; train such a network in a loop of your own"
+        )
     _check_sizes(config, dataset)
     make_order(dataset, config.data, config.seed, config.batch_size)
     if unet.label_dim and unet.label_dim != dataset.label_dim:

@@ -43,7 +43,7 @@ class Monitor:
         self.main = distributed.rank() == 0
         self._board: Board | None = None
         if self.main:
-            _keep_until(self.path, nimg)
+            keep_until(self.path, nimg)
             self._file = open(self.path, "a", encoding="utf-8")
             if tensorboard:
                 self._board = Board(run_dir / "tensorboard", nimg)
@@ -105,7 +105,8 @@ class Monitor:
             self._board.add_picture(f"samples/sigma_rel {sigma_rel:.5f}", picture, nimg)
 
 
-def _keep_until(path: Path, nimg: int) -> None:
+def keep_until(path: Path, nimg: int) -> None:
+    """Drop the lines of a JSON-lines file that are later than ``nimg``, or cut short."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -29,6 +29,7 @@ from .config import RunConfig
 from .data import Batch, BatchSource
 from .figures import Figures
 from .fit import check_fit, with_encoder
+from .magnitudes import MagnitudeLog
 from .monitor import Monitor
 from .optimizer import adam, full_precision, mend_gradients
 from .outputs import Outputs
@@ -78,6 +79,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
         self.nimg = 0
         self._restore()
+        self.magnitudes = MagnitudeLog(self.net, run_dir, config.magnitudes_nimg, self.nimg)
         self.batches = BatchSource(
             dataset,
             seed=config.seed,
@@ -98,10 +100,11 @@ class Trainer:
         config, signal_name = self.config, None
         with closing(self.batches), self._monitor() as monitor, StopSignal() as stop:
             while self.nimg < config.total_nimg and signal_name is None:
-                self.train_step()
-                self.nimg += config.batch_size
-                self.ema.update(self.nimg)
-                normalize_weights_(self.net)  # Eq. 66; the average takes the weights before it
+                with self.magnitudes.around(self.nimg + config.batch_size):
+                    self.train_step()
+                    self.nimg += config.batch_size
+                    self.ema.update(self.nimg)
+                    normalize_weights_(self.net)  # Eq. 66; the average takes weights before it
                 monitor.advance(config.batch_size)
                 signal_name = stop.agreed()
                 is_bad = self._has_bad_row()
@@ -182,6 +185,7 @@ class Trainer:
         if batch.labels is not None and self.config.net.unet.label_dim:
             labels = batch.labels.to(self.device, non_blocking=True)
         noise = batch.noise.to(self.device, non_blocking=True)
+        self.magnitudes.see(images, noise, sigma, labels)
         losses = self.shared.loss(images, labels, sigma, noise)
         (losses.sum() / share * self.config.optim.loss_scale).backward()
         return losses.detach() / images[0].numel()
@@ -203,7 +207,7 @@ class Trainer:
 
     def _tick_figures(self, since: int) -> dict[str, Any]:
         """Everything that the line of a tick says of the run; every rank calls this."""
-        figures = {**self.figures.finish(), "lr": self.lr()}
+        figures = {**self.figures.finish(), "lr": self.lr(), **self.magnitudes.figures()}
         latest = figures["last_bad_nimg"]
         if latest is not None and latest >= since:
             logger.warning(

@@ -25,9 +25,9 @@ from edm2lite.seeding import Purpose, normals, rng
 from edm2lite.settings import Sampling
 from edm2lite.threads import map_in_threads
 
-PIXELS_AT_ONCE = 2048
-"""On a CPU, pixels of all images in a call: 32 images of 8x8, one of 64x64. Larger calls are no
-faster there (docs/sampling.md), and a longer last one would be filled up for nothing."""
+PIXELS_AT_ONCE = 4096
+"""On a CPU, pixels of all images in a call: 64 images of 8x8, one of 64x64. Larger calls are hardly
+faster there (docs/sampling.md), and a larger last one would be filled up for nothing."""
 
 
 @dataclass(frozen=True)

@@ -78,15 +78,15 @@ def names(run_dir):
 def test_an_image_depends_on_its_seed_to_the_last_bit(names, sampling):
     model, guide = raw(names[0]), raw(names[1]) if sampling.guidance != 1 else None
     common = {"sampling": sampling, "guide": guide}
-    together = images(model, range(40), **common)
-    assert len(together) == 40 and len(together.unique(dim=0)) == 40
-    order = [39, 7, 3, 33, 0]
+    together = images(model, range(80), **common)
+    assert len(together) == 80 and len(together.unique(dim=0)) == 80
+    order = [79, 7, 3, 66, 0]
     assert torch.equal(images(model, order, **common), together[order])
     assert torch.equal(images(model, [7], **common, batch_size=1), together[7:8])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert torch.equal(images(model, range(40), **common), together)
+        assert torch.equal(images(model, range(80), **common), together)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
@@ -95,11 +95,11 @@ def test_an_image_depends_on_its_seed_to_the_last_bit(names, sampling):
 def test_a_network_without_labels_guides_in_the_same_call(names):
     sampling = Sampling(num_steps=3, guidance=1.5)
     model = raw(names[0])
-    together = images(model, range(40), sampling=sampling, guide="unlabelled")
+    together = images(model, range(80), sampling=sampling, guide="unlabelled")
     assert torch.equal(
-        images(model, [35, 2], sampling=sampling, guide="unlabelled"), together[[35, 2]]
+        images(model, [75, 2], sampling=sampling, guide="unlabelled"), together[[75, 2]]
     )
-    assert (together - images(model, range(40), sampling=Sampling(num_steps=3))).abs().max() > 0.01
+    assert (together - images(model, range(80), sampling=Sampling(num_steps=3))).abs().max() > 0.01
 
 
 def test_images_are_those_of_the_sampler(names):
@@ -255,7 +255,7 @@ def test_intervals_are_noise_levels_or_steps(names, tmp_path):
     succeed(names[0], *guide, "--interval", "15-21", "--out", tmp_path / "b")
     assert files(tmp_path / "a") == files(tmp_path / "b")
     settings = json.loads((tmp_path / "a" / "settings.json").read_text())
-    assert settings["interval"] == [15, 21] and settings["guidance"] == 2 and settings["rows"] == 32
+    assert settings["interval"] == [15, 21] and settings["guidance"] == 2 and settings["rows"] == 64
     line = fail(names[0], *guide, "--interval", "15-32", "--out", tmp_path / "c")
     assert "0 to 31, got 15 to 32" in line
     assert "two noise levels" in fail(
@@ -360,8 +360,8 @@ def test_compiled_networks_give_the_same_images(tmp_path, monkeypatch):
     model = raw(save_net(tmp_path / "net.safetensors"))
     sampling = Sampling(num_steps=2, guidance=2.0, interval=(0, 0))
     common = {"sampling": sampling, "guide": "unlabelled"}
-    plain = images(model, range(40), **common)
-    compiled = images(model, range(40), **common, compile=True)
+    plain = images(model, range(80), **common)
+    compiled = images(model, range(80), **common, compile=True)
     torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
     assert seen == [{"fullgraph": True, "dynamic": False}]
 

@@ -1,0 +1,149 @@
+"""Sampling against the straightforward loop: the same network, seeds and steps in the same run.
+
+The straightforward loop is what one writes from the papers: the network of ``reference.py``, which
+normalises its weights in every call, in float32 on a CPU and in the model's own dtype on a GPU;
+Heun's method on a batch, one batch after the other. Ours is ``edm2lite.generate.Generator``: weights
+prepared once, fused layers, on a CPU one image batch per thread; on a GPU bfloat16 and
+torch.compile. Both are timed in turn, after one run each to warm up.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import torch
+from reference import reference_denoiser
+
+from edm2lite.encoders import PixelEncoder
+from edm2lite.generate import Generator
+from edm2lite.models import Model
+from edm2lite.precond import Precond, PrecondConfig
+from edm2lite.sampling import karras_sigmas
+from edm2lite.settings import Sampling
+from edm2lite.unet import UNetConfig
+
+CLAIMS = {"cpu": 1.3, "cuda": 2.5}
+NETWORKS = {
+    "digits": UNetConfig(
+        img_resolution=8, img_channels=1, label_dim=10, model_channels=32, channel_mult=(1, 2),
+        num_blocks=1, attn_resolutions=(4,),
+    ),
+    "cifar": UNetConfig(
+        img_resolution=32, img_channels=3, label_dim=10, model_channels=64,
+        channel_mult=(1, 2, 2), num_blocks=2, attn_resolutions=(16,),
+    ),
+    "edm2-img512-xxs": UNetConfig(
+        img_resolution=64, img_channels=4, label_dim=1000, model_channels=64
+    ),
+    "edm2-img512-s": UNetConfig(
+        img_resolution=64, img_channels=4, label_dim=1000, model_channels=192
+    ),
+}  # fmt: skip
+
+
+def network(config: UNetConfig, device: torch.device) -> Precond:
+    """Random weights, with gains that let every layer reach the output."""
+    torch.manual_seed(0)
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    net = Precond(PrecondConfig(unet=config, dtype=dtype))
+    for name, parameter in net.named_parameters():
+        if name.endswith("gain"):
+            parameter.data.fill_(0.5)
+    return net.eval().requires_grad_(False).to(device)
+
+
+def straightforward(
+    net: Precond, num: int, num_steps: int, batch_size: int, device: torch.device
+) -> Callable[[], None]:
+    """A run of the plain loop over ``num`` images."""
+    denoise = reference_denoiser(net)
+    unet = net.config.unet
+    sigmas = karras_sigmas(num_steps).float().to(device)
+
+    @torch.no_grad()
+    def run() -> None:
+        for begin in range(0, num, batch_size):
+            n = min(batch_size, num - begin)
+            labels = torch.randint(unet.label_dim, (n,), device=device)
+            x = torch.randn(n, unet.img_channels, *2 * [unet.img_resolution], device=device)
+            x = x * sigmas[0]
+            for i in range(num_steps):
+                d = (x - denoise(x, sigmas[i], labels)) / sigmas[i]
+                ahead = x + (sigmas[i + 1] - sigmas[i]) * d
+                if i < num_steps - 1:
+                    d_ahead = (ahead - denoise(ahead, sigmas[i + 1], labels)) / sigmas[i + 1]
+                    ahead = x + (sigmas[i + 1] - sigmas[i]) * (d + d_ahead) / 2
+                x = ahead
+            (x * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu()
+
+    return run
+
+
+@click.command()
+@click.option("--networks", default="digits,cifar,edm2-img512-xxs", show_default=True)
+@click.option("--num", default=64, show_default=True, help="Images of 8x8; fewer of larger ones.")
+@click.option("--steps", default=4, show_default=True, help="Of Heun's method.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds, each times both.")
+@click.option("--batch", default=64, show_default=True, help="Of the loop, and of ours on a GPU.")
+@click.option("--threads", default=0, help="CPU threads. [default: as torch chooses]")
+@click.option("--device", default="cpu", show_default=True)
+def main(
+    networks: str, num: int, steps: int, rounds: int, batch: int, threads: int, device: str
+) -> None:
+    """Time the generation of images and print a Markdown table.
+
+    \b
+    Example:
+      python benchmarks/sample.py --threads 2
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    where = torch.device(device)
+    click.echo(
+        f"Heun, {steps} steps, {rounds} rounds, {where}, {torch.get_num_threads()} threads,"
+        f" torch {torch.__version__}, {platform.machine()}\n"
+    )
+    click.echo("| network | images | loop, img/s | ours, img/s | faster, median (range) |")
+    click.echo("|---|---|---|---|---|")
+    worst = float("inf")
+    for name in networks.split(","):
+        config = NETWORKS[name]
+        count = num if where.type == "cuda" else max(2, num * 64 // config.img_resolution**2)
+        net = network(config, where)
+        loop = straightforward(net, count, steps, min(batch, count), where)
+        ours = Generator(
+            Model(name, net, PixelEncoder(), {}),
+            range(count), sampling=Sampling(num_steps=steps), batch_size=batch, device=where,
+            compile=where.type == "cuda",
+        )  # fmt: skip
+        times: list[tuple[float, float]] = []
+        for _ in range(rounds + 1):
+            times.append((seconds(loop, where), seconds(lambda g=ours: list(g), where)))
+        plain, fast = (statistics.median(column) for column in zip(*times[1:], strict=True))
+        ratios = [a / b for a, b in times[1:]]
+        ratio = statistics.median(ratios)
+        worst = min(worst, ratio)
+        click.echo(
+            f"| {name} | {count} | {count / plain:.2f} | {count / fast:.2f} |"
+            f" {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        )
+    claim = CLAIMS[where.type]
+    assert worst >= claim, f"must be {claim} times as fast as the loop, was {worst:.2f}"
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Time of one call, with the device idle before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,10 @@
-"""Sampling against the straightforward loop: the same network, seeds and steps in the same run.
+"""Sampling against the straightforward loop: the same network and steps in the same run.
 
-The straightforward loop is what one writes from the papers: the network of ``reference.py``, which
-normalises its weights in every call, in float32 on a CPU and in the model's own dtype on a GPU;
-Heun's method on a batch, one batch after the other. Ours is ``edm2lite.generate.Generator``: weights
-prepared once, fused layers, on a CPU one image batch per thread; on a GPU bfloat16 and
-torch.compile. Both are timed in turn, after one run each to warm up.
+The straightforward loop is what one writes from the papers: Heun's method on a batch, one batch
+after the other, with the network of ``reference.py``, which normalises its weights in every call.
+Ours is ``edm2lite.generate.Generator``: weights prepared once and, on a CPU, a batch per thread, on
+a GPU torch.compile. Both compute in float32 on a CPU, in bfloat16 on a GPU, and are timed in turn
+after one run each to warm up.
 """
 
 from __future__ import annotations

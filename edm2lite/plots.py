@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,34 @@ def _plot_over_training(
     updates.legend(frameon=False, fontsize=8)
     for axes in (activations, updates):
         axes.grid(alpha=0.25)
+
+
+def plot_points(
+    path: Path,
+    background: NDArray[np.float64],
+    box: tuple[float, float, float, float],
+    panels: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> None:
+    """Points in the plane, a panel per title, those that matter in blue over those in orange.
+
+    Args:
+        path: Of the PNG.
+        background: [H, W] of 0 (white) to 1, lowest row first.
+        box: Left, right, bottom and top of every panel.
+        panels: Title -> orange points [N, 2], blue points [M, 2].
+    """
+    width, height = box[1] - box[0], box[3] - box[2]
+    figure, first = _figure(figsize=(3.3 * len(panels), 3.3 * height / width + 0.45))
+    first.remove()
+    places = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.03})[0]
+    for place, (title, points) in zip(places, panels.items(), strict=True):
+        place.imshow(1 - background, extent=box, origin="lower", cmap="gray", vmin=0, vmax=1)
+        for xy, color in zip(points, ("#e8710a", "#1f4e9c"), strict=True):
+            place.scatter(xy[:, 0], xy[:, 1], s=1.3, lw=0, color=color)
+        place.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
+        place.spines[:].set_visible(False)
+        place.set_title(title, fontsize=10)
+    _save(path, figure)
 
 
 def _figure(figsize: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ import edm2lite
 COMMANDS = {
     "demo": "Train on real digits, rebuild EMA lengths, sweep and draw: the whole road on a CPU.",
     "generate": "Generate images from models.",
+    "toy": "Guidance on a density in the plane, where the truth is known.",
     "evaluate": "Feature statistics and Fréchet distance.",
     "plot": "The curves of a training run as a picture.",
     "plan": "Which averages to store, how often and in which type, before training.",

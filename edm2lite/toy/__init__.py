@@ -1,0 +1,1 @@
+"""Guidance in two dimensions, where the truth is known: ``edm2lite toy``."""

@@ -136,7 +136,7 @@ class Generator:
         return map(batch, starts)
 
     def _prepared(self, model: Model) -> Network:
-        net = model.net.to(self.device)
+        net = model.net.to(self.device).to(memory_format=torch.channels_last)
         if self.sampling.dtype is not None:
             net.config = dataclasses.replace(net.config, dtype=self.sampling.dtype)
         net.prepare_for_sampling()

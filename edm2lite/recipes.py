@@ -49,11 +49,12 @@ class Recipe:
             FileNotFoundError: They are not all in ``folder``.
         """
         paths = [folder / f"{name}.safetensors" for name in (self.model, self.guide) if name]
-        missing = [path.name for path in paths if not path.is_file()]
+        missing = [path.stem for path in paths if not path.is_file()]
         if missing:
+            files = " and ".join(f"{name}.safetensors" for name in missing)
             raise FileNotFoundError(
-                f"{folder} must hold {' and '.join(missing)}; convert the released .pkl of that"
-                " name with `edm2lite import`"
+                f"{folder} must hold {files}; convert the released files by"
+                f" `edm2lite import {missing[0]}.pkl`"
             )
         return paths[0], paths[1] if self.guide else None
 

@@ -17,9 +17,9 @@ from edm2lite.toy.density import Mixture
 from edm2lite.toy.model import Plan, train
 
 PLANS = {
-    "main": Plan(width=96, num_steps=4096),
-    "guide": Plan(width=48, num_steps=256, seed=1),
-    "unconditional": Plan(width=48, num_steps=4096, num_classes=0, seed=2),
+    "main": Plan(width=64, num_steps=4096),
+    "guide": Plan(width=32, num_steps=512, seed=1),
+    "unconditional": Plan(width=32, num_steps=2048, num_classes=0, seed=2),
 }
 SIGMA_MAX = 5.0
 
@@ -92,8 +92,10 @@ def draw(
     path: Path, classes: tuple[Mixture, Mixture], points: Mapping[str, Tensor], limit: float
 ) -> None:
     """A panel per set of points, over where both densities are high; those off it are blue."""
-    box = (-1.15, 1.2, -0.95, 0.95)
-    grid_x, grid_y = np.meshgrid(np.linspace(*box[:2], 400), np.linspace(*box[2:], 325))
+    mean = torch.cat([mixture.mean for mixture in classes])
+    low, high = (mean.min(0).values - 0.1).tolist(), (mean.max(0).values + 0.1).tolist()
+    box = (low[0], high[0], low[1], high[1])
+    grid_x, grid_y = np.meshgrid(np.linspace(*box[:2], 400), np.linspace(*box[2:], 320))
     grid = torch.from_numpy(np.stack([grid_x.ravel(), grid_y.ravel()], 1))
     first, second = ((log_density(m, grid) >= limit).reshape(grid_x.shape) for m in classes)
     background = torch.maximum(0.14 * first, 0.07 * second).double().numpy()

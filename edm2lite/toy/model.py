@@ -28,7 +28,7 @@ class ToyNet(nn.Module):
     def __init__(self, width: int, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.fourier = nn.ModuleList(MPFourier(width // 2, bandwidth=0.5) for _ in range(2))
+        self.fourier = nn.ModuleList(MPFourier(width // 2, bandwidth=1.2) for _ in range(2))
         widths = [4 + 2 * (width // 2) + num_classes] + [width] * 4
         self.hidden = nn.ModuleList(
             MPConv(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
@@ -57,7 +57,8 @@ class ToyNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a network is trained (arXiv 2406.02507, App. C, with smaller batches)."""
+    """How a network is trained: as in arXiv 2406.02507, App. C, but for a quarter of its batch and
+    the longer average that this needs."""
 
     width: int
     num_classes: int = 2
@@ -67,7 +68,7 @@ class Plan:
     lr_steps: int = 512
     P_mean: float = -2.3
     P_std: float = 1.5
-    sigma_rel: float = 0.01
+    sigma_rel: float = 0.03
     seed: int = 0
 
 

@@ -21,7 +21,7 @@ from ._cli import COUNT, progress, table, user_errors
 @click.option(
     "--num", type=COUNT, default=16384, show_default=True, help="Points of each kind of guidance."
 )
-@click.option("--cfg", type=float, default=2.0, show_default=True, help="Its weight.")
+@click.option("--cfg", type=float, default=2.0, show_default=True, help="Weight of CFG.")
 @click.option("--autoguidance", type=float, default=2.0, show_default=True, help="Its weight.")
 @user_errors
 def main(out: Path, num: int, cfg: float, autoguidance: float) -> None:
@@ -48,16 +48,13 @@ def main(out: Path, num: int, cfg: float, autoguidance: float) -> None:
     classes = two_trees()
     steps = sum(plan.num_steps for plan in experiment.PLANS.values())
     with progress(total=steps, desc="train 3 networks", unit="step") as bar:
-        weights = {"cfg": cfg, "autoguidance": autoguidance}
-        points = experiment.compare(classes, num, weights, bar.update)
+        points = experiment.compare(classes, num, cfg, autoguidance, bar.update)
     limit = experiment.threshold(classes[0])
     rows = []
     for name, x in points.items():
         result = experiment.score(classes[0], x, limit)
-        weight = weights.get(name)
-        text = "" if weight is None else f"{weight:g}"
-        rows.append([name, text, 100 * result.off, 100 * result.coverage])
-    columns = {"": "", "weight": "", "% off": ".1f", "% covered": ".1f"}
+        rows.append([name, 100 * result.off, 100 * result.coverage])
+    columns = {"": "", "% off": ".1f", "% covered": ".1f"}
     click.echo(table(columns, rows))
     experiment.draw(out, classes, points, limit)
     click.echo(f"{out}  ({time.perf_counter() - begin:.0f} s)")

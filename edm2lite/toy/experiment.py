@@ -39,7 +39,8 @@ class Score:
 def compare(
     classes: tuple[Mixture, Mixture],
     num: int,
-    weights: Mapping[str, float],
+    cfg: float,
+    autoguidance: float,
     progress: Callable[[int], object],
 ) -> dict[str, Tensor]:
     """Points of the first class: true, unguided, and guided with the weights of each kind.
@@ -47,7 +48,7 @@ def compare(
     Args:
         classes: Densities.
         num: Points of each.
-        weights: Of "cfg" and "autoguidance".
+        cfg, autoguidance: Weights of the two kinds of guidance.
         progress: Called with numbers of training steps done, PLANS' sum in all.
 
     Returns:
@@ -58,8 +59,8 @@ def compare(
     main = Labelled(nets["main"], labels)
     denoisers: dict[str, Denoise | Stepwise] = {
         "no guidance": main,
-        "cfg": Guided(main, Labelled(nets["unconditional"], None), weights["cfg"]),
-        "autoguidance": Guided(main, Labelled(nets["guide"], labels), weights["autoguidance"]),
+        "classifier-free guidance": Guided(main, Labelled(nets["unconditional"], None), cfg),
+        "autoguidance": Guided(main, Labelled(nets["guide"], labels), autoguidance),
     }
     generator = torch.Generator().manual_seed(0)
     sigmas = karras_sigmas(32, sigma_max=SIGMA_MAX)
@@ -93,7 +94,7 @@ def draw(
 ) -> None:
     """A panel per set of points, over where both densities are high; those off it are blue."""
     mean = torch.cat([mixture.mean for mixture in classes])
-    low, high = (mean.min(0).values - 0.1).tolist(), (mean.max(0).values + 0.1).tolist()
+    low, high = (mean.min(0).values - 0.16).tolist(), (mean.max(0).values + 0.16).tolist()
     box = (low[0], high[0], low[1], high[1])
     grid_x, grid_y = np.meshgrid(np.linspace(*box[:2], 400), np.linspace(*box[2:], 320))
     grid = torch.from_numpy(np.stack([grid_x.ravel(), grid_y.ravel()], 1))
@@ -102,6 +103,6 @@ def draw(
     panels = {}
     for name, x in points.items():
         result, off = score(classes[0], x, limit), log_density(classes[0], x) < limit
-        title = f"{name}\n{100 * result.off:.0f} % off, {100 * result.coverage:.0f} % covered"
+        title = f"{name}\n{100 * result.off:.1f} % off, {100 * result.coverage:.0f} % covered"
         panels[title] = (x[~off].numpy(), x[off].numpy())
     plots.plot_points(path, background, box, panels)

@@ -203,6 +203,11 @@ def _check_guide(
             )
     elif isinstance(guide, Model):
         other = guide.net.config.unet
+        if guide.identity == model.identity:
+            raise ValueError(
+                f"the guide must be weaker than {model.name}, {guide.name} has the same weights;"
+                " for the model without its classes say 'unlabelled'"
+            )
         for what in ("img_channels", "img_resolution"):
             mine, its = getattr(unet, what), getattr(other, what)
             if mine != its:

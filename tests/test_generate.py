@@ -317,6 +317,8 @@ def test_mistakes_are_explained_before_anything_is_written(run_dir, names, tmp_p
     assert "part of heun" in fail(run_dir, "--churn", 3, "--solver", "euler", *out)
     assert "cannot begin at sigma = infinity" in fail(run_dir, "--sigmas", "inf,9,1", *out)
     assert not (tmp_path / "x").exists()
+    line = fail(names[0], "--guide", names[0], "--guidance", 2, *out)
+    assert "has the same weights" in line
     with pytest.raises(ValueError, match="needs a guide"):
         Generator(load(run_dir), [0], sampling=Sampling(guidance=2.0))
 

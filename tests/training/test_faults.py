@@ -122,15 +122,16 @@ def test_a_rank_that_dies_is_resumed_by_torchrun_and_at_last_takes_the_run_down(
     ]
     begin = time.monotonic()
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(DIE_AT="352,672")
+        command, capture_output=True, text=True, env=environment(DIE_AT="544,672")
     )
+    # less than a minute each, starting included
     assert done.returncode == 1 and time.monotonic() - begin < 2 * 60, done.stderr
-    for nimg in (352, 672):  # the second attempt came that far, from the checkpoint at 320
+    for nimg in (544, 672):
         assert f"RuntimeError: rank 1 dies at {nimg}" in done.stderr
-    root = done.stderr[done.stderr.index("Root Cause") :]
-    assert "rank      : 1" in root and "train_step" in root and "rank 1 dies at 672" in root
+    report = done.stderr[done.stderr.index("FAILED") :]  # of torchrun, with both ranks
+    assert "train_step" in report and "rank 1 dies at 672" in report
     np.testing.assert_allclose(losses(folder), losses(run_dir)[:2], rtol=1e-5)
-    assert (folder / "checkpoints" / "000000000640").is_dir()
+    assert "| 320/1.28k [00:00<?" in done.stderr  # the second attempt began at the checkpoint
 
 
 def test_the_last_checkpoint_is_used_after_an_interruption_in_the_next(run_dir, tmp_path):

@@ -50,7 +50,9 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
         if dry_run:
             from .dry_run import report
 
-            click.echo(report(run_config, out, distributed.expected_world_size()))
+            text = report(run_config, out, distributed.expected_world_size())
+            if distributed.expected_rank() == 0:
+                click.echo(text)
         else:
             distributed.recorded(partial(_train, run_config, out))
     except (ValueError, ImportError, FloatingPointError, OSError) as error:

@@ -97,6 +97,11 @@ def expected_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def expected_rank() -> int:
+    """Which of them this process is."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def host_group() -> Group:
     """A further group of all ranks, for tensors in host memory and for one thread of its own.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,7 @@ class Trainer:
                 signal_name = stop.agreed()
                 is_bad = self._has_bad_row()
                 if self.due(config.status_nimg) or is_bad:
-                    figures = self._tick_figures(monitor.nimg)
-                    monitor.report(self.nimg, figures)
+                    monitor.report(self.nimg, figures := self._tick_figures(monitor.nimg))
                 if is_bad:
                     raise FloatingPointError(
                         f"gradients must be finite, they were not in {config.max_bad_steps} steps"
@@ -143,10 +142,7 @@ class Trainer:
         for i, batch in enumerate(micro):
             sigma = config.loss.sigma(batch.z.to(self.device, non_blocking=True))
             sigmas.append(sigma)
-            if i + 1 < len(micro):
-                with self.shared.gradients_kept():
-                    losses.append(self._backward(batch, sigma, share))
-            else:
+            with nullcontext() if i + 1 == len(micro) else self.shared.gradients_kept():
                 losses.append(self._backward(batch, sigma, share))
         gradient = mend_gradients(self.shared, config.optim.loss_scale)
         for group in self.optimizer.param_groups:

@@ -100,10 +100,12 @@ class MPConv(nn.Module):
         kernel: () for a linear layer on [N, C], (k, k) with odd k for a convolution.
     """
 
+    _ready: Tensor | None
+
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
-        self._ready: Tensor | None = None
+        self.register_buffer("_ready", None, persistent=False)
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Normalise the weight once for all following passes; it must not change afterwards."""

@@ -81,14 +81,21 @@ class Generator:
                 raise ValueError(
                     f"classes of {self.model.name} are 0 to {label_dim - 1}, got {bad[0]}"
                 )
+        _check_size(self.model, self.sampling)
         _check_guide(self.model, self.guide, self.sampling)
         _check_levels(self.model, self.sampling)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network works on."""
+        unet = self.model.net.config.unet
+        return unet.img_channels, *(self.sampling.size or (unet.img_resolution,) * 2)
 
     @property
     def rows(self) -> int:
         """Images in every call of the network; the last batch is filled up to it."""
         if self.device.type == "cpu":
-            return max(1, PIXELS_AT_ONCE // self.model.net.config.unet.img_resolution**2)
+            return max(1, PIXELS_AT_ONCE // (self.shape[1] * self.shape[2]))
         calls = max(1, math.ceil(len(self.seeds) / self.batch_size))
         return max(1, math.ceil(len(self.seeds) / calls))
 
@@ -151,10 +158,9 @@ class Generator:
             classes = classes_of(seeds, unet.label_dim)
         empty = self.rows - len(seeds)  # filled with copies of the last image
         generators = [rng(s, 0, Purpose.GENERATION) for s in seeds + seeds[-1:] * empty]
-        shape = (unet.img_channels, unet.img_resolution, unet.img_resolution)
 
         def noise() -> Tensor:
-            return normals(generators, shape).to(self.device)
+            return normals(generators, self.shape).to(self.device)
 
         labels = None
         if classes is not None:
@@ -189,6 +195,16 @@ class Generator:
 def classes_of(seeds: Sequence[int], label_dim: int) -> list[int]:
     """The class of each seed where none is given, uniform in 0 to label_dim - 1."""
     return [int(rng(seed, 1, Purpose.GENERATION).integers(label_dim)) for seed in seeds]
+
+
+def _check_size(model: Model, sampling: Sampling) -> None:
+    factor = 2 ** (len(model.net.config.unet.channel_mult) - 1)
+    if sampling.size is not None and any(n < 1 or n % factor for n in sampling.size):
+        height, width = sampling.size
+        raise ValueError(
+            f"{model.name} makes images whose sides are multiples of {factor}, got"
+            f" {height} x {width}"
+        )
 
 
 def _check_guide(

@@ -39,6 +39,8 @@ class Sampling:
         guidance, interval: Weight and steps of :class:`edm2lite.guidance.Guided`.
         rescale: Share of :class:`edm2lite.guidance.Rescale`.
         apg: Projected guidance.
+        size: Height and width of what the network works on, for latents not of the image; None for
+            the square that it was trained on.
         dtype: In which the networks compute; None for what their files say.
     """
 
@@ -56,6 +58,7 @@ class Sampling:
     interval: tuple[int, int] | None = None
     rescale: float = 0.0
     apg: APG | None = None
+    size: tuple[int, int] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:

@@ -410,3 +410,17 @@ def test_waiting_ends_with_the_last_image(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", one_more)
     folder.wait([1, 2, 3], heard.append)
     assert sum(heard) == 3 and len(heard) == 4
+
+
+def test_images_of_other_shapes_are_made_and_impossible_ones_refused(names, tmp_path):
+    wide = images(raw(names[0]), range(3), sampling=Sampling(num_steps=2, size=(4, 12)))
+    assert wide.shape == (3, 1, 4, 12)
+    alone = images(raw(names[0]), [1], sampling=Sampling(num_steps=2, size=(4, 12)))
+    assert alone.equal(wide[1:2])
+    options = ("--seeds", "0-1", "--steps", 2)
+    succeed(names[0], *options, "--size", "16x8", "--out", tmp_path / "tall")
+    with Image.open(next((tmp_path / "tall").rglob("*.png"))) as image:
+        assert image.size == (8, 16)
+    line = fail(names[0], *options, "--size", "9x8", "--out", tmp_path / "odd")
+    assert "multiples of 2, got 9 x 8" in line and not (tmp_path / "odd").exists()
+    assert "height and width" in fail(names[0], "--size", "8", "--out", tmp_path / "odd", code=2)

@@ -44,11 +44,19 @@ def _count(text: str) -> int:
     return value
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isdigit() and width.isdigit()):
+        raise ValueError(f"{text!r} must be height and width, as in 64x96")
+    return int(height), int(width)
+
+
 COUNT = _Parsed("count", _count)
 FLOATS = _Parsed("list", parse_floats)
 INTERVAL = _Parsed("low,high|first-last", parse_interval)
 PARAMS = _Parsed("params", parse_params)
 RANGE = _Parsed("low:high", parse_range)
+SIZE = _Parsed("HxW", _size)
 SEEDS = _Parsed("seeds", parse_seeds)
 
 

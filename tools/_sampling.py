@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._cli import FLOATS, INTERVAL
+from ._cli import FLOATS, INTERVAL, SIZE
 
 if TYPE_CHECKING:
     from edm2lite.guidance import APG
@@ -42,6 +42,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": float,
         "metavar": "M",
         "help": "Its momentum, e.g. -0.5.",
+    },
+    "size": {
+        "type": SIZE,
+        "help": "Of what the network works on (latents, not pixels, where there are latents), e.g."
+        " 64x96. [default: as in training]",
     },
     "dtype": {
         "type": click.Choice(["float32", "float16", "bfloat16"]),

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from edm2lite.guidance import Guided, Labelled, Network, Rescale
 from edm2lite.models import Model
-from edm2lite.precond import Scalings
 from edm2lite.sampling import Denoise, Stepwise, first_state
 from edm2lite.seeding import Purpose, normals, rng
 from edm2lite.settings import Sampling
@@ -245,9 +244,8 @@ def _check_guide(
 
 
 def _check_levels(model: Model, sampling: Sampling) -> None:
-    first = sampling.levels()[:1].float()
-    if not Scalings.at(first, model.net.config.sigma_data).c_noise.isfinite():
+    reason = model.net.config.why_not_infinity()
+    if reason is not None and sampling.levels()[0].isinf():
         raise ValueError(
-            f"{model.name} cannot begin at sigma = infinity: it is told the noise level as"
-            " ln(sigma) / 4, which is infinite there; give a finite sigma_max"
+            f"{model.name} cannot begin at sigma = infinity: {reason}; give a finite sigma_max"
         )

@@ -53,8 +53,8 @@ class Mixed:
 class Rescale:
     """Pulls the guided prediction's standard deviation back to that of the main one (2305.08891).
 
-    Per image, and in the space of the network's output F: of ``D - c_skip x``, whose factor c_out
-    cancels. Noise that D carries along with x would hide the growth in the space of D.
+    Per image, and in the space of v whatever the network predicts: of ``D - c_skip x``, whose
+    factor c_out cancels. Noise that D carries along with x would hide the growth in that of D.
 
     Attributes:
         share: Of the rescaled prediction in the result, in [0, 1]; 0.5 to 0.75 is usual.

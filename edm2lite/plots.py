@@ -20,7 +20,7 @@ def plot_sweep(path: Path, points: Sequence[Point], title: str) -> None:
     curve = sorted((p for p in points if p.sigma_rel is not None), key=lambda p: p.sigma_rel or 0)
     raw = [p for p in points if p.sigma_rel is None]
     lowest = best(points)
-    figure, axes = _figure()
+    figure, axes = new_figure()
     lengths = [100 * (p.sigma_rel or 0) for p in curve]
     axes.plot(lengths, [p.fd for p in curve], "o-", color="tab:blue", label="rebuilt averages")
     label = f"best: {100 * (lowest.sigma_rel or 0):g} %, FD {lowest.fd:.2f}"
@@ -38,7 +38,7 @@ def plot_sweep(path: Path, points: Sequence[Point], title: str) -> None:
     axes.set_title(title)
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def image_grid(
@@ -51,7 +51,7 @@ def image_grid(
     height = len(rows)
     width = max(len(row) for row in rows)
     cell = 0.62
-    figure, axes = _figure(figsize=(cell * width + 1.5, cell * height + 0.5))
+    figure, axes = new_figure(figsize=(cell * width + 1.5, cell * height + 0.5))
     axes.remove()
     grid = figure.subplots(
         height, width, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06}
@@ -72,7 +72,7 @@ def image_grid(
             if r == 0 and c < len(column_names):
                 place.set_title(column_names[c], fontsize=9)
         grid[r][0].set_ylabel(row_names[r], rotation=0, ha="right", va="center", fontsize=9)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def plot_magnitudes(
@@ -80,14 +80,14 @@ def plot_magnitudes(
 ) -> None:
     """Magnitudes along the network, and over training where a run has logged them."""
     panels = 3 if log else 1
-    figure, first = _figure(figsize=(9.0, 3.4 * panels))
+    figure, first = new_figure(figsize=(9.0, 3.4 * panels))
     first.remove()
     axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
     figure.subplots_adjust(hspace=0.42)
     _plot_along(axes[0], layers)
     if log:
         _plot_over_training(axes[1], axes[2], log)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def _plot_along(axes: Any, layers: Sequence[Magnitude]) -> None:
@@ -152,7 +152,7 @@ def plot_points(
         panels: Title -> orange points [N, 2], blue points [M, 2].
     """
     width, height = box[1] - box[0], box[3] - box[2]
-    figure, first = _figure(figsize=(3.3 * len(panels), 3.3 * height / width + 0.45))
+    figure, first = new_figure(figsize=(3.3 * len(panels), 3.3 * height / width + 0.45))
     first.remove()
     places = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.03})[0]
     for place, (title, points) in zip(places, panels.items(), strict=True):
@@ -162,10 +162,11 @@ def plot_points(
         place.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
         place.spines[:].set_visible(False)
         place.set_title(title, fontsize=10)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
-def _figure(figsize: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, Any]:
+def new_figure(figsize: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, Any]:
+    """An empty figure of that size in inches, and its axes."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -176,7 +177,8 @@ def _figure(figsize: tuple[float, float] = (7.0, 4.2)) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _save(path: Path, figure: Any) -> None:
+def save_figure(path: Path, figure: Any) -> None:
+    """Write a PNG, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     with replacing(path, "wb") as file:

@@ -1,22 +1,26 @@
 """Precond: a U-Net made into a denoiser D(x; sigma, labels), and its file.
 
-``D_x = c_skip x + c_out F(c_in x; c_noise, labels)`` (Eqs. 4 to 8), with the uncertainty head
-``logvar(sigma)`` that weighs the training loss (Eq. 21).
+``D_x = c_skip x + c_out F(c_in x; c_noise, labels)`` (Eqs. 4 to 8; other parametrisations are in
+:mod:`edm2lite.parametrization`), with the uncertainty head ``logvar(sigma)`` that weighs the
+training loss (Eq. 21).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from edm2lite import parametrization
 from edm2lite.layers import MPConv, MPFourier, normalize_weights_
+from edm2lite.parametrization import Embedding, Parametrization, Scalings
 from edm2lite.tensorfile import load_tensors, save_tensors
 from edm2lite.unet import UNet, UNetConfig
 
@@ -32,12 +36,33 @@ class PrecondConfig:
         sigma_data: Standard deviation of the training images.
         logvar_channels: Fourier features of the uncertainty head.
         dtype: In which the U-Net computes; parameters and everything around it are float32.
+        parametrization: What the U-Net predicts, see :mod:`edm2lite.parametrization`.
+        embedding: How it is told of the noise level; None is the parametrisation's own. ``angle``
+            and ``time`` can say that there is nothing but noise, ``log`` cannot.
     """
 
     unet: UNetConfig
     sigma_data: float = 0.5
     logvar_channels: int = 128
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    parametrization: Parametrization = "edm"
+    embedding: Embedding | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
+        for name, known in (("parametrization", Parametrization), ("embedding", Embedding)):
+            value = getattr(self, name)
+            if value not in get_args(known) and (name, value) != ("embedding", None):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value}")
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """Coefficients at noise levels, each shaped like ``sigma``."""
+        return Scalings.at(sigma, self.sigma_data, self.parametrization, self.embedding)
+
+    def why_not_infinity(self) -> str | None:
+        """Why the network cannot denoise at sigma = infinity, or None if it can."""
+        return parametrization.why_not_infinity(self.parametrization, self.embedding)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
@@ -60,27 +85,6 @@ class PrecondConfig:
                 f"model configuration must be one this version can build, found {error}; it may be"
                 " of a newer version"
             ) from error
-
-
-@dataclass(frozen=True)
-class Scalings:
-    """Preconditioning coefficients at some noise levels (Eqs. 5 to 8), each shaped like sigma."""
-
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    c_noise: Tensor
-
-    @classmethod
-    def at(cls, sigma: Tensor, sigma_data: float) -> Scalings:
-        """At noise levels s, with t = s**2 + sigma_data**2 (Eqs. 5 to 8)."""
-        total = sigma**2 + sigma_data**2
-        return cls(
-            sigma_data**2 / total,
-            sigma * sigma_data * total.rsqrt(),
-            total.rsqrt(),
-            sigma.log() / 4,
-        )
 
 
 class Precond(nn.Module):
@@ -106,7 +110,7 @@ class Precond(nn.Module):
         Args:
             x: [N, C, H, W] clean images plus noise of standard deviation ``sigma``; H and W
                 multiples of 2**(levels - 1).
-            sigma: [N] or a scalar, > 0.
+            sigma: [N] or a scalar, > 0; at infinity ``x`` is noise of standard deviation 1.
             labels: [N] class indices, [N, label_dim] conditioning vectors, or None. The index -1
                 is no class, the zero vector; None is that for all images. Vectors have L2 norm 1,
                 as the one-hot vector of a class, or 0 for no condition.
@@ -116,12 +120,14 @@ class Precond(nn.Module):
             [N, C, H, W] float32.
 
         Raises:
-            ValueError: Images, labels or a conditioning image that do not fit the network.
+            ValueError: Images, noise levels, labels or a conditioning image that do not fit the
+                network.
         """
         self._check_images(x, cond)
         x = x.float()
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
-        s = Scalings.at(sigma[:, None, None, None], self.config.sigma_data)
+        self._check_levels(sigma)
+        s = self.config.scalings(sigma[:, None, None, None])
         dtype = getattr(torch, self.config.dtype)
         F_x = self.unet(
             (s.c_in * x).to(dtype),
@@ -133,7 +139,7 @@ class Precond(nn.Module):
 
     def logvar(self, sigma: Tensor) -> Tensor:
         """u(sigma), log of the expected weighted loss per element: [N] -> [N] float32 (Eq. 21)."""
-        c_noise = Scalings.at(sigma, self.config.sigma_data).c_noise
+        c_noise = self.config.scalings(sigma).c_noise
         return self.logvar_linear(self.logvar_fourier(c_noise)).squeeze(1)
 
     def prepare_for_sampling(self) -> Precond:
@@ -166,6 +172,11 @@ class Precond(nn.Module):
                 f" {shape and list(shape)}"
             )
 
+    def _check_levels(self, sigma: Tensor) -> None:
+        reason = self.config.why_not_infinity()
+        if reason is not None and _is_readable(sigma) and sigma.isinf().any():
+            raise ValueError(f"sigma must be finite for this network, got infinity: {reason}")
+
     def _label_vectors(self, labels: Tensor | None) -> Tensor | None:
         label_dim = self.config.unet.label_dim
         if labels is None:
@@ -173,8 +184,7 @@ class Precond(nn.Module):
         if not label_dim:
             raise ValueError("labels must be None for an unconditional network, got a tensor")
         if labels.ndim == 1 and not labels.is_floating_point():
-            # a look at the values would stall a GPU and break a graph
-            if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            if _is_readable(labels):
                 _check_classes(labels, label_dim)
             classes = torch.arange(label_dim, device=labels.device)
             return (labels[:, None] == classes).float()
@@ -239,6 +249,15 @@ class Precond(nn.Module):
                 f"{origin} must hold finite weights, {bad[0]} does not; use another file"
             )
         return net.eval().requires_grad_(False)
+
+
+def _is_readable(values: Tensor) -> bool:
+    """Whether a look at the values is free: it would stall a GPU, and break a graph or a vmap."""
+    return (
+        values.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
+    )
 
 
 def _check_classes(labels: Tensor, label_dim: int) -> None:

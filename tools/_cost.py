@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from importlib import resources
-
-import yaml
-
 from edm2lite.flops import count_macs, num_parameters
 from edm2lite.models import load
 from edm2lite.precond import PrecondConfig
 
 from ._cli import table
+from ._config import network, shipped
 
 
 def cost_table(model: str | None) -> str:
@@ -28,10 +24,5 @@ def cost_table(model: str | None) -> str:
 
 def presets() -> dict[str, PrecondConfig]:
     """The networks of the shipped configurations, by size."""
-    found = {}
-    for file in resources.files("edm2lite.configs").iterdir():
-        if file.name.endswith(".yaml"):
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-            config = PrecondConfig.from_json(json.dumps(values["net"]))
-            found[file.name.removesuffix(".yaml")] = config
+    found = {name: network(values, name) for name, values in shipped().items()}
     return dict(sorted(found.items(), key=lambda item: (num_parameters(item[1]), item[0])))

@@ -19,10 +19,14 @@ COMMANDS = {
     "export": "A model with its card, as a folder and on the Hugging Face Hub.",
     "dataset": "From a folder of images to batches: convert, encode, info, verify, preview.",
     "magnitudes": "Activations, weights and updates of a network against 1; its cost.",
+    "plot-objective": "What configurations train for: weight and density by noise level.",
     "snapshots": "What a run has saved, what is wrong with it, and what can go.",
     "classifier": "Train the digit classifier that the demo measures with.",
 }
-_MODULES = {"import": "import_run"}  # where the name of a command is a keyword
+_MODULES = {  # where the name of a command cannot be that of a module
+    "import": "import_run",
+    "plot-objective": "plot_objective",
+}
 
 
 class _Lazy(click.Group):

@@ -13,11 +13,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
+from edm2lite.diffusion_schedule import DDPM
 from edm2lite.ema.profile import sigma_rel_to_gamma
 from edm2lite.encoders import LatentEncoder, PixelEncoder
-from edm2lite.objective import LogNormal
+from edm2lite.noise_density import VP, Cosine, LogitNormal, LogNormal, LogUniform, Mode
+from edm2lite.objective import check_objective
 from edm2lite.precond import PrecondConfig
 from edm2lite.units import parse_count
+from edm2lite.weighting import Weighting
 
 from . import config_file
 from .config_file import shipped as shipped
@@ -27,6 +30,17 @@ Nimg = Annotated[int, BeforeValidator(parse_count)]
 AnyEncoder = Annotated[
     Annotated[PixelEncoder, Tag("pixels")] | Annotated[LatentEncoder, Tag("latents")],
     Discriminator(lambda value: value.get("kind", "pixels")),
+]
+
+AnyDensity = Annotated[
+    Annotated[LogNormal, Tag("lognormal")]
+    | Annotated[LogUniform, Tag("log_uniform")]
+    | Annotated[LogitNormal, Tag("logit_normal")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[VP, Tag("vp")]
+    | Annotated[Mode, Tag("mode")]
+    | Annotated[DDPM, Tag("ddpm")],
+    Discriminator(lambda value: value.get("kind", "lognormal")),
 ]
 
 CADENCES = (
@@ -113,7 +127,8 @@ class RunConfig:
         data: What to train on.
         encoder: From what is stored to what the network sees; ``kind: pixels`` or ``latents``.
         net: The denoiser.
-        loss: Noise levels.
+        loss: Noise levels: a density, by its ``kind`` (:mod:`edm2lite.noise_density`).
+        weighting: How much each of them counts (:mod:`edm2lite.weighting`).
         optim: Optimizer and learning rate.
         ema: Tracked averages and their files.
         seed: Of weights, data order and noise.
@@ -136,7 +151,8 @@ class RunConfig:
     data: DataConfig
     net: PrecondConfig
     encoder: AnyEncoder = field(default_factory=PixelEncoder)
-    loss: LogNormal = field(default_factory=LogNormal)
+    loss: AnyDensity = field(default_factory=LogNormal)
+    weighting: Weighting = field(default_factory=Weighting)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     seed: int = 0
@@ -157,6 +173,7 @@ class RunConfig:
     magnitudes_nimg: Nimg = 0
 
     def __post_init__(self) -> None:
+        check_objective(self.net, self.loss, self.weighting)
         for name, least in AT_LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

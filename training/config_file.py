@@ -18,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from edm2lite.encoders import KINDS
+from edm2lite.objective import DENSITIES
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def load(cls: type[T], source: str, overrides: Iterable[str] = ()) -> T:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in KINDS)
+        where = ".".join(str(part) for part in first["loc"] if part not in (*KINDS, *DENSITIES))
         if first["type"] == "value_error":
             raise ValueError(
                 f"{source}: {where + ': ' if where else ''}{first['ctx']['error']}"

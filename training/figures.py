@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm2lite.objective import LogNormal
+from edm2lite.noise_density import NoiseDensity
 
 from . import distributed
 from .optimizer import GradientCheck
 
 NUM_LEVELS = 12
-WIDTH = 0.5  # of a range of noise levels, in units of P_std
+WIDTH = 0.5  # of a range of noise levels, in standard deviations of ln sigma
 
 
 class Figures:
     """Loss, loss and uncertainty by noise level, gradient norms, and what was not finite.
 
-    Noise levels fall into 12 ranges of ln sigma, each half of P_std wide and centred on P_mean; the
-    outer two take what lies further out. Samples whose loss is not finite are counted and kept out
+    Noise levels fall into 12 ranges of ln sigma around its median, each half a standard deviation
+    wide (half of what lies between the quantiles of +-1 of them); the outer two take what lies
+    further out. Samples whose loss is not finite are counted and kept out
     of every mean. The sums are part of checkpoints, so an interrupted tick ends with the same line.
 
     Args:
@@ -29,9 +30,10 @@ class Figures:
         device: Where the sums are kept.
     """
 
-    def __init__(self, noise: LogNormal, device: torch.device):
-        self._low = noise.P_mean - NUM_LEVELS / 2 * WIDTH * noise.P_std
-        self._width = WIDTH * noise.P_std
+    def __init__(self, noise: NoiseDensity, device: torch.device):
+        below, middle, above = noise.sigma(torch.tensor([-1.0, 0.0, 1.0])).double().log().tolist()
+        self._width = WIDTH * (above - below) / 2
+        self._low = middle - NUM_LEVELS / 2 * self._width
         double = partial(torch.zeros, dtype=torch.float64, device=device)
         whole = partial(torch.zeros, dtype=torch.int64, device=device)
         self._own = {  # to be added over ranks

@@ -18,6 +18,7 @@ from edm2lite.ema.source import local
 from edm2lite.objective import DenoisingLoss
 from edm2lite.precond import Precond
 from edm2lite.unet import Block
+from edm2lite.weighting import Weighting
 
 from . import distributed
 
@@ -35,20 +36,26 @@ class Shared:
 
     Args:
         net: The denoiser, on the CPU.
+        weighting: Of noise levels in the loss.
         mode: ``ddp`` or ``fsdp``; neither does anything to a single process.
         compiled: Whether torch.compile translates the U-Net.
         device: Where to train.
     """
 
     def __init__(
-        self, net: Precond, mode: Literal["ddp", "fsdp"], compiled: bool, device: torch.device
+        self,
+        net: Precond,
+        weighting: Weighting,
+        mode: Literal["ddp", "fsdp"],
+        compiled: bool,
+        device: torch.device,
     ):
         self.net = net
         self.is_sharded = mode == "fsdp" and distributed.is_group()
         if compiled:
             for module in _blocks(net) if self.is_sharded else [net.unet]:
                 module.compile()
-        self.loss: nn.Module = DenoisingLoss(net)
+        self.loss: nn.Module = DenoisingLoss(net, weighting)
         if self.is_sharded:
             self._shard(device)
             return

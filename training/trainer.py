@@ -67,7 +67,7 @@ class Trainer:
         full_precision()
         torch.manual_seed(config.seed)
         self.net = Precond(config.net).train()
-        self.shared = Shared(self.net, config.parallel, config.compile, device)
+        self.shared = Shared(self.net, config.weighting, config.parallel, config.compile, device)
         self._u: list[Tensor] = []  # of the samples of this step
         self.net.logvar_linear.register_forward_hook(self._keep_u)
         self.optimizer = adam(self.net, config.optim, device)
@@ -152,7 +152,8 @@ class Trainer:
         found = torch.cat(losses)
         indices = torch.cat([torch.from_numpy(batch.indices) for batch in micro])
         indices = indices.to(self.device, non_blocking=True)
-        self.figures.add_losses(found, torch.cat(self._u), torch.cat(sigmas), indices)
+        u = torch.cat(self._u) if self._u else torch.zeros_like(found)  # a fixed weighting has none
+        self.figures.add_losses(found, u, torch.cat(sigmas), indices)
         self.figures.add_step(self.nimg, gradient)
         return found
 

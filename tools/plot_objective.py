@@ -1,0 +1,64 @@
+"""``edm2lite plot-objective``: what configurations train for, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ._cli import table, user_errors
+
+if TYPE_CHECKING:
+    from edm2lite.objective import Objective
+
+
+@click.command()
+@click.argument("configs", nargs=-1, required=True)
+@click.option(
+    "--std", type=float, help="Standard deviation that the images have. [default: sigma_data]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="objectives.png",
+    show_default=True,
+    help="PNG to draw into.",
+)
+@user_errors
+def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
+    """Draw, over the noise level, how much CONFIGS make each level count.
+
+    A configuration is a YAML file, a run, or the name of a shipped one. Drawn are the weight of the
+    loss times the density of training levels (in the space of v, scaled to area 1); the density
+    alone; and the magnitudes of the network's input and target, which are 1 if images have standard
+    deviation net.sigma_data. Printed are quantiles of the effective weight, and the share of pure
+    noise among the samples.
+
+    \b
+    Example:
+      edm2lite plot-objective digits runs/flow --out objectives.png
+    """
+    if std is not None and not std > 0:
+        raise ValueError(f"--std must be positive, got {std}")
+    from edm2lite.objective_plot import plot_objectives
+
+    from ._config import objective, read_config
+
+    found = {source: objective(read_config(source), source) for source in dict.fromkeys(configs)}
+    click.echo(_table(found))
+    plot_objectives(out, found, std)
+    click.echo(str(out))
+
+
+def _table(found: Mapping[str, Objective]) -> str:
+    from edm2lite.objective_plot import weight_quantiles
+
+    rows = []
+    for name, o in found.items():
+        low, middle, high = weight_quantiles(o, (0.16, 0.5, 0.84))
+        parts = [o.net.parametrization, o.weighting.kind, o.loss.kind]
+        rows.append([name, *parts, low, middle, high, f"{o.loss.mass_at_infinity:g}"])
+    columns = {"configuration": "", "prediction": "", "weighting": "", "density": ""}
+    return table({**columns, "16 %": ".3g", "median": ".3g", "84 %": ".3g", "infinite": ""}, rows)

@@ -159,3 +159,21 @@ def test_models_are_found_by_every_kind_of_name(run_dir):
 def test_malformed_names_are_explained(run_dir, query, message):
     with pytest.raises(ValueError, match=message):
         load(f"{run_dir}@{query}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("net.parametrization=v", "weighting.kind=min_snr"),
+        ("net.parametrization=flow", "weighting.kind=flow", "loss={kind: logit_normal}"),
+        ("net.parametrization=trigflow", "loss={kind: ddpm, zero_terminal_snr: true}"),
+    ],
+)
+def test_other_objectives_train_and_continue_bit_for_bit(changes, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    Trainer(tiny_config(*changes), whole, CPU).train()
+    Trainer(tiny_config(*changes, "total_nimg=640"), cut, CPU).train()
+    Trainer(tiny_config(*changes), cut, CPU).train()
+    assert digests(cut) == digests(whole) and losses(cut) == losses(whole)
+    assert losses(whole)[-1] < losses(whole)[0]
+    assert stats(whole)[-1]["nonfinite_samples"] == 0

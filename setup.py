@@ -27,7 +27,11 @@ setup(
         "edm2lite.tools": "tools",
         "edm2lite.configs": "configs",
     },
-    package_data={"edm2lite": ["py.typed"], "edm2lite.configs": ["*.yaml"]},
+    package_data={
+        "edm2lite": ["py.typed"],
+        "edm2lite.sweep": ["page.html"],
+        "edm2lite.configs": ["*.yaml"],
+    },
     install_requires=[
         "torch>=2.6",
         "numpy>=1.26",

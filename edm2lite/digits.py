@@ -8,56 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
 from edm2lite.dataset import open_dataset
+from edm2lite.extractors import register
 from edm2lite.tensorfile import load_tensors, save_tensors
 
 NUM_FEATURES = 64
 
 
-class DigitsExtractor(FeatureExtractorBase):
+@register("digits")
+def digits_features(weights: Path | None) -> nn.Module:
     """uint8 [N, 3, 8, 8] -> the 64 activations before the last layer of the classifier."""
+    if weights is None:
+        raise ValueError(
+            "extractor digits needs a weights file; make it by edm2lite classifier --out FILE"
+        )
+    net = classifier()
+    tensors, _ = load_tensors(weights)
+    net.load_state_dict(tensors)
+    return nn.Sequential(_Scaled(), *net[:-1])
 
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: str | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(name, features_list)
-        if feature_extractor_weights_path is None:
-            raise ValueError(
-                "extractor digits needs a weights file; make it by edm2lite classifier --out FILE"
-            )
-        self.net = classifier()
-        tensors, _ = load_tensors(Path(feature_extractor_weights_path))
-        self.net.load_state_dict(tensors)
 
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("penultimate",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "penultimate"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.net[:-1](_scaled(x)),)
+class _Scaled(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] != (8, 8):
+            raise ValueError(f"the digits extractor takes images of 8x8, got {list(images.shape)}")
+        return _scaled(images)
 
 
 def classifier() -> nn.Sequential:
@@ -116,6 +96,3 @@ def train_classifier(
 
 def _scaled(images: Tensor) -> Tensor:
     return images[:, :1].float() / 255
-
-
-register_feature_extractor("digits", DigitsExtractor)

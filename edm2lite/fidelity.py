@@ -1,101 +1,28 @@
-"""Feature statistics of image sets and the Fréchet distance between them.
+"""Feature statistics of image sets and the distances between them.
 
-Features and the distance are torch-fidelity's; the moments are accumulated here in float64, so that
+Features and metrics are torch-fidelity's; the moments are accumulated here in float64, so that
 memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edm2lite.extractors import Extractor
+from edm2lite.moments import Array, Moments
 from edm2lite.tensorfile import load_tensors, save_tensors
 
+logger = logging.getLogger(__name__)
 FORMAT = "edm2lite.stats/1"
-METRIC = "fid"
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A feature extractor of torch-fidelity's registry.
-
-    Attributes:
-        name: In the registry, e.g. ``inception-v3-compat``; ``digits`` is ours.
-        weights: File with its weights, or None for those that torch-fidelity downloads.
-        module: uint8 [N, 3, H, W] -> tuple with one [N, F] tensor.
-        weights_digest: SHA-256 of the file, "" without one.
-    """
-
-    name: str
-    weights: Path | None
-    module: Any = field(repr=False)
-    weights_digest: str
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> NDArray[np.float64]:
-        """uint8 [N, C, H, W] with C = 1 or 3 -> float64 [N, F]."""
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        (features,) = self.module(images.contiguous())
-        return features.double().cpu().numpy()
-
-
-def open_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """Create an extractor by its name in torch-fidelity's registry.
-
-    Raises:
-        ImportError: torch-fidelity is missing.
-        FileNotFoundError: There is no such weights file.
-        ValueError: No such extractor, or the weights do not fit it.
-    """
-    try:
-        from torch_fidelity import registry, utils
-    except ImportError as error:
-        raise ImportError("metrics need torch-fidelity; pip install 'edm2lite[metrics]'") from error
-    import edm2lite.digits  # noqa: F401  (registers its extractor)
-
-    if name not in registry.FEATURE_EXTRACTORS_REGISTRY:
-        known = ", ".join(sorted(registry.FEATURE_EXTRACTORS_REGISTRY))
-        raise ValueError(f"extractor must be one of {known}; got {name!r}")
-    if weights is not None and not weights.is_file():
-        raise FileNotFoundError(f"no extractor weights at {weights}")
-    if weights is not None and weights.suffix != ".safetensors":
-        _check_pickle(weights)
-    cls = registry.FEATURE_EXTRACTORS_REGISTRY[name]
-    layer = cls.get_default_feature_layer_for_metric(METRIC)
-    try:
-        module = utils.create_feature_extractor(
-            name,
-            [layer],
-            cuda=device.type == "cuda",
-            verbose=False,
-            feature_extractor_weights_path=None if weights is None else str(weights),
-        )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{weights} does not fit extractor {name}: {reason}") from error
-    digest = "" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
-    return Extractor(name, weights, module, digest)
-
-
-def _check_pickle(weights: Path) -> None:
-    """Refuse a torch file that holds more than tensors: torch-fidelity would execute it."""
-    try:
-        torch.load(weights, weights_only=True, map_location="cpu", mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{weights} must be a torch file of tensors and nothing else, torch's weights-only"
-            f" loading says: {reason}; nothing in it was executed"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -103,22 +30,48 @@ class FeatureStats:
     """Moments of the features of a set of images.
 
     Attributes:
-        count: Number of images.
+        count: Number of images, 0 if unknown.
         mean: [F] float64.
         cov: [F, F] float64, with the divisor count - 1.
         extractor: Name in torch-fidelity's registry.
         weights: Weights file it was made with, or "".
         weights_digest: SHA-256 of that file, or "".
         source: What the images were.
+        image_shape: (C, H, W) of the images, () if unknown.
+        features: [count, F] float32 for the metrics that need them, or None.
     """
 
     count: int
-    mean: NDArray[np.float64] = field(repr=False)
-    cov: NDArray[np.float64] = field(repr=False)
+    mean: Array = field(repr=False)
+    cov: Array = field(repr=False)
     extractor: str
     weights: str
     weights_digest: str
     source: str
+    image_shape: tuple[int, ...] = ()
+    features: NDArray[np.float32] | None = field(repr=False, default=None)
+
+    @classmethod
+    def of(
+        cls,
+        moments: Moments,
+        extractor: Extractor,
+        source: str,
+        image_shape: Sequence[int] = (),
+        features: NDArray[np.float32] | None = None,
+    ) -> FeatureStats:
+        """Statistics from sums.
+
+        Raises:
+            ValueError: Fewer than two images.
+        """
+        if moments.count < 2:
+            raise ValueError(f"statistics need at least 2 images, {source} gave {moments.count}")
+        weights = "" if extractor.weights is None else str(extractor.weights)
+        return cls(
+            moments.count, moments.mean, moments.cov, extractor.name, weights,
+            extractor.weights_digest, source, tuple(image_shape), features,
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file, atomically."""
@@ -129,18 +82,23 @@ class FeatureStats:
             "weights": self.weights,
             "weights_digest": self.weights_digest,
             "source": self.source,
+            "image_shape": "x".join(map(str, self.image_shape)),
         }
         tensors = {"mean": torch.from_numpy(self.mean), "cov": torch.from_numpy(self.cov)}
+        if self.features is not None:
+            tensors["features"] = torch.from_numpy(self.features)
         return save_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStats:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, or ``.npz`` statistics (``mu``, ``sigma``) of Inception.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It is damaged or of another kind.
         """
+        if Path(path).suffix == ".npz":
+            return _load_npz(Path(path))
         tensors, meta = load_tensors(Path(path))
         if meta.get("format") != FORMAT:
             raise ValueError(
@@ -154,7 +112,46 @@ class FeatureStats:
             weights=meta["weights"],
             weights_digest=meta["weights_digest"],
             source=meta["source"],
+            image_shape=tuple(int(n) for n in meta.get("image_shape", "").split("x") if n),
+            features=tensors["features"].numpy() if "features" in tensors else None,
         )
+
+    @property
+    def digest(self) -> str:
+        """Hash of the moments."""
+        return xxhash.xxh3_64_hexdigest(self.mean.tobytes() + self.cov.tobytes())
+
+    def check_images(self, name: str, shape: Sequence[int]) -> None:
+        """Refuse images of another size or number of channels.
+
+        Raises:
+            ValueError: They are.
+        """
+        if self.image_shape and tuple(shape) != self.image_shape:
+            mine, its = ("x".join(map(str, s)) for s in (self.image_shape, shape))
+            raise ValueError(
+                f"images must be like those of the reference ({self.source}: {mine}), {name} has"
+                f" {its}; make reference statistics of such images"
+            )
+
+
+def _load_npz(path: Path) -> FeatureStats:
+    if not path.is_file():
+        raise FileNotFoundError(f"no statistics at {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, cov = (np.asarray(file[key], np.float64) for key in ("mu", "sigma"))
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path} must hold arrays mu and sigma: {error}") from error
+    if cov.shape != (len(mean), len(mean)):
+        raise ValueError(f"{path} must hold mu [F] and sigma [F, F], has {mean.shape}, {cov.shape}")
+    names = {2048: "inception-v3-compat", 1024: "dinov2-vit-l-14"}
+    if len(mean) not in names:
+        raise ValueError(
+            f"{path} must hold statistics of 2048 (Inception) or 1024 (DINOv2) features, has"
+            f" {len(mean)}; make statistics of other extractors with edm2lite evaluate stats"
+        )
+    return FeatureStats(0, mean, cov, names[len(mean)], "", "", str(path))
 
 
 def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) -> FeatureStats:
@@ -168,18 +165,25 @@ def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) 
     Raises:
         ValueError: Fewer than two images.
     """
-    count, total, outer = 0, np.zeros(()), np.zeros(())
+    moments, shape = Moments(), torch.Size()
     for images in batches:
-        features = extractor.features(images)
-        count += len(features)
-        total = total + features.sum(axis=0)
-        outer = outer + features.T @ features
-    if count < 2:
-        raise ValueError(f"statistics need at least 2 images, {source} gave {count}")
-    mean = total / count
-    cov = (outer - count * np.outer(mean, mean)) / (count - 1)
-    weights = "" if extractor.weights is None else str(extractor.weights)
-    return FeatureStats(count, mean, cov, extractor.name, weights, extractor.weights_digest, source)
+        moments.add(extractor.features(images))
+        shape = images.shape[1:]
+    return FeatureStats.of(moments, extractor, source, shape)
+
+
+def check_same_features(a: FeatureStats, b: FeatureStats) -> None:
+    """Raises:
+    ValueError: The statistics are of different features.
+    """
+    digests = {s.weights_digest for s in (a, b)} - {""}  # "" may be the very same, downloaded
+    if a.extractor != b.extractor or a.mean.shape != b.mean.shape or len(digests) > 1:
+        raise ValueError(
+            "statistics must be of the same features, got"
+            f" {a.extractor} ({a.weights_digest[:8] or 'downloaded'}, {len(a.mean)}) and"
+            f" {b.extractor} ({b.weights_digest[:8] or 'downloaded'}, {len(b.mean)}); make"
+            " both with one extractor"
+        )
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
@@ -188,16 +192,41 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     Raises:
         ValueError: The statistics are of different features.
     """
-    if (a.extractor, a.weights_digest) != (b.extractor, b.weights_digest):
-        raise ValueError(
-            "statistics must be of the same features, got"
-            f" {a.extractor} ({a.weights_digest[:8] or 'downloaded'}) and"
-            f" {b.extractor} ({b.weights_digest[:8] or 'downloaded'}); make both with one extractor"
-        )
+    check_same_features(a, b)
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-    stats = ({"mu": s.mean, "sigma": s.cov} for s in (a, b))
-    return fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID]
+    for stats in (a, b):
+        if 0 < stats.count <= len(stats.mean):
+            logger.warning(
+                "%s: %d images for %d features; the distance is biased far upwards, compare it only"
+                " with distances of as many images",
+                stats.source, stats.count, len(stats.mean),
+            )  # fmt: skip
+    pair = ({"mu": s.mean, "sigma": s.cov} for s in (a, b))
+    return fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
+
+
+def kernel_distance(made: NDArray[np.float32], real: NDArray[np.float32]) -> tuple[float, float]:
+    """KID and its standard deviation over 100 subsets of at most 1000, by torch-fidelity."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    size = min(1000, len(made), len(real))
+    values = kid_features_to_metric(
+        torch.from_numpy(made), torch.from_numpy(real), kid_subset_size=size, verbose=False
+    )
+    return values["kernel_inception_distance_mean"], values["kernel_inception_distance_std"]
+
+
+def precision_recall(made: NDArray[np.float32], real: NDArray[np.float32]) -> tuple[float, float]:
+    """Precision and recall in feature space, balls of 3 neighbours, by torch-fidelity."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    if min(len(made), len(real)) < 4:
+        raise ValueError(f"prc needs at least 4 images, got {len(made)} and {len(real)}")
+    values = prc_features_to_metric(
+        torch.from_numpy(made), torch.from_numpy(real), save_cpu_ram=True, verbose=False
+    )
+    return values["precision"], values["recall"]
 
 
 def extractor_weights(stats: FeatureStats, weights: Path | None) -> Path | None:

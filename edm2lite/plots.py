@@ -11,34 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.magnitudes import Magnitude, by_bucket
-from edm2lite.sweep import Point, best
 from edm2lite.tensorfile import replacing
-
-
-def plot_sweep(path: Path, points: Sequence[Point], title: str) -> None:
-    """EMA length against Fréchet distance on a log axis; the best marked, raw weights as a line."""
-    curve = sorted((p for p in points if p.sigma_rel is not None), key=lambda p: p.sigma_rel or 0)
-    raw = [p for p in points if p.sigma_rel is None]
-    lowest = best(points)
-    figure, axes = new_figure()
-    lengths = [100 * (p.sigma_rel or 0) for p in curve]
-    axes.plot(lengths, [p.fd for p in curve], "o-", color="tab:blue", label="rebuilt averages")
-    label = f"best: {100 * (lowest.sigma_rel or 0):g} %, FD {lowest.fd:.2f}"
-    axes.plot(
-        [100 * (lowest.sigma_rel or 0)], [lowest.fd], "*", ms=18, color="tab:red", label=label
-    )
-    for point in raw:
-        text = f"raw last weights, FD {point.fd:.2f}"
-        axes.axhline(point.fd, color="tab:gray", ls="--", label=text)
-    axes.set_xscale("log")
-    axes.set_xticks(lengths, [f"{v:g}" for v in lengths])
-    axes.minorticks_off()
-    axes.set_xlabel("EMA length sigma_rel, % of training time")
-    axes.set_ylabel("Fréchet distance")
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    save_figure(path, figure)
 
 
 def image_grid(

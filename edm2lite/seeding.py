@@ -23,6 +23,7 @@ class Purpose(enum.IntEnum):
     DROPOUT = 3
     AUGMENTATION = 4
     LATENT = 5
+    EVALUATION = 6
 
 
 def rng(seed: int, index: int, purpose: Purpose) -> np.random.Generator:

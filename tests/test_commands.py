@@ -41,7 +41,7 @@ def fail(command, *arguments, code=1):
 @pytest.mark.parametrize(
     "command, arguments",
     [(training, ()), (reconstruct_ema, ()), (sweep_ema, ()), (edm2lite, ())]
-    + [(edm2lite, ("evaluate", "stats")), (edm2lite, ("evaluate", "fid"))]
+    + [(edm2lite, ("evaluate", "stats")), (edm2lite, ("evaluate", "score"))]
     + [(edm2lite, (name,)) for name in COMMANDS],
 )
 def test_every_command_has_help(command, arguments):
@@ -197,12 +197,13 @@ def test_sweep_fills_its_ledger_once(run_dir, reference, tmp_path, monkeypatch):
     common = ("--ref", reference, "--num", 80, "--steps", 2, "--out", tmp_path)
     first = succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1", *common)
     assert "best" in first and "raw" in first
-    assert {p.name for p in tmp_path.iterdir()} == {"sweep.jsonl", "sweep.csv", "sweep.png"}
+    made = {p.name for p in tmp_path.iterdir() if p.is_file()}
+    assert made == {"sweep.jsonl", "sweep.csv", "sweep.png", "sweep.md", "sweep.html"}
     before = (tmp_path / "sweep.jsonl").read_text()
     succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1,0.2", *common)
     after = (tmp_path / "sweep.jsonl").read_text()
     assert after.startswith(before) and len(after.splitlines()) == 4
-    monkeypatch.setattr("edm2lite.measure.Measurer.distance", None)  # must not be called
+    monkeypatch.setattr("edm2lite.sweep.rows.Rows.fill", None)  # must not be called
     picture = (tmp_path / "sweep.png").read_bytes()
     succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1,0.2", *common)
     assert (tmp_path / "sweep.png").read_bytes() == picture
@@ -210,8 +211,9 @@ def test_sweep_fills_its_ledger_once(run_dir, reference, tmp_path, monkeypatch):
 
 def test_distance_of_a_folder(run_dir, reference, tmp_path):
     succeed(edm2lite, "generate", run_dir, "--seeds", "0-19", "--steps", 2, "--out", tmp_path / "a")
-    result = run(edm2lite, "evaluate", "fid", tmp_path / "a", "--ref", reference)
-    assert result.exit_code == 0 and float(result.stdout) > 0
+    result = run(edm2lite, "evaluate", tmp_path / "a", "--ref", reference)
+    name, value, *_ = result.stdout.splitlines()[1].split()
+    assert result.exit_code == 0 and name == "fid" and float(value) > 0
 
 
 def test_missing_weights_of_the_reference_are_named(run_dir, reference, tmp_path):

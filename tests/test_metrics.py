@@ -1,21 +1,22 @@
-"""Moments and distances against NumPy, the closed form, and torch-fidelity itself; the ledger."""
+"""Moments and distances against NumPy, the closed form, and torch-fidelity itself."""
 
-import json
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from edm2lite import sweep
 from edm2lite.dataset import open_dataset
 from edm2lite.digits import train_classifier
+from edm2lite.extractors import open_extractor
 from edm2lite.fidelity import (
     FeatureStats,
     extractor_weights,
     feature_stats,
     frechet_distance,
-    open_extractor,
+    kernel_distance,
+    precision_recall,
 )
 
 
@@ -44,26 +45,74 @@ def test_moments_equal_numpy_whatever_the_batches(extractor, images):
     assert measured.count == 600
 
 
-def test_distance_equals_torch_fidelity_on_the_same_images(extractor, images):
+class Rgb(torch.utils.data.Dataset):
+    def __init__(self, part):
+        self.part = part
+
+    def __len__(self):
+        return len(self.part)
+
+    def __getitem__(self, i):
+        return self.part[i].expand(3, -1, -1)
+
+
+def theirs(images, extractor, **metrics):
+    """What torch-fidelity says of two halves of images, all by itself."""
     from torch_fidelity import calculate_metrics
 
-    class Rgb(torch.utils.data.Dataset):
-        def __init__(self, part):
-            self.part = part
+    halves = images.split(len(images) // 2)
+    return calculate_metrics(
+        input1=Rgb(halves[0]), input2=Rgb(halves[1]), cuda=False, verbose=False,
+        feature_extractor=extractor.name, feature_extractor_weights_path=str(extractor.weights),
+        batch_size=len(halves[0]), save_cpu_ram=True, **metrics,
+    )  # fmt: skip
 
-        def __len__(self):
-            return len(self.part)
 
-        def __getitem__(self, i):
-            return self.part[i].expand(3, -1, -1)
+def float32_features(images, extractor):
+    return [extractor.features(part).astype("float32") for part in images.split(len(images) // 2)]
 
-    theirs = calculate_metrics(
-        input1=Rgb(images[:300]), input2=Rgb(images[300:]), fid=True, cuda=False, verbose=False,
-        feature_extractor="digits", feature_extractor_weights_path=str(extractor.weights),
-        batch_size=300, save_cpu_ram=True,
-    )["frechet_inception_distance"]  # fmt: skip
+
+def test_metrics_equal_torch_fidelity_on_the_same_images(extractor, images):
+    want = theirs(images, extractor, fid=True, kid=True, kid_subset_size=300, prc=True)
     a, b = (feature_stats(part.split(64), extractor, "") for part in images.split(300))
-    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-5)
+    # theirs averages features in float32, ours in float64
+    assert frechet_distance(a, b) == pytest.approx(want["frechet_inception_distance"], rel=1e-6)
+    made, real = float32_features(images, extractor)
+    mean, std = kernel_distance(made, real)
+    assert mean == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-6)
+    assert std == pytest.approx(want["kernel_inception_distance_std"], rel=1e-6, abs=1e-9)
+    assert precision_recall(made, real) == (want["precision"], want["recall"])
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """Inception as torch-fidelity builds it, with random weights that keep magnitudes."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):
+        def load_state_dict(self, tensors):
+            pass
+
+    path = tmp_path_factory.mktemp("inception") / "inception.pth"
+    torch.save({}, path)
+    net = Unloaded("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    torch.manual_seed(0)
+    for value in net.parameters():
+        if value.ndim > 1:
+            torch.nn.init.kaiming_normal_(value)
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+def test_inception_equals_torch_fidelity(inception_file, images, caplog):
+    extractor = open_extractor("inception-v3-compat", inception_file, torch.device("cpu"))
+    few = images[:16]
+    want = theirs(few, extractor, fid=True)["frechet_inception_distance"]
+    a, b = (feature_stats(part.split(8), extractor, "") for part in few.split(8))
+    assert a.mean.shape == (2048,)
+    assert frechet_distance(a, b) == pytest.approx(want, rel=1e-6)
+    assert "8 images for 2048 features; the distance is biased" in caplog.text
 
 
 def test_distance_of_gaussians_is_the_closed_form():
@@ -133,43 +182,86 @@ def test_one_image_has_no_covariance(extractor, images):
         feature_stats([images[:1]], extractor, "one")
 
 
-SETTING = sweep.Setting("a1b2", 1024, 100, 12, "digits", "d1")
+def test_statistics_of_the_edm_family_are_read(tmp_path):
+    mean, cov = np.arange(2048.0), np.eye(2048)
+    np.savez(tmp_path / "ref.npz", mu=mean, sigma=cov)
+    a = FeatureStats.load(tmp_path / "ref.npz")
+    assert a.extractor == "inception-v3-compat" and np.array_equal(a.mean, mean)
+    np.savez(tmp_path / "ref.npz", mu=mean[:7], sigma=cov[:7, :7])
+    with pytest.raises(ValueError, match="2048 .* or 1024 .* features, has 7"):
+        FeatureStats.load(tmp_path / "ref.npz")
+    np.savez(tmp_path / "ref.npz", mean=mean)
+    with pytest.raises(ValueError, match="mu and sigma"):
+        FeatureStats.load(tmp_path / "ref.npz")
 
 
-def point(sigma_rel, fd):
-    return sweep.Point(sigma_rel, None if sigma_rel is None else 6.9, 1024, 0.0, fd, 100)
+def test_missing_weights_without_network_are_named(tmp_path, monkeypatch):
+    def offline(url, *args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    for name, file in (
+        ("inception-v3-compat", "weights-inception-2015-12-05-6726825d.pth"),
+        ("dinov2-vit-l-14", "dinov2_vitl14_pretrain.pth"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            open_extractor(name, None, torch.device("cpu"))
+        message = str(caught.value)
+        assert "no network" in message and "--weights" in message
+        assert f"put it at {tmp_path}/hub/checkpoints/{file}" in message
 
 
-def test_ledger_remembers_points_under_their_setting(tmp_path):
-    ledger = sweep.Ledger(tmp_path / "sweep.jsonl")
-    ledger.add(SETTING, point(0.1, 2.0))
-    ledger.add(SETTING, point(None, 3.0))
-    again = sweep.Ledger(tmp_path / "sweep.jsonl")
-    assert again.get(SETTING, 0.1) == point(0.1, 2.0) and again.get(SETTING, None).fd == 3.0
-    assert again.get(SETTING, 0.2) is None
-    other = sweep.Setting("a1b2", 1024, 200, 12, "digits", "d1")
-    assert again.get(other, 0.1) is None
+def test_own_extractor_takes_three_lines(tmp_path, monkeypatch, images):
+    (tmp_path / "my_features.py").write_text(
+        "import torch\nfrom edm2lite.extractors import register\n@register('corner')\n"
+        "def corner(weights): return torch.nn.Sequential(Corner())\n"
+        "class Corner(torch.nn.Module):\n"
+        "    def forward(self, x): return x[:, :1, 2:4, 2:4].flatten(1).float()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    extractor = open_extractor("my_features:corner", None, torch.device("cpu"))
+    a = feature_stats(images.split(100), extractor, "")
+    expected = images[:, 0, 2:4, 2:4].double().mean(0).flatten()
+    np.testing.assert_allclose(a.mean, expected, rtol=1e-12)
 
 
-def test_ledger_survives_a_line_cut_short(tmp_path):
-    path = tmp_path / "sweep.jsonl"
-    ledger = sweep.Ledger(path)
-    ledger.add(SETTING, point(0.1, 2.0))
-    whole = path.read_text()
-    for cut in range(1, len(whole)):
-        path.write_text(whole + whole[:cut])
-        again = sweep.Ledger(path)
-        again.add(SETTING, point(0.2, 1.0))
-        assert [json.loads(line)["point"]["fd"] for line in path.read_text().splitlines()] == [2, 1]
-        path.unlink()
+def test_dinov2_file_gives_class_tokens_of_its_own_size(tmp_path):
+    from edm2lite.dinov2 import VisionTransformer
+
+    torch.manual_seed(0)
+    net = VisionTransformer(dim=128, depth=2)
+    for value in net.parameters():
+        torch.nn.init.normal_(value, std=0.05)
+    torch.save(net.state_dict(), tmp_path / "vit.pth")
+    extractor = open_extractor("dinov2-vit-l-14", tmp_path / "vit.pth", torch.device("cpu"))
+    features = extractor.features(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    assert features.shape == (2, 128) and np.abs(features[0] - features[1]).max() > 1e-4
 
 
-def test_best_is_the_lowest_average_and_never_the_raw_weights():
-    points = [point(None, 1.0), point(0.05, 3.0), point(0.1, 2.0)]
-    assert sweep.best(points).sigma_rel == 0.1
+def test_positions_of_the_learned_size_are_used_as_they_are():
+    from edm2lite.dinov2 import VisionTransformer
+
+    net = VisionTransformer(dim=64, depth=1, side=4)
+    torch.nn.init.normal_(net.pos_embed)
+    assert torch.equal(net._positions(4, 4), net.pos_embed)
+    assert net._positions(3, 2).shape == (1, 7, 64)
 
 
-def test_table_survives_its_file(tmp_path):
-    points = [point(None, 1.0), point(0.05, 3.123456789)]
-    sweep.write_csv(tmp_path / "sweep.csv", points)
-    assert sweep.read_csv(tmp_path / "sweep.csv") == points
+def test_images_unlike_the_reference_are_refused(extractor, images):
+    a = feature_stats(images.split(100), extractor, "digits")
+    with pytest.raises(ValueError, match="1x8x8.*m has 1x16x16"):
+        a.check_images("m", (1, 16, 16))
+    with pytest.raises(ValueError, match="uint8 images"):
+        extractor.features(images.float())
+
+
+def test_features_that_are_not_finite_are_refused(extractor, images):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return (x.flatten(1).float() / 0,)
+
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        replace(extractor, module=Broken()).features(images[:2])

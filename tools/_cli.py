@@ -52,6 +52,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 COUNT = _Parsed("count", _count)
+COUNTS = _Parsed("list", lambda text: [_count(part) for part in text.split(",")])
 FLOATS = _Parsed("list", parse_floats)
 INTERVAL = _Parsed("low,high|first-last", parse_interval)
 PARAMS = _Parsed("params", parse_params)

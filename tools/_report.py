@@ -41,12 +41,12 @@ def write_report(path: Path, points: Sequence[Point], *, accuracy: float, real: 
         gamma = "" if point.gamma is None else f"{point.gamma:.2f}"
         error = "" if point.sigma_rel is None else f"{point.predicted_error:.1e}"
         mark = " **best**" if point is lowest else ""
-        lines.append(f"| {name} | {gamma} | {point.fd:.3f}{mark} | {error} |")
+        lines.append(f"| {name} | {gamma} | {point.value:.3f}{mark} | {error} |")
     table = "\n".join(lines)
-    raw = [point.fd for point in points if point.sigma_rel is None]
+    raw = [point.value for point in points if point.sigma_rel is None]
     against = f", raw last weights {raw[0]:.3f}" if raw else ""
     figures = (
-        f"Best EMA length {100 * (lowest.sigma_rel or 0):g} %: FD {lowest.fd:.3f}{against}.\n"
+        f"Best EMA length {100 * (lowest.sigma_rel or 0):g} %: FD {lowest.value:.3f}{against}.\n"
         f"Class accuracy of {lowest.num} samples at that length, judged by an SVC on pixels:"
         f" {accuracy:.1%} (the SVC on held-out real digits: {real:.1%})."
     )

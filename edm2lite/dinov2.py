@@ -1,0 +1,148 @@
+"""DINOv2 vision transformers as torch-fidelity's extractors, built here from their weights alone.
+
+torch-fidelity has torch.hub fetch the network's code together with the weights, and run it. The
+network is small enough to be written down; what torch-fidelity does to images before it stays
+torch-fidelity's. Architecture: arXiv 2304.07193 (a ViT with LayerScale, patches of 14 pixels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edm2lite.tensorfile import load_tensors
+
+_HOST = "https://dl.fbaipublicfiles.com/dinov2"
+URLS = {
+    f"dinov2-vit-{size}-14": f"{_HOST}/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth"
+    for size in "sbl"
+}
+_HEAD = 64  # channels of an attention head, in every size
+
+
+class _Scale(nn.Module):
+    """LayerScale: each channel times a learned factor."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, T, D] -> [N, T, D]."""
+        qkv = self.qkv(x).unflatten(2, (3, -1, _HEAD)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+
+
+class _MLP(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn, self.mlp = _Attention(dim), _MLP(dim)
+        self.ls1, self.ls2 = _Scale(dim), _Scale(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class VisionTransformer(nn.Module):
+    """[N, 3, 14 h, 14 w] -> [N, dim], the class token after the last norm.
+
+    Args:
+        dim: Channels, a multiple of 64.
+        depth: Number of blocks.
+        side: Patches along a side of the images that the position embedding was learned on.
+    """
+
+    def __init__(self, dim: int, depth: int, side: int = 37):
+        super().__init__()
+        self.side = side
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side**2, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # of training; in the released files
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, 14, stride=14)})
+        self.blocks = nn.ModuleList(_Block(dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed["proj"](x)
+        positions = self._positions(x.shape[2], x.shape[3])
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = x + positions
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, 0]
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """[1, 1 + height width, D], the learned grid resized as the released networks do it."""
+        first, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        if (height, width) == (self.side, self.side):
+            return self.pos_embed
+        grid = grid.transpose(1, 2).unflatten(2, (self.side, self.side))
+        # their offset of 0.1 keeps rounding from losing a row; it also shifts where values are read
+        scale = [(size + 0.1) / self.side for size in (height, width)]
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+        return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> VisionTransformer:
+        """A network of the size that the tensors have.
+
+        Raises:
+            RuntimeError: They are not those of a DINOv2 network.
+        """
+        if "pos_embed" not in tensors:
+            raise RuntimeError("pos_embed is missing")
+        dim, tokens = tensors["pos_embed"].shape[2], tensors["pos_embed"].shape[1]
+        depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+        net = cls(dim, depth, int((tokens - 1) ** 0.5))
+        net.load_state_dict(dict(tensors))
+        return net
+
+
+def extractor(name: str, weights: Path | None) -> Any:
+    """torch-fidelity's extractor round a network of ``weights``, or of downloaded ones.
+
+    Raises:
+        RuntimeError: The weights do not fit.
+        OSError: They cannot be downloaded.
+    """
+    from torch_fidelity import FeatureExtractorBase
+    from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+
+    if weights is None:
+        tensors = torch.hub.load_state_dict_from_url(
+            URLS[name], map_location="cpu", weights_only=True, progress=False
+        )
+    elif weights.suffix == ".safetensors":
+        tensors, _ = load_tensors(weights)
+    else:
+        tensors = torch.load(weights, map_location="cpu", weights_only=True)
+    made = FeatureExtractorDinoV2.__new__(FeatureExtractorDinoV2)
+    FeatureExtractorBase.__init__(made, name, ["dinov2"])
+    made.feature_extractor_internal_dtype = torch.float32
+    made.model = VisionTransformer.from_tensors(tensors)
+    return made.requires_grad_(False)

@@ -1,0 +1,116 @@
+"""What a sweep measures, and the rows of its table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edm2lite.tensorfile import replacing
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting among those that a sweep compares.
+
+    Attributes:
+        sigma_rel: EMA length, or None for the raw weights.
+        nimg: End of the average in images.
+        guidance: Weight of guidance, 1 for none.
+        guide_sigma_rel: EMA length of the guide, or None if it is not swept.
+        group: Group of tensors that alone has ``sigma_rel``, or "" for all tensors.
+        rest_sigma_rel: EMA length of the tensors outside the group.
+    """
+
+    sigma_rel: float | None
+    nimg: int
+    guidance: float = 1.0
+    guide_sigma_rel: float | None = None
+    group: str = ""
+    rest_sigma_rel: float | None = None
+
+
+AXES = {
+    "sigma_rel": "EMA length",
+    "nimg": "training images",
+    "guidance": "guidance weight",
+    "guide_sigma_rel": "EMA length of the guide",
+    "group": "group",
+}
+"""Fields of a cell that may vary within a sweep, and what they are called."""
+
+
+@dataclass(frozen=True)
+class Point(Cell):
+    """One row of the table.
+
+    Attributes:
+        gamma: Exponent of the average, or None.
+        predicted_error: Of the rebuilt weights, 0 for the raw ones.
+        value: The metric: Fréchet distance to the reference, or loss.
+        low, high: 95 % interval of it.
+        num: Images it was measured on.
+    """
+
+    gamma: float | None = None
+    predicted_error: float = 0.0
+    value: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    num: int = 0
+
+    @property
+    def cell(self) -> Cell:
+        """What was measured."""
+        return Cell(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Cell)})
+
+
+def best(points: Sequence[Point]) -> Point:
+    """The averaged point of least value among those of most images.
+
+    Raises:
+        ValueError: There is none.
+    """
+    averaged = [point for point in points if point.sigma_rel is not None]
+    if not averaged:
+        raise ValueError("a sweep needs at least one EMA length")
+    most = max(point.num for point in averaged)
+    return min((p for p in averaged if p.num == most), key=lambda point: point.value)
+
+
+def varying(points: Sequence[Cell]) -> list[str]:
+    """The axes along which the averaged points differ; sigma_rel first, always there."""
+    averaged = [p for p in points if p.sigma_rel is not None]
+    others = [a for a in AXES if a != "sigma_rel" and len({getattr(p, a) for p in averaged}) > 1]
+    return ["sigma_rel", *others]
+
+
+def write_csv(path: Path, points: Sequence[Point]) -> None:
+    """One line per point; an empty sigma_rel is the raw weights."""
+    rows: list[dict[str, Any]] = [dataclasses.asdict(point) for point in points]
+    names = [f.name for f in dataclasses.fields(Point)]
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[Point]:
+    """What :func:`write_csv` wrote."""
+    optional = ("sigma_rel", "guide_sigma_rel", "rest_sigma_rel", "gamma")
+    with open(path, encoding="utf-8", newline="") as file:
+        points = []
+        for row in csv.DictReader(file):
+            values: dict[str, Any] = {}
+            for name, text in row.items():
+                if name in optional:
+                    values[name] = float(text) if text else None
+                elif name in ("nimg", "num"):
+                    values[name] = int(text)
+                else:
+                    values[name] = text if name == "group" else float(text)
+            points.append(Point(**values))
+    return points

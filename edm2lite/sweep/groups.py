@@ -1,0 +1,38 @@
+"""Groups of a network's tensors, for EMA lengths of their own (the paper's Figure 5b)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from edm2lite.models import Model
+from edm2lite.precond import Precond
+
+GROUPS = {
+    "embedding": r"unet\.emb_|emb_(linear|gain)",
+    "attention": r"\.attn_",
+    "encoder": r"unet\.enc\.",
+    "decoder": r"unet\.dec\.",
+    "output": r"unet\.out_",
+}
+"""Name -> pattern; a tensor belongs to the first that fits."""
+
+
+def group_of(name: str) -> str:
+    """Group of a tensor; "" for those that images do not depend on (the uncertainty head)."""
+    return next((group for group, pattern in GROUPS.items() if re.search(pattern, name)), "")
+
+
+def mixed(rest: Model, own: Model, group: str) -> Model:
+    """``rest`` with the tensors of ``group`` from ``own``."""
+    tensors: Mapping[str, Tensor] = {
+        name: own.net.state_dict()[name] if group_of(name) == group else value
+        for name, value in rest.net.state_dict().items()
+    }
+    inputs = json.dumps([group, own.identity, rest.identity])
+    metadata = {**rest.metadata, "inputs": inputs}
+    name = f"{own.name} in {group}, {rest.name} elsewhere"
+    return Model(name, Precond.from_tensors(tensors, metadata, name), rest.encoder, metadata)

@@ -1,0 +1,139 @@
+"""The ledger of a sweep: what has been measured is never measured again.
+
+Each measurement is one JSON line under a key that holds everything the figure depends on, and one
+small file with its spread over images, which intervals come from. The file is written first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edm2lite.sweep.cells import Cell
+from edm2lite.tensorfile import load_tensors, replacing, save_tensors, sync
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every measurement of a sweep has in common.
+
+    Attributes:
+        metric: ``fd`` or ``loss``.
+        run: Identifier of the training run.
+        protocol: Everything else: sampling, extractor, reference, guide, data.
+    """
+
+    metric: str
+    run: str
+    protocol: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured cell.
+
+    Attributes:
+        value: The metric.
+        gamma, predicted_error: Of the average.
+        details: Further figures: the loss at each noise level.
+    """
+
+    value: float
+    gamma: float | None
+    predicted_error: float
+    details: dict[str, float]
+
+
+class Ledger:
+    """Measurements in ``folder/sweep.jsonl`` and ``folder/spread/``.
+
+    Args:
+        folder: Made if missing; a last line that an interruption cut short is dropped.
+        writer: Whether this process writes; others read what it writes.
+
+    Raises:
+        ValueError: The file is of another version.
+    """
+
+    def __init__(self, folder: Path, writer: bool = True):
+        self.folder, self.path = folder, folder / "sweep.jsonl"
+        self._results: dict[str, Result] = {}
+        self._read_to = 0
+        tail = self._read()
+        if tail and writer:
+            with replacing(self.path) as file:
+                file.write("".join(f"{line}\n" for line in self._lines))
+
+    def _read(self) -> str:
+        """Take in new lines; returns what follows the last newline."""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        *self._lines, tail = text.split("\n") if text else [""]
+        for line in self._lines[self._read_to :]:
+            entry = json.loads(line)
+            if entry.get("format") != 2:
+                raise ValueError(
+                    f"{self.path} must be a ledger of this version, it is of another; move it away"
+                )
+            key = key_of(Setting(**entry["setting"]), Cell(**entry["cell"]), entry["num"])
+            self._results[key] = Result(**entry["result"])
+        self._read_to = len(self._lines)
+        return tail
+
+    def get(self, setting: Setting, cell: Cell, num: int) -> Result | None:
+        """The result, if the cell has been measured on ``num`` images under this setting."""
+        key = key_of(setting, cell, num)
+        return self._results.get(key) if self._spread(key).is_file() else None
+
+    def wait(self, setting: Setting, cell: Cell, num: int) -> Result:
+        """The result, once another process has added it."""
+        while (result := self.get(setting, cell, num)) is None:
+            time.sleep(0.02)
+            self._read()
+        return result
+
+    def spread(self, setting: Setting, cell: Cell, num: int) -> NDArray[Any]:
+        """[J, num], see :mod:`edm2lite.sweep.influence`."""
+        return load_tensors(self._spread(key_of(setting, cell, num)))[0]["spread"].numpy()
+
+    def add(
+        self, setting: Setting, cell: Cell, num: int, result: Result, spread: NDArray[Any]
+    ) -> None:
+        """Record a measurement, on disk before this returns."""
+        key = key_of(setting, cell, num)
+        save_tensors(self._spread(key), {"spread": torch.from_numpy(spread)}, {"key": key})
+        entry = {
+            "format": 2, "setting": asdict(setting), "cell": asdict(cell), "num": num,
+            "result": asdict(result),
+        }  # fmt: skip
+        if key not in self._results:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            sync(self.path)
+        self._results[key] = result
+
+    def keep_images(self, setting: Setting, cell: Cell, num: int, images: Tensor) -> None:
+        """Keep the first images of a cell for people to look at."""
+        path = self._spread(key_of(setting, cell, num)).with_suffix(".images.safetensors")
+        save_tensors(path, {"images": images}, {})
+
+    def images(self, setting: Setting, cell: Cell, num: int) -> NDArray[np.uint8] | None:
+        """[n, C, H, W] what :meth:`keep_images` kept, if it did."""
+        path = self._spread(key_of(setting, cell, num)).with_suffix(".images.safetensors")
+        return load_tensors(path)[0]["images"].numpy() if path.is_file() else None
+
+    def _spread(self, key: str) -> Path:
+        return self.folder / "spread" / f"{xxhash.xxh3_64_hexdigest(key.encode())}.safetensors"
+
+
+def key_of(setting: Setting, cell: Cell, num: int) -> str:
+    """Text that is the same for the same measurement."""
+    return json.dumps([asdict(setting), asdict(cell), num], sort_keys=True)

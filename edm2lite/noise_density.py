@@ -56,6 +56,8 @@ class NoiseDensity(abc.ABC):
         Of a log-normal density these are P_mean and P_std.
         """
         low, middle, high = self.sigma(torch.tensor([-1.0, 0.0, 1.0]).double()).log().tolist()
+        if math.isinf(high):  # of a table of few levels that ends in pure noise
+            high = 2 * middle - low
         return middle, (high - low) / 2
 
     @abc.abstractmethod

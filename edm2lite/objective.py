@@ -25,8 +25,13 @@ from edm2lite.precond import Precond, PrecondConfig
 from edm2lite.weighting import Weighting, weight_on
 
 DENSITIES: dict[str, type[NoiseDensity]] = {
-    str(cls.__dataclass_fields__["kind"].default): cls
-    for cls in (LogNormal, LogUniform, LogitNormal, Cosine, VP, Mode, DDPM)
+    "lognormal": LogNormal,
+    "log_uniform": LogUniform,
+    "logit_normal": LogitNormal,
+    "cosine": Cosine,
+    "vp": VP,
+    "mode": Mode,
+    "ddpm": DDPM,
 }
 """By ``kind``."""
 
@@ -104,9 +109,8 @@ class Objective:
         """Weight of ``(v - target)**2`` times density of ln sigma, float64.
 
         However the network is parametrised, its loss is an integral over ln sigma of this times
-        the squared error of the velocity, which is 1 at every level before training. A learned
-        uncertainty is left out (u = 0): in the end it divides by the loss of each level, and the
-        density alone decides.
+        the squared error of the velocity. A learned uncertainty is left out (u = 0): in the end it
+        divides by the loss of each level, and the density alone decides.
         """
         sigma, sigma_data = log_sigma.exp(), self.net.sigma_data
         weight = self.weighting(sigma, sigma_data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,10 @@ POINTS = 2001
 
 def noise_grid(objectives: Mapping[str, Objective]) -> Tensor:
     """ln sigma where the densities are, [2001] float64."""
-    ranges = []
-    for objective in objectives.values():
-        middle, half = objective.loss.location()
-        ranges.append((middle - 4 * half, middle + 4 * half))
-    low, high = min(a for a, _ in ranges), max(b for _, b in ranges)
-    return torch.linspace(max(low, math.log(1e-4)), min(high, math.log(1e4)), POINTS).double()
+    places = [objective.loss.location() for objective in objectives.values()]
+    low = min(middle - 4 * half for middle, half in places)
+    high = max(middle + 4 * half for middle, half in places)
+    return torch.linspace(low, high, POINTS, dtype=torch.float64)
 
 
 def weight_quantiles(objective: Objective, shares: Sequence[float]) -> list[float]:

@@ -136,6 +136,7 @@ def test_shift_moves_levels_as_between_resolutions():
 
 def test_location_is_p_mean_and_p_std():
     assert LogNormal(P_mean=-0.8, P_std=1.6).location() == pytest.approx((-0.8, 1.6), rel=1e-12)
+    assert np.isfinite(DDPM(num_levels=3, zero_terminal_snr=True).location()).all()
     for density in CONTINUOUS:
         middle, half = density.location()
         z = torch.tensor([-1.0, 0.0, 1.0]).double()

@@ -31,8 +31,8 @@ class Figures:
     """
 
     def __init__(self, noise: NoiseDensity, device: torch.device):
-        below, middle, above = noise.sigma(torch.tensor([-1.0, 0.0, 1.0])).double().log().tolist()
-        self._width = WIDTH * (above - below) / 2
+        middle, half = noise.location()
+        self._width = WIDTH * half
         self._low = middle - NUM_LEVELS / 2 * self._width
         double = partial(torch.zeros, dtype=torch.float64, device=device)
         whole = partial(torch.zeros, dtype=torch.int64, device=device)

@@ -64,7 +64,7 @@ def main(out: Path, num: int, lengths: str) -> None:
 def distances(path: Path) -> dict[str, float]:
     """EMA length as it stands there ("" for the raw weights) -> Fréchet distance."""
     with open(path, encoding="utf-8", newline="") as file:
-        return {row["sigma_rel"]: float(row["fd"]) for row in csv.DictReader(file)}
+        return {row["sigma_rel"]: float(row["value"]) for row in csv.DictReader(file)}
 
 
 def _edm2lite(*words: object) -> None:

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import click
 import torch
+from timing import seconds
 from torch import Tensor
 
 from edm2lite.ema import PowerFunctionEMA
@@ -49,16 +49,6 @@ def in_place(thetas: list[Tensor], first: list[Tensor], second: list[Tensor]) ->
         for t, x, y in zip(theta.split(PIECE), a.split(PIECE), b.split(PIECE), strict=True):
             x.add_(t)
             y.add_(t)
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, with the device idle before and after."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start
 
 
 @click.command()

@@ -13,12 +13,12 @@ import dataclasses
 import functools
 import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import click
 import torch
 from reference import reference_denoiser
+from timing import seconds
 
 from edm2lite.encoders import PixelEncoder
 from edm2lite.generate import Generator
@@ -133,16 +133,6 @@ def main(
         click.echo(f"| {name} | {count} | {' | '.join(cells)} |")
     claim = CLAIMS[where.type]
     assert worst >= claim, f"must be {claim} times as fast as the loop, was {worst:.2f}"
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, with the device idle before and after."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import click
 import torch
 from reference import reference_of
+from timing import seconds
 from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA
@@ -75,16 +75,6 @@ def reference_step(net: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], No
                     a.lerp_(p, 1 - beta)
 
     return step
-
-
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Time of one call, with the device idle before and after."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start
 
 
 @click.command()

@@ -274,7 +274,9 @@ def contents(out):
     found = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
-        if path.suffix == ".safetensors":
+        if path.parent.name == "spread":  # named by a hash that the run's identifier is part of
+            found[f"spread/{read_header(path).digest}"] = None
+        elif path.suffix == ".safetensors":
             found[name] = read_header(path).digest
         elif name == "stats.jsonl":
             keep = ("nimg", "loss", "lr", "nonfinite_steps")

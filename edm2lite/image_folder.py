@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from PIL import Image
 
 from edm2lite.generate import GeneratedBatch
 from edm2lite.tensorfile import replacing
+
+_HOST = socket.gethostname()
 
 
 class ImageFolder:
@@ -97,6 +100,7 @@ class ImageFolder:
         if not self.folder.is_dir():
             return
         self._add_labels()  # again, should another command have added its own meanwhile
+        _remove_abandoned(self.folder)
         if not self.is_zip:
             return
         own = {p.relative_to(self.folder).as_posix(): p for p in self.folder.rglob("*.*")}
@@ -210,11 +214,21 @@ def _put_json(path: Path, value: Any) -> None:
 def _put(path: Path, data: bytes) -> None:
     """Bytes into a file that appears whole; processes may do this at once, with the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f"{os.environ.get('RANK', '0')}-{os.getpid()}"
-    temporary = path.with_name(f".{path.name}.{own}.partial")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
     temporary.write_bytes(data)
     temporary.replace(path)
 
 
 def _text(value: object) -> str:
     return "default" if value is None else json.dumps(value)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove unfinished files of processes of this machine that are no more: a kill leaves one."""
+    for path in folder.rglob(f".*.{_HOST}.*.partial"):
+        pid = path.name.removesuffix(".partial").rpartition(".")[2]
+        with contextlib.suppress(PermissionError):  # somebody else's, and alive
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)

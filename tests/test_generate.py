@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import zipfile
@@ -424,3 +425,20 @@ def test_images_of_other_shapes_are_made_and_impossible_ones_refused(names, tmp_
     line = fail(names[0], *options, "--size", "9x8", "--out", tmp_path / "odd")
     assert "multiples of 2, got 9 x 8" in line and not (tmp_path / "odd").exists()
     assert "height and width" in fail(names[0], "--size", "8", "--out", tmp_path / "odd", code=2)
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_and_nobody_elses(names, tmp_path):
+    options = (names[0], "--seeds", "0-2", "--steps", 1, "--out", tmp_path / "a")
+    succeed(*options)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host, folder = socket.gethostname(), tmp_path / "a" / "000000"
+    left = folder / f".000001.png.{host}.{dead.pid}.partial"
+    others = [
+        folder / f".000002.png.{host}.{os.getpid()}.partial",
+        folder / f".000002.png.another-{host}.{dead.pid}.partial",
+    ]
+    for path in (left, *others):
+        path.write_bytes(b"half")
+    succeed(*options)
+    assert not left.exists() and all(path.exists() for path in others)

@@ -53,6 +53,7 @@ def main() -> None:
     normalize_weights_(sharded)
     for name, p in alone.named_parameters():
         torch.testing.assert_close(whole(sharded.get_parameter(name).detach()), p.detach())
+    dist.barrier()  # or one may tear down its end while the other still talks
     dist.destroy_process_group()
 
 

@@ -75,6 +75,7 @@ def main(folder: Path) -> None:
     ema.update(256)  # refused by rank 1 alone
     assert over_ranks(ema.num_refused, net.parameters()) == [0, 1]
     assert ema.nimg == (256 if dist.get_rank() == 0 else 192)
+    dist.barrier()  # or one may tear down its end while the other still talks
     dist.destroy_process_group()
 
 

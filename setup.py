@@ -56,6 +56,8 @@ setup(
             "ema-pytorch>=0.8",
             "mpmath>=1.3",
             "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "tensorboard>=2.14",
             "ruff>=0.9",
             "mypy>=1.11",
             "types-PyYAML",

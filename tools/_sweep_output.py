@@ -69,7 +69,8 @@ def _title(asked: Asked, final: Sequence[Point]) -> str:
     if asked.metric == "loss":
         return f"{asked.num} images of {asked.data}, {trained}"
     guided = f", guided by {asked.guide}" if asked.guide else ""
-    return f"{asked.num} images, {asked.steps} steps, {asked.ref}{guided}, {trained}"
+    reference = asked.ref.name if asked.ref else ""  # where it lies is no part of the result
+    return f"{asked.num} images, {asked.steps} steps, {reference}{guided}, {trained}"
 
 
 def _print(points: Sequence[Point], axes: Sequence[str], lowest: Point, metric: str) -> None:

@@ -87,7 +87,7 @@ def straightforward(
 
 @click.command()
 @click.option("--networks", default="digits,cifar,edm2-img512-xxs", show_default=True)
-@click.option("--num", default=64, show_default=True, help="Images of 8x8; fewer of larger ones.")
+@click.option("--num", default=512, show_default=True, help="Images of 8x8; fewer of larger ones.")
 @click.option("--steps", default=4, show_default=True, help="Of Heun's method.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds, each times both.")
 @click.option("--batch", default=64, show_default=True, help="Of the loop, and of ours on a GPU.")

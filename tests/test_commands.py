@@ -172,7 +172,7 @@ def test_training_explains_mistakes(run_dir, tmp_path):
     out = ("--out", tmp_path / "x")
     assert "nearest known one is seed" in fail(training, "digits", *out, "--set", "sed=1")
     assert "one of cifar10, digits" in fail(training, "nothing", *out)
-    assert "data must be given" in fail(training, "cifar10", *out)
+    assert "--set data.source=VALUE" in fail(training, "cifar10", *out)
     line = fail(training, "digits", "--out", run_dir)
     assert "belongs to a run of another configuration" in line
     assert not (tmp_path / "x").exists()

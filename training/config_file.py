@@ -42,6 +42,9 @@ def load(cls: type[T], source: str, overrides: Iterable[str] = ()) -> T:
             raise ValueError(f"--set takes key=value, got {text!r}; for example --set seed=1")
         _set(values, key, _value(text, value))
     _check_keys(values, cls, ())
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint) and name not in values and _is_required(cls, name):
+            values[name] = {}  # so that the error names what is missing in it
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
@@ -52,9 +55,16 @@ def load(cls: type[T], source: str, overrides: Iterable[str] = ()) -> T:
                 f"{source}: {where + ': ' if where else ''}{first['ctx']['error']}"
             ) from None
         if first["type"] == "missing":
-            raise ValueError(f"{source}: {where} must be given and is missing") from None
+            raise ValueError(
+                f"{source}: {where} must be given and is missing; --set {where}=VALUE does it"
+            ) from None
         wanted = first["msg"][0].lower() + first["msg"][1:]
         raise ValueError(f"{source}: {where}: {wanted}, got {first['input']!r}") from None
+
+
+def _is_required(cls: Any, name: str) -> bool:
+    field = cls.__dataclass_fields__[name]
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def dump(config: Any) -> str:

@@ -55,7 +55,7 @@ def test_missing_file_lists_the_shipped_ones(tmp_path):
     with pytest.raises(ValueError, match="must be YAML"):
         load_config(str(broken))
     broken.write_text("seed: 1")
-    with pytest.raises(ValueError, match="data must be given"):
+    with pytest.raises(ValueError, match="data.source must be given"):
         load_config(str(broken))
 
 

@@ -1,6 +1,8 @@
 """Run by test_network_use under torchrun: DDP and FSDP2 give the gradients of one process."""
 
 import copy
+import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -55,6 +57,8 @@ def main() -> None:
         torch.testing.assert_close(whole(sharded.get_parameter(name).detach()), p.detach())
     dist.barrier()  # or one may tear down its end while the other still talks
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # torch's threads, ended by the interpreter instead, abort it once in a while
 
 
 if __name__ == "__main__":

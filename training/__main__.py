@@ -68,6 +68,9 @@ def _train(config: RunConfig, out: Path) -> None:
         level = logging.INFO if distributed.rank() == 0 else logging.WARNING
         logging.getLogger("edm2lite").setLevel(level)
         Trainer(config, out, device).train()
+        in_group = distributed.is_group()
+    if in_group:  # torch's threads, ended by the interpreter instead, abort it once in a while
+        distributed.leave(0)
 
 
 def _fail(message: str, cause: BaseException) -> NoReturn:

@@ -1,5 +1,6 @@
 """Run by test_tracker under torchrun: averages of an FSDP2 model, saved by rank 0."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def main(folder: Path) -> None:
     assert ema.nimg == (256 if dist.get_rank() == 0 else 192)
     dist.barrier()  # or one may tear down its end while the other still talks
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # torch's threads, ended by the interpreter instead, abort it once in a while
 
 
 if __name__ == "__main__":

@@ -17,19 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-4
-"""Added to the RMS that normalisation divides by, outside the root."""
+from edm2lite.packed_conv import PackedConv
+from edm2lite.unit_rms import EPS as EPS
+from edm2lite.unit_rms import unit_rms
 
 SILU_RMS = 0.596
 """RMS of silu(z) for z ~ N(0, 1), as the reference rounds it (Eq. 81)."""
-
-
-def unit_rms(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """``x / (EPS + rms(x))``, RMS over ``dim`` in float32; same shape and dtype (Eq. 30)."""
-    # As fast as memory where torch's vector_norm over an inner dim is not; the tiny term keeps the
-    # gradient finite at x = 0.
-    rms = (x.float().square().mean(dim, keepdim=True) + 1e-24).sqrt()
-    return x / (rms + EPS).to(x.dtype)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -42,9 +35,16 @@ def mp_silu(x: Tensor) -> Tensor:
     return F.silu(x) / SILU_RMS
 
 
+def mp_shares(t: float) -> tuple[float, float]:
+    """Factors of a and b in :func:`mp_sum`; their squares add up to 1."""
+    norm = math.sqrt((1 - t) ** 2 + t**2)
+    return (1 - t) / norm, t / norm
+
+
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
     """``((1-t) a + t b) / sqrt((1-t)**2 + t**2)``, of the magnitude of unrelated a, b (Eq. 88)."""
-    return torch.lerp(a, b, t) / math.sqrt((1 - t) ** 2 + t**2)
+    share_a, share_b = mp_shares(t)
+    return torch.add(a * share_a, b, alpha=share_b)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -91,40 +91,61 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """Linear layer (``kernel=()``) or convolution without bias, of unit-norm weights (Eq. 47).
+    """Linear layer (``kernel=()``) or convolution without bias, of normalised weights (Eq. 47).
 
-    Stride 1 and zero padding that keeps the size.
+    Stride 1 and zero padding that keeps the size. It takes features of RMS ``in_rms`` to features
+    of RMS ``out_rms``: constant factors before and after it cost nothing within its weights.
 
     Args:
         in_channels, out_channels: Widths.
         kernel: () for a linear layer on [N, C], (k, k) with odd k for a convolution.
+        in_rms: Of the input, e.g. SILU_RMS after a plain silu.
+        out_rms: Of the output, e.g. its share in a sum.
     """
 
     _ready: Tensor | None
+    _packed: PackedConv | None = None
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, ...] = (),
+        *,
+        in_rms: float = 1.0,
+        out_rms: float = 1.0,
+    ):
         super().__init__()
+        self.out_rms = out_rms
+        self._norm = out_rms / in_rms / math.sqrt(in_channels * math.prod(kernel))
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
         self.register_buffer("_ready", None, persistent=False)
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Normalise the weight once for all following passes; it must not change afterwards."""
-        self._ready = self.normalized_weight(dtype)
+        self._ready, self._packed = self.normalized_weight(dtype), None
 
     def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
-        """The weight that ``forward`` applies: rows of L2 norm ``gain``, in ``dtype``."""
-        fan_in = self.weight[0].numel()
-        unit = unit_rms(self.weight.float(), dim=tuple(range(1, self.weight.ndim)))
-        return (unit * (gain / math.sqrt(fan_in))).to(dtype)
+        """The weight that ``forward`` applies, in ``dtype``.
+
+        Its rows have L2 norm ``gain * out_rms / in_rms``.
+        """
+        dim = tuple(range(1, self.weight.ndim))
+        weight = unit_rms(self.weight.float(), dim, self._norm)
+        return (weight if isinstance(gain, float) and gain == 1 else weight * gain).to(dtype)
 
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
-        """[N, C_in, ...] -> [N, C_out, ...], of variance gain**2 for unit-variance input."""
+        """[N, C_in, ...] -> [N, C_out, ...], of RMS ``gain * out_rms``."""
         if self._ready is None:
             weight = self.normalized_weight(x.dtype, gain)
         else:
             weight = self._ready if isinstance(gain, float) else (self._ready * gain).to(x.dtype)
         if weight.ndim == 2:
             return F.linear(x, weight)
+        if weight is self._ready and PackedConv.serves(x):
+            if self._packed is None or not self._packed.fits(x):
+                self._packed = PackedConv(weight, x)
+            return self._packed(x)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
@@ -175,7 +196,18 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
         [N, C, H, W].
     """
     n, c3, h, w = qkv.shape
-    parts = qkv.reshape(n, num_heads, c3 // (3 * num_heads), 3, h * w)  # [N, heads, C_head, 3, HW]
-    q, k, v = unit_rms(parts, dim=2).permute(3, 0, 1, 4, 2)  # each [N, heads, HW, C_head]
-    y = F.scaled_dot_product_attention(q, k, v)
-    return y.transpose(2, 3).reshape(n, c3 // 3, h, w)
+    parts = qkv.permute(0, 2, 3, 1).reshape(n, h * w, num_heads, c3 // (3 * num_heads), 3)
+    parts = parts.permute(4, 0, 2, 1, 3).contiguous()  # [3, N, heads, HW, C_head], fused from here
+    q, k, v = unit_rms(parts, dim=4)
+    return _attend(q, k, v).transpose(1, 2).reshape(n, h, w, c3 // 3).permute(0, 3, 1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # Fused kernels lack forward and second derivatives. Where these may be asked for, and a CPU
+    # loses little, the products are written out.
+    if not torch.compiler.is_compiling() and (
+        torch._C._functorch.is_functorch_wrapped_tensor(q)
+        or (q.device.type == "cpu" and torch.is_grad_enabled())
+    ):
+        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)

@@ -30,7 +30,7 @@ class Magnitude:
     Attributes:
         name: Path of the module.
         resolution: ``8x8`` of its output, or empty for vectors.
-        expected: 1, or the absolute gain that the layer was called with.
+        expected: The magnitude by design: 1, a share of a sum, or an absolute gain.
         activation: Mean over features of the output's magnitude.
         largest: Largest magnitude of a feature.
         weight: RMS of the stored weights; None for a block.
@@ -85,8 +85,10 @@ class Meter:
             def hook(
                 module: nn.Module, args: Any, kwargs: Any, output: Tensor, name: str = name
             ) -> None:
-                gain = kwargs.get("gain", args[1] if len(args) > 1 else 1.0)
-                self._add(name, output, gain if isinstance(module, MPConv) else 1.0)
+                expected = 1.0
+                if isinstance(module, MPConv):
+                    expected = module.out_rms * kwargs.get("gain", args[1] if args[1:] else 1.0)
+                self._add(name, output, expected)
 
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
@@ -99,13 +101,13 @@ class Meter:
         self._handles.clear()
 
     @torch.no_grad()
-    def _add(self, name: str, output: Tensor, gain: float | Tensor) -> None:
+    def _add(self, name: str, output: Tensor, expected: float | Tensor) -> None:
         square = output.detach().float().square()
         # A vector has no pixels: its samples are averaged over before the root instead.
         value = square.sum(0) if square.ndim == 2 else square.flatten(2).mean(2).sqrt().sum(0)
         self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._counts[name] = self._counts.get(name, 0) + len(output)
-        self._expected[name] = torch.as_tensor(gain).detach().float().abs()
+        self._expected[name] = torch.as_tensor(expected).detach().float().abs()
         self._shapes[name] = output.shape
 
     def magnitudes(self, updates: Mapping[str, float] | None = None) -> list[Magnitude]:

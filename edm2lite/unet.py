@@ -8,91 +8,26 @@ noise level and class that modulates every block. Tensor names follow the releas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2lite.layers import (
+    SILU_RMS,
     MPConv,
     MPFourier,
     cosine_attention,
     downsample,
     mp_cat,
+    mp_shares,
     mp_silu,
     mp_sum,
     pixel_norm,
     upsample,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """Shape of a U-Net.
-
-    Attributes:
-        img_resolution: Side of the training images; fixes where attention sits.
-        img_channels: Channels of images or latents.
-        label_dim: Number of classes, or length of a conditioning vector; 0 for none.
-        cond_channels: Channels of a conditioning image that is given beside the noisy one; 0 for
-            none.
-        model_channels: Base width C; level i has ``C * channel_mult[i]`` channels.
-        channel_mult: One factor per resolution, from full resolution downwards.
-        num_blocks: Residual blocks per resolution in the encoder (one more in the decoder).
-        attn_resolutions: Resolutions whose blocks attend.
-        head_channels: Channels of an attention head.
-        dropout: Probability within the residual branch.
-        label_balance, concat_balance, res_balance, attn_balance: Share t of the class embedding, of
-            the skip connection, and of the two residual branches.
-        clip_act: Activations are clipped to +-clip_act at the end of a block (for fp16).
-    """
-
-    img_resolution: int
-    img_channels: int
-    label_dim: int = 0
-    cond_channels: int = 0
-    model_channels: int = 192
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    num_blocks: int = 3
-    attn_resolutions: tuple[int, ...] = (16, 8)
-    head_channels: int = 64
-    dropout: float = 0.0
-    label_balance: float = 0.5
-    concat_balance: float = 0.5
-    res_balance: float = 0.3
-    attn_balance: float = 0.3
-    clip_act: float = 256.0
-
-    def __post_init__(self) -> None:
-        factor = 2 ** (len(self.channel_mult) - 1)
-        if self.img_resolution % factor:
-            raise ValueError(
-                f"img_resolution must be a multiple of {factor} with {len(self.channel_mult)}"
-                f" entries in channel_mult, got {self.img_resolution}"
-            )
-        widths = [self.model_channels * m for m in self.channel_mult]
-        attending = [widths[-1]] + [  # the first decoder block always attends
-            width
-            for i, width in enumerate(widths)
-            if self.img_resolution >> i in self.attn_resolutions
-        ]
-        for width in attending:
-            if width % self.head_channels:
-                raise ValueError(
-                    f"a level that attends must have a multiple of head_channels ="
-                    f" {self.head_channels} channels, got {width}; change model_channels,"
-                    " channel_mult or head_channels"
-                )
-        if min(self.label_dim, self.cond_channels) < 0:
-            raise ValueError("label_dim and cond_channels must be at least 0 (0 for none)")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-
-    @property
-    def emb_channels(self) -> int:
-        """Width of the embedding: that of the widest level."""
-        return self.model_channels * max(self.channel_mult)
+from edm2lite.unet_config import UNetConfig
 
 
 class Block(nn.Module):
@@ -119,15 +54,22 @@ class Block(nn.Module):
         self.config, self.flavor, self.resample = config, flavor, resample
         self.num_heads = out_channels // config.head_channels if attention else 0
         res_in = out_channels if flavor == "enc" else in_channels
+        # The factors of mp_silu and mp_sum are in the weights of the layer after and before.
+        self.res_keep, res_share = mp_shares(config.res_balance)
+        self.attn_keep, attn_share = mp_shares(config.attn_balance)
         self.emb_gain = nn.Parameter(torch.zeros(1))
-        self.conv_res0 = MPConv(res_in, out_channels, (3, 3))
+        self.conv_res0 = MPConv(res_in, out_channels, (3, 3), in_rms=SILU_RMS)
         self.emb_linear = MPConv(config.emb_channels, out_channels)
-        self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
+        self.conv_res1 = MPConv(
+            out_channels, out_channels, (3, 3), in_rms=SILU_RMS, out_rms=res_share
+        )
         self.conv_skip = (
             MPConv(in_channels, out_channels, (1, 1)) if in_channels != out_channels else None
         )
         self.attn_qkv = MPConv(out_channels, out_channels * 3, (1, 1)) if attention else None
-        self.attn_proj = MPConv(out_channels, out_channels, (1, 1)) if attention else None
+        self.attn_proj = (
+            MPConv(out_channels, out_channels, (1, 1), out_rms=attn_share) if attention else None
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x [N, C_in, H, W], emb [N, C_emb] float32 -> [N, C_out, H', W'] in the dtype of x."""
@@ -139,19 +81,19 @@ class Block(nn.Module):
             if self.conv_skip is not None:
                 x = self.conv_skip(x)
             x = pixel_norm(x)
-        y = self.conv_res0(mp_silu(x))
+        y = self.conv_res0(F.silu(x))
         scale = self.emb_linear(emb, gain=self.emb_gain) + 1  # float32, [N, C_out]
-        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
+        y = F.silu(y * scale[:, :, None, None].to(y.dtype))
         if self.config.dropout:
-            y = nn.functional.dropout(y, self.config.dropout, self.training)
+            y = F.dropout(y, self.config.dropout, self.training)
         y = self.conv_res1(y)
         if self.flavor == "dec" and self.conv_skip is not None:
             x = self.conv_skip(x)
-        x = mp_sum(x, y, self.config.res_balance)
+        x = torch.add(y, x, alpha=self.res_keep)
         if self.attn_qkv is not None and self.attn_proj is not None:
             y = self.attn_proj(cosine_attention(self.attn_qkv(x), self.num_heads))
-            x = mp_sum(x, y, self.config.attn_balance)
-        return x.clamp(-self.config.clip_act, self.config.clip_act)
+            x = torch.add(y, x, alpha=self.attn_keep)
+        return F.hardtanh(x, -self.config.clip_act, self.config.clip_act)  # one kernel per pass
 
 
 class UNet(nn.Module):
@@ -252,6 +194,7 @@ class UNet(nn.Module):
         emb = self.embed(c_noise, labels)
         given = [x] if cond is None else [x, cond]
         x = torch.cat([*given, torch.ones_like(x[:, :1])], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)  # faster convolutions everywhere
         skips = []
         for block in self.enc.values():
             x = block(x) if isinstance(block, MPConv) else block(x, emb)

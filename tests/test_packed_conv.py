@@ -1,0 +1,55 @@
+"""Convolutions with packed weights against torch's own, and when they are used."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edm2lite.layers import MPConv
+from edm2lite.packed_conv import PackedConv
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch without oneDNN"
+)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 5, 16, 16), (3, 48, 8, 8), (64, 32, 4, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_it_is_the_convolution(kernel, shape, layout):
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape), torch.randn(24, shape[1], kernel, kernel)
+    y = PackedConv(weight, x)(x.contiguous(memory_format=layout))
+    expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
+    # Sums of up to 432 products of order 1 in float32.
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-4)
+
+
+def layer(*, prepared):
+    torch.manual_seed(0)
+    conv = MPConv(8, 4, (3, 3)).requires_grad_(False)
+    if prepared:
+        conv.prepare(torch.float32)
+    return conv
+
+
+@torch.no_grad()
+def test_a_prepared_layer_packs_for_the_shape_that_comes():
+    conv, plain = layer(prepared=True), layer(prepared=False)
+    for shape in ((2, 8, 4, 4), (5, 8, 6, 2), (2, 8, 4, 4)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(conv(x), plain(x), rtol=1e-5, atol=1e-5)
+        assert conv._packed is not None
+        assert conv._packed.fits(x)
+    conv.prepare(torch.float32)
+    assert conv._packed is None  # a new weight needs a new packing
+
+
+def test_gradients_of_the_input_and_function_transforms_take_the_general_path():
+    conv, plain = layer(prepared=True), layer(prepared=False)
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    (ours,), (expected,) = (torch.autograd.grad(c(x).square().sum(), x) for c in (conv, plain))
+    torch.testing.assert_close(ours, expected)
+    with torch.no_grad():
+        batched = torch.func.vmap(conv)(x[:, None])
+        torch.testing.assert_close(batched[:, 0], plain(x))

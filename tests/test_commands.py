@@ -1,12 +1,14 @@
 """The commands as a person types them: help, the happy road, mistakes, interruption."""
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +19,8 @@ from edm2lite.tools.sweep_ema import main as sweep_ema
 from edm2lite.training.__main__ import main as training
 from PIL import Image
 
-from edm2lite.tensorfile import read_header
+from edm2lite.ema import list_snapshots
+from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 
 
 def run(command, *arguments):
@@ -75,6 +78,29 @@ def test_reconstruction_takes_exponents_and_types(run_dir, tmp_path):
     assert header.metadata["gamma"] == "6.9372" and header.metadata["nimg"] == "640"
     assert str(header.tensors["unet.out_gain"].dtype) == "torch.float16"
     assert "0.1000" in output
+
+
+def test_results_have_the_type_of_the_snapshots_and_its_rounding_in_their_error(run_dir, tmp_path):
+    halves = tmp_path / "halves" / "snapshots"
+    halves.mkdir(parents=True)
+    for info in list_snapshots(run_dir):
+        tensors, metadata = load_tensors(info.path)
+        halved = {name: value.half() for name, value in tensors.items()}
+        save_tensors(halves / info.path.name, halved, metadata | {"dtype": "float16"})
+    errors = {}
+    for kind in ("float16", "float32"):
+        given = () if kind == "float16" else ("--dtype", kind)
+        out = tmp_path / kind
+        arguments = (halves, "--sigma-rel", "0.1", "--out", out, *given)
+        succeed(reconstruct_ema, *arguments)
+        rows = json.loads(succeed(reconstruct_ema, *arguments, "--json"))
+        header = read_header(Path(rows[0]["file"]))
+        assert str(header.tensors["unet.out_gain"].dtype) == f"torch.{kind}"
+        assert float(header.metadata["predicted_error"]) == rows[0]["predicted_error"]
+        errors[kind] = rows[0]["predicted_error"]
+    # Relative RMS error of rounding to 11 bits, averaged over all mantissas (design, section 5).
+    added = math.sqrt(errors["float16"] ** 2 - errors["float32"] ** 2)
+    assert added == pytest.approx(2.05e-4, rel=0.01)
 
 
 @pytest.mark.parametrize(

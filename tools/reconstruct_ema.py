@@ -21,9 +21,7 @@ _SOLVERS = click.Choice(["calibrated", "paper"])
 @click.option("--gamma", type=FLOATS, help="Exponents, e.g. 6.94, in place of --sigma-rel.")
 @click.option("--at", "nimg", type=COUNT, metavar="NIMG", help="End in images. [default: latest]")
 @click.option("--out", type=_PATH, help="Folder for the files. [default: RUN/ema]")
-@click.option(
-    "--dtype", type=_DTYPES, default="float32", show_default=True, help="Of the rebuilt weights."
-)
+@click.option("--dtype", type=_DTYPES, help="Of the rebuilt weights. [default: of the snapshots]")
 @click.option(
     "--solver", type=_SOLVERS, default="calibrated", show_default=True, help="`paper`: Algorithm 3."
 )
@@ -38,7 +36,7 @@ def main(
     gamma: list[float] | None,
     nimg: int | None,
     out: Path | None,
-    dtype: str,
+    dtype: str | None,
     solver: str,
     max_error: float,
     dry_run: bool,
@@ -47,8 +45,10 @@ def main(
 ) -> None:
     """Rebuild EMA weights of any length from the snapshots of RUN.
 
-    All lengths are rebuilt in one pass over the files. A file that is there already, from the same
-    snapshots, is left as it is. Nothing is written if a predicted error is above --max-error.
+    All lengths are rebuilt in one pass over the files. Predicted errors are of the weights,
+    relative to their norm, the rounding of --dtype included. A file that is there already, from
+    the same snapshots, is left as it is. Nothing is written if a predicted error is above
+    --max-error.
 
     \b
     Examples:
@@ -67,10 +67,11 @@ def main(
         count = verify_reconstruction(verify, run, ByteBar("verify"))
         return click.echo(f"{verify}: as rebuilt from {count} snapshots of {run}")
     out = out if out is not None else run / "ema"
-    kind = getattr(torch, dtype)
     plans = rec.plan_targets(
         run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver, anywhere=True
     )
+    kind = getattr(torch, dtype or plans[0].inputs[-1].dtype)
+    plans = [plan.stored_as(kind) for plan in plans]
     paths = rec.output_paths(out, plans)
     if not dry_run:
         targets.check_error(plans, max_error)

@@ -24,6 +24,7 @@ from edm2lite.ema.faults import (
 )
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.sample import fit_model
 from edm2lite.ema.snapshot import (
     Scanned,
     SnapshotInfo,
@@ -33,7 +34,6 @@ from edm2lite.ema.snapshot import (
 )
 from edm2lite.ema.solve import solve_calibrated
 from edm2lite.ema.stream import Progress
-from edm2lite.ema.targets import fit_model
 from edm2lite.ema.trajectory import TrajectoryModel
 
 THINNED = "thinned.jsonl"
@@ -141,7 +141,7 @@ def predict(
     Args:
         infos: Sound snapshots, at least one.
         sigma_rels: [R] relative widths.
-        model: From :func:`edm2lite.ema.targets.fit_model`.
+        model: From :func:`edm2lite.ema.sample.fit_model`.
         extra: Further averages as if they were there.
         nimg: End of the averages. [default: the latest of all]
     """

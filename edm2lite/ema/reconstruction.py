@@ -38,7 +38,7 @@ def reconstruct(
         source, sigma_rel, gamma, profiles, nimg, solver: As :func:`plan_targets`.
         out: Folder for the files, named ``ema-<sigma_rel>-<nimg>.safetensors``; without it the
             results carry their ``state_dict``.
-        dtype: Floating-point type of the results.
+        dtype: Floating-point type of the results; its rounding is in their predicted errors.
         progress: Called with (bytes read, bytes in all) after each block.
 
     Raises:
@@ -48,6 +48,7 @@ def reconstruct(
     plans = plan_targets(
         source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, nimg=nimg, solver=solver
     )
+    plans = [plan.stored_as(dtype) for plan in plans]
     yield from build(plans, out=out, dtype=dtype, progress=progress)
 
 

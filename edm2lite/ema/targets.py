@@ -1,13 +1,15 @@
 """Plans: which averages to rebuild, from which snapshots, with which coefficients and error.
 
 Coefficients and errors come from the headers of the files and from a small sample of their values,
-which tells how the weights moved (:func:`fit_model`). Carrying a plan out is the work of
+which tells how the weights moved (:mod:`edm2lite.ema.sample`). Carrying a plan out is the work of
 :mod:`edm2lite.ema.reconstruction`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.ema.fitting import fit_trajectory
 from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.sample import fit_model
 from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
 from edm2lite.ema.solve import Solution, solve_calibrated, solve_paper
-from edm2lite.ema.trajectory import TrajectoryModel
 
 FORMAT = "edm2lite.model/1"
 SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
-_RUNS, _RUN_LENGTH = 96, 128  # the sample: places in the file, and values read at each
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class Reconstruction:
     def sum_abs(self) -> float:
         """Sum of the absolute coefficients."""
         return float(np.abs(self.coefficients).sum())
+
+    def stored_as(self, dtype: torch.dtype) -> Reconstruction:
+        """The same with the rounding of results in ``dtype`` in its predicted error."""
+        error = math.hypot(self.predicted_error, ROUNDING[str(dtype).removeprefix("torch.")])
+        metadata = {**self.metadata, "predicted_error": repr(error)}
+        return dataclasses.replace(self, predicted_error=error, metadata=metadata)
 
 
 def plan_targets(
@@ -141,45 +147,6 @@ def check_error(plans: Sequence[Reconstruction], max_error: float) -> None:
     )
 
 
-def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
-    """How the weights moved, learnt from a random sample of the files' floating-point values.
-
-    Raises:
-        ValueError: A sampled value is not finite: that file is damaged.
-    """
-    return fit_sample(infos, read_sample(infos))
-
-
-def fit_sample(infos: Sequence[SnapshotInfo], sample: NDArray[np.float64]) -> TrajectoryModel:
-    """As :func:`fit_model`, of values [K, n] from :func:`read_sample`."""
-    updates = sum(count for _, count in infos[-1].history)
-    rounding = [ROUNDING[info.dtype] for info in infos]
-    return fit_trajectory([info.profile for info in infos], sample, rounding, updates)
-
-
-def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
-    """[K, n] values of the same random elements of every file, always the same ones for a model.
-
-    Raises:
-        ValueError: A value is not finite: that file is damaged.
-    """
-    rng = np.random.default_rng(0)
-    tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.dtype.is_floating_point]
-    sizes = np.array([spec.numel for _, spec in tensors], dtype=np.float64)
-    places = []
-    for i in rng.choice(len(tensors), _RUNS, p=sizes / sizes.sum()):
-        name, spec = tensors[i]
-        count = min(_RUN_LENGTH, spec.numel)
-        places.append((name, int(rng.integers(spec.numel - count + 1)), count))
-    sample = np.stack([_values_at(info, places) for info in infos])
-    bad = [info.path for info, row in zip(infos, sample, strict=True) if not np.isfinite(row).all()]
-    if bad:
-        raise ValueError(
-            f"{bad[0]} must hold finite values and does not; move it out of the folder"
-        )
-    return sample
-
-
 def _targets(
     infos: Sequence[SnapshotInfo],
     sigma_rel: float | Sequence[float] | None,
@@ -220,18 +187,6 @@ def _check_end(infos: Sequence[SnapshotInfo], ends: set[int], anywhere: bool) ->
             f" nearest is {min(times, key=lambda t: abs(t - end))}"
         )
     return end
-
-
-def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> NDArray[np.float64]:
-    """float64 values of consecutive elements (tensor, first, count) of one file."""
-    values = []
-    with open(info.path, "rb", buffering=0) as file:
-        for name, first, count in places:
-            spec = info.header.tensors[name]
-            file.seek(spec.offset + first * spec.dtype.itemsize)
-            data = bytearray(file.read(count * spec.dtype.itemsize))
-            values.append(torch.frombuffer(data, dtype=spec.dtype).double().numpy())
-    return np.concatenate(values)
 
 
 def _metadata(

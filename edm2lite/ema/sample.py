@@ -1,0 +1,67 @@
+"""A small part of the values of some snapshots, and how the weights moved according to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edm2lite.ema.fitting import fit_trajectory
+from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.snapshot import SnapshotInfo
+from edm2lite.ema.trajectory import TrajectoryModel
+
+_RUNS, _RUN_LENGTH = 96, 128  # places in the file, and values read at each
+
+
+def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
+    """How the weights moved, learnt from a random sample of the files' floating-point values.
+
+    Raises:
+        ValueError: A sampled value is not finite: that file is damaged.
+    """
+    return fit_sample(infos, read_sample(infos))
+
+
+def fit_sample(infos: Sequence[SnapshotInfo], sample: NDArray[np.float64]) -> TrajectoryModel:
+    """As :func:`fit_model`, of values [K, n] from :func:`read_sample`."""
+    updates = sum(count for _, count in infos[-1].history)
+    rounding = [ROUNDING[info.dtype] for info in infos]
+    return fit_trajectory([info.profile for info in infos], sample, rounding, updates)
+
+
+def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
+    """[K, n] values of the same random elements of every file, always the same ones for a model.
+
+    Raises:
+        ValueError: A value is not finite: that file is damaged.
+    """
+    rng = np.random.default_rng(0)
+    tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.dtype.is_floating_point]
+    sizes = np.array([spec.numel for _, spec in tensors], dtype=np.float64)
+    places = []
+    for i in rng.choice(len(tensors), _RUNS, p=sizes / sizes.sum()):
+        name, spec = tensors[i]
+        count = min(_RUN_LENGTH, spec.numel)
+        places.append((name, int(rng.integers(spec.numel - count + 1)), count))
+    sample = np.stack([_values_at(info, places) for info in infos])
+    bad = [info.path for info, row in zip(infos, sample, strict=True) if not np.isfinite(row).all()]
+    if bad:
+        raise ValueError(
+            f"{bad[0]} must hold finite values and does not; move it out of the folder"
+        )
+    return sample
+
+
+def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> NDArray[np.float64]:
+    """float64 values of consecutive elements (tensor, first, count) of one file."""
+    values = []
+    with open(info.path, "rb", buffering=0) as file:
+        for name, first, count in places:
+            spec = info.header.tensors[name]
+            file.seek(spec.offset + first * spec.dtype.itemsize)
+            data = bytearray(file.read(count * spec.dtype.itemsize))
+            values.append(torch.frombuffer(data, dtype=spec.dtype).double().numpy())
+    return np.concatenate(values)

@@ -53,7 +53,23 @@ ALLOWED = {
     "edm2lite.seeding": [],
     "edm2lite.units": [],
 }
-EXTRAS = ("diffusers", "torch_fidelity", "matplotlib", "sklearn", "tensorboard", "huggingface_hub")
+EXTRAS = (
+    "diffusers",
+    "huggingface_hub",
+    "lightning",
+    "matplotlib",
+    "peft",
+    "pytorch_lightning",
+    "sklearn",
+    "tensorboard",
+    "torch_fidelity",
+    "transformers",
+)
+SUBCLASSES = (  # of what an extra has: imported late themselves
+    "edm2lite.digits",
+    "edm2lite.integrations.lightning",
+    "edm2lite.integrations.transformers",
+)
 
 
 def module_name(path):
@@ -96,9 +112,19 @@ def test_imports_follow_the_design(path):
         assert ours <= set(ALLOWED[name]), name
 
 
+def test_the_integrations_need_the_averages_alone_and_nothing_needs_them():
+    package = "edm2lite.integrations"
+    for path in FILES:
+        ours = {i for i in imports(path) if i.startswith("edm2lite")}
+        if module_name(path).startswith(package):
+            assert all(i.startswith(("edm2lite.ema", "edm2lite.tensorfile", package)) for i in ours)
+        else:
+            assert not any(i.startswith(package) for i in ours), path
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_optional_packages_are_imported_where_they_are_used(path):
-    if module_name(path) == "edm2lite.digits":  # is itself imported late: it subclasses one of them
+    if module_name(path) in SUBCLASSES:
         return
     for imported in imports(path, top_level_only=True):
         assert imported.split(".")[0] not in EXTRAS, imported

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edm2lite.ema import PowerFunctionEMA
+from edm2lite.ema import PowerFunctionEMA, superseded
 from edm2lite.ema.source import named, on_host
 from edm2lite.precond import FORMAT, Precond
 from edm2lite.tensorfile import save_tensors
 
-from . import distributed, superseded
+from . import distributed
 from .config import RunConfig
 from .samples import sample_grids
 

@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_config
-from edm2lite.training import manifest, superseded
+from edm2lite.training import manifest
 from edm2lite.training.checkpoint import Checkpoints, finished
 from edm2lite.training.trainer import Trainer
 from training_runs import digests, losses
 
-from edm2lite.ema import list_snapshots
+from edm2lite.ema import list_snapshots, superseded
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,146 @@
+"""Lightning callback: power-function averages while ``Trainer.fit`` runs.
+
+    callback = EMACallback("runs/mine", snapshot_nimg=64_000, evaluate_with=0.10)
+    Trainer(callbacks=[callback], ...).fit(model, data)
+
+Works with ``lightning`` and with ``pytorch_lightning``, on one device, with DDP and with FSDP2
+(``ModelParallelStrategy``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from edm2lite.integrations.recorder import Recorder
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+def _callback() -> Any:
+    """The base class of the package in use: the one that is loaded, else the one installed.
+
+    A trainer of either calls the hooks of both.
+    """
+    names = ["lightning.pytorch", "pytorch_lightning"]
+    for name in sorted(names, key=lambda name: name not in sys.modules):
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            return importlib.import_module(name).Callback
+    raise ImportError("the callback needs lightning: pip install 'edm2lite[lightning]'")
+
+
+if not TYPE_CHECKING:
+    Callback = _callback()
+
+
+class EMACallback(Recorder, Callback):
+    """Averages the weights after every optimizer step, whatever the gradient accumulation.
+
+    The clock counts the samples of all batches of all ranks: the length of the first dimension that
+    the tensors of a batch share, times the number of data-parallel processes. ``samples`` replaces
+    this by the samples of an optimizer step (int, accumulation and ranks included), or by a
+    function that counts a batch of one process: ``samples=lambda batch: batch["tokens"].numel()``.
+
+    Averages and clock travel in Lightning's checkpoints, and ``fit(ckpt_path=...)`` continues them
+    exactly. Snapshots of after that moment, from before the interruption, move to
+    ``snapshots/superseded/``. The end of the fit has a snapshot too.
+
+    With ``evaluate_with`` validation sees that average, from ``on_validation_start`` to
+    ``on_validation_end``; Lightning's own checkpoint callbacks save the raw weights. The names in
+    the snapshots are those of the LightningModule; for a part, ``source=lambda m: m.net``.
+
+    Args:
+        run_dir, ...: As :class:`edm2lite.integrations.recorder.Recorder`.
+    """
+
+    _is_fit = False
+    _loaded: dict[str, Any] | None = None
+    _global_step = _pending = 0
+    _swapped: ExitStack | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._is_fit, self._loaded = stage == "fit", None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state, self._loaded = self._loaded, None
+        goes_on = self._model is pl_module and self._global_step == trainer.global_step
+        if state is not None or not goes_on:  # else: another fit of the same trainer
+            steps, is_main = trainer.global_step, trainer.is_global_zero
+            self._begin(pl_module, state, steps_before=steps, is_main=is_main)
+            self._global_step = trainer.global_step
+            self._pending = 0 if state is None else state["pending"]
+        self._num_replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(self._samples, int):
+            count = self._samples or count_samples
+            self._pending += count(batch) * self._num_replicas
+        if trainer.global_step > self._global_step:
+            self._global_step = trainer.global_step
+            fixed = self._samples if isinstance(self._samples, int) else self._pending
+            self._pending = 0
+            self._advance(fixed)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module is self._model:
+            self._swapped = ExitStack()
+            self._swapped.enter_context(self._evaluating())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_weights()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore_weights()
+
+    def _restore_weights(self) -> None:
+        if self._swapped is not None:
+            self._swapped.close()
+            self._swapped = None
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {} if self._ema is None else self._state()
+        return {**state, "pending": self._pending} if state else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._is_fit:
+            self._loaded = state_dict  # until the model is where it trains
+
+
+def count_samples(batch: Any) -> int:
+    """Length of the first dimension of the tensors in a batch, which must be the same in all.
+
+    Raises:
+        ValueError: There is no tensor, or they differ.
+    """
+    lengths = {len(tensor) for tensor in _tensors(batch) if tensor.ndim}
+    if len(lengths) != 1:
+        raise ValueError(
+            "the tensors of a batch must share their first dimension for its samples to be counted,"
+            f" found lengths {sorted(lengths) or 'none'}; give samples="
+        )
+    return lengths.pop()
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from _tensors(list(batch.values()))
+    elif isinstance(batch, (list, tuple)):
+        for item in batch:
+            yield from _tensors(item)

@@ -1,0 +1,78 @@
+"""The oracle of the callbacks: a loop in plain PyTorch, and averages by formula in float64."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from edm2lite.ema import list_snapshots, sigma_rel_to_gamma
+from edm2lite.tensorfile import load_tensors
+
+NUM, BATCH, ACCUMULATE = 22, 4, 4  # batches of 4, 4, 4, 4 | 4, 2: two steps an epoch
+LR = 0.2
+
+
+def build() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(NUM, 6, generator=generator)
+    return x, x.sum(1, keepdim=True).sin()
+
+
+def mse(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (net(x) - y).square().mean()
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9)
+
+
+def plain_loop(epochs: int, count, divisor, restart_at=None) -> list:
+    """(samples seen, trained weights in float64) after every optimizer step.
+
+    ``count(batch)`` samples advance the clock; losses are divided by ``divisor(batches of the
+    step)``. From epoch ``restart_at`` on the optimizer is a new one.
+    """
+    net, (x, y) = build(), data()
+    optimizer, nimg, walk = sgd(net), 0, []
+    for epoch in range(epochs):
+        if epoch == restart_at:
+            optimizer = sgd(net)
+        batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+        for first in range(0, len(batches), ACCUMULATE):
+            window = batches[first : first + ACCUMULATE]
+            optimizer.zero_grad()
+            for batch in window:
+                (mse(net, *batch) / divisor(len(window))).backward()
+                nimg += count(batch)
+            optimizer.step()
+            weights = {n: p.detach().numpy().astype(np.float64) for n, p in net.named_parameters()}
+            walk.append((nimg, weights))
+    return walk
+
+
+def average(walk: list, nimg: int, sigma_rel: float, start=None) -> dict[str, np.ndarray]:
+    """sum_k ((n_k / n)^(gamma+1) - (n_{k-1} / n)^(gamma+1)) theta_k, up to ``nimg`` (Eq. 1)."""
+    power = float(sigma_rel_to_gamma(sigma_rel)) + 1
+    before, total = (0, {}) if start is None else start
+    total = {n: v * (before / nimg) ** power for n, v in total.items()}
+    for seen, weights in walk:
+        if seen <= nimg:
+            mass = (seen / nimg) ** power - (before / nimg) ** power
+            total = {n: total.get(n, 0) + mass * v for n, v in weights.items()}
+            before = seen
+    return total
+
+
+def check_snapshots(run, walk, nimgs, sigma_rels=(0.05, 0.10), prefix="") -> None:
+    """The snapshots of a run are the averages at ``nimgs`` of the walk, and nothing else."""
+    infos = list_snapshots(run)
+    assert [i.nimg for i in infos] == [n for n in nimgs for _ in sigma_rels]
+    for info in infos:
+        stored, _ = load_tensors(info.path)
+        for name, value in average(walk, info.nimg, info.sigma_rel).items():
+            # tens of roundings in float32 of weights of size about 1
+            np.testing.assert_allclose(stored[prefix + name].numpy(), value, rtol=0, atol=2e-6)

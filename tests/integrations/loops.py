@@ -11,14 +11,14 @@ NUM, BATCH, ACCUMULATE = 22, 4, 4  # batches of 4, 4, 4, 4 | 4, 2: two steps an 
 LR = 0.2
 
 
-def build() -> nn.Module:
+def build(norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Module:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    return nn.Sequential(nn.Linear(6, 4), norm(4), nn.Linear(4, 1))
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
+def data(num: int = NUM) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
-    x = torch.randn(NUM, 6, generator=generator)
+    x = torch.randn(num, 6, generator=generator)
     return x, x.sum(1, keepdim=True).sin()
 
 
@@ -30,24 +30,27 @@ def sgd(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9)
 
 
-def plain_loop(epochs: int, count, divisor, restart_at=None) -> list:
+def plain_loop(
+    epochs: int, count, divisor, *, net=None, num=NUM, batch=BATCH, accumulate=ACCUMULATE,
+    restart_at=None,
+) -> list:  # fmt: skip
     """(samples seen, trained weights in float64) after every optimizer step.
 
     ``count(batch)`` samples advance the clock; losses are divided by ``divisor(batches of the
     step)``. From epoch ``restart_at`` on the optimizer is a new one.
     """
-    net, (x, y) = build(), data()
+    net, (x, y) = net or build(), data(num)
     optimizer, nimg, walk = sgd(net), 0, []
     for epoch in range(epochs):
         if epoch == restart_at:
             optimizer = sgd(net)
-        batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
-        for first in range(0, len(batches), ACCUMULATE):
-            window = batches[first : first + ACCUMULATE]
+        batches = list(zip(x.split(batch), y.split(batch), strict=True))
+        for first in range(0, len(batches), accumulate):
+            window = batches[first : first + accumulate]
             optimizer.zero_grad()
-            for batch in window:
-                (mse(net, *batch) / divisor(len(window))).backward()
-                nimg += count(batch)
+            for rows in window:
+                (mse(net, *rows) / divisor(len(window))).backward()
+                nimg += count(rows)
             optimizer.step()
             weights = {n: p.detach().numpy().astype(np.float64) for n, p in net.named_parameters()}
             walk.append((nimg, weights))

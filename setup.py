@@ -58,6 +58,7 @@ setup(
             *LATENTS,
             *TRANSFORMERS,
             "ema-pytorch>=0.8",
+            "huggingface-hub>=0.23",
             "lightning>=2.4",
             "mpmath>=1.3",
             "peft>=0.14",

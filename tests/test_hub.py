@@ -1,14 +1,18 @@
 """Exported models: what comes back, what the card says, and what an upload sends."""
 
+import inspect
 import json
+import shutil
 import sys
 import types
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
 from edm2lite.tools.edm2lite import main as edm2lite
+from huggingface_hub import HfApi
 
 from edm2lite import hub as hub_module
 from edm2lite import load
@@ -154,6 +158,44 @@ def test_a_repository_is_downloaded_and_loaded(run_dir, tmp_path, monkeypatch):
     assert from_pretrained("me/digits", revision="main").identity == load(run_dir).identity
     with pytest.raises(ValueError, match="revision is one of a repository"):
         from_pretrained(tmp_path / "cache", revision="main")
+
+
+class Folder(Hub):
+    """A Hub that is a folder of this machine; a call that the real package refuses is an error."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def create_repo(self, repo_id, **options):
+        inspect.signature(HfApi.create_repo).bind(self, repo_id, **options)
+        (self.path / repo_id).mkdir(parents=True, exist_ok=options["exist_ok"])
+
+    def upload_folder(self, **words):
+        inspect.signature(HfApi.upload_folder).bind(self, **words)
+        shutil.copytree(words["folder_path"], self.path / words["repo_id"], dirs_exist_ok=True)
+        return types.SimpleNamespace(commit_url=f"file://{self.path / words['repo_id']}")
+
+    def hf_hub_download(self, repo_id, filename, **words):
+        inspect.signature(huggingface_hub.hf_hub_download).bind(repo_id, filename, **words)
+        return str(self.path / repo_id / filename)
+
+
+def test_what_is_pushed_to_a_local_directory_comes_back(run_dir, tmp_path, monkeypatch):
+    hub, name = Folder(tmp_path / "hub"), f"{run_dir}@sigma_rel=0.13"
+    url = push_to_hub(name, "me/digits", licence="mit", hub=hub)
+    assert url == f"file://{tmp_path}/hub/me/digits"
+    monkeypatch.setattr(hub_module, "_huggingface_hub", lambda: hub)
+    original = load(name)
+    for back in (from_pretrained("me/digits"), from_pretrained(tmp_path / "hub" / "me" / "digits")):
+        assert back.identity == original.identity
+        for key, value in original.net.state_dict().items():
+            assert torch.equal(back.net.state_dict()[key], value), key
+    card = (tmp_path / "hub" / "me" / "digits" / "README.md").read_text()
+    assert "from_pretrained('me/digits')" in card and "license: mit" in card
+    push_to_hub(name, "me/digits", licence="apache-2.0", hub=hub)  # a second commit replaces both
+    card = (tmp_path / "hub" / "me" / "digits" / "README.md").read_text()
+    assert "license: apache-2.0" in card
 
 
 def test_without_the_extra_only_the_hub_itself_is_missing(run_dir, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
 DEMO = [*METRICS, "scikit-learn>=1.3"]
 LATENTS = ["diffusers>=0.30"]
-TRANSFORMERS = ["transformers>=4.46", "accelerate>=1.1"]
+TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
 
 setup(
     name="edm2lite",
@@ -61,7 +61,7 @@ setup(
             "huggingface-hub>=0.23",
             "lightning>=2.4",
             "mpmath>=1.3",
-            "peft>=0.14",
+            "peft>=0.17",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "tensorboard>=2.14",

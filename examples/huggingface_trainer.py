@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 from edm2lite.ema import reconstruct
 from edm2lite.integrations.transformers import EMACallback
 
-VOCABULARY, LENGTH, BATCH, ACCUMULATE = 32, 24, 8, 2
+VOCABULARY, LENGTH, STEPS, BATCH, ACCUMULATE = 32, 24, 200, 8, 2
 
 
 def sequences(num: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -32,14 +32,13 @@ def sequences(num: int, seed: int) -> list[dict[str, torch.Tensor]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="folder for the snapshots, a new one")
-    parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     torch.manual_seed(0)
     config = GPT2Config(n_positions=LENGTH, n_embd=32, n_layer=2, n_head=2)
     config.vocab_size, config.bos_token_id, config.eos_token_id = VOCABULARY, 0, 0
     options = TrainingArguments(
         args.run,
-        max_steps=args.steps,
+        max_steps=STEPS,
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=200,
         gradient_accumulation_steps=ACCUMULATE,
@@ -54,12 +53,11 @@ def main() -> None:
     trainer = Trainer(
         GPT2LMHeadModel(config),
         options,
-        train_dataset=sequences(BATCH * ACCUMULATE * args.steps, seed=1),
+        train_dataset=sequences(BATCH * ACCUMULATE * STEPS, seed=1),
         eval_dataset=sequences(400, seed=2),
     )
     tokens = BATCH * ACCUMULATE * LENGTH
-    cadence = args.steps // 40
-    callback = EMACallback(args.run, snapshot_steps=cadence, samples=tokens, evaluate_with=0.10)
+    callback = EMACallback(args.run, snapshot_steps=5, samples=tokens, evaluate_with=0.10)
     callback.attach(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()

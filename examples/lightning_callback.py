@@ -52,7 +52,6 @@ def trainer(run: Path, epochs: int) -> tuple[pl.Trainer, EMACallback]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="folder for the snapshots, a new one")
-    parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     pl.seed_everything(0)
@@ -61,8 +60,8 @@ def main() -> None:
     train = DataLoader(TensorDataset(x[:5000], y[:5000]), 32, shuffle=True)
     val = DataLoader(TensorDataset(x[5000:], y[5000:]), 4000)
 
-    trainer(args.run, args.epochs // 2)[0].fit(Regression(), train, val)
-    fit, callback = trainer(args.run, args.epochs)
+    trainer(args.run, epochs=4)[0].fit(Regression(), train, val)
+    fit, callback = trainer(args.run, epochs=8)
     fit.fit(model := Regression(), train, val, ckpt_path=args.run / "last.ckpt")
 
     print(f"{callback.nimg} samples, {len(list_snapshots(args.run))} snapshots of two lengths")

@@ -19,7 +19,6 @@ from edm2lite.ema import PowerFunctionEMA, reconstruct
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="folder for the snapshots, a new one")
-    parser.add_argument("--epochs", type=int, default=40)
     args = parser.parse_args()
     torch.manual_seed(0)
     x, y = (torch.tensor(a, dtype=torch.float32) for a in make_friedman1(6000, random_state=0))
@@ -32,7 +31,7 @@ def main() -> None:
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     ema, nimg = PowerFunctionEMA(model), 0
-    for _ in range(args.epochs):
+    for _ in range(40):
         for rows in torch.randperm(2000).split(50):
             optimizer.zero_grad()
             nn.functional.mse_loss(model(x[train][rows]), noisy[train][rows]).backward()

@@ -14,11 +14,12 @@ from torch import nn
 
 from edm2lite.ema import PowerFunctionEMA, reconstruct  # line 1
 
+STEPS = 2000
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", help="folder for the snapshots, a new one")
-    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
     torch.manual_seed(0)
 
@@ -37,14 +38,14 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ema = PowerFunctionEMA(model)  # line 2
     batch_size, losses = 64, []
-    for step in range(1, args.steps + 1):
+    for step in range(1, STEPS + 1):
         x, y = draw(batch_size)
         loss = nn.functional.mse_loss(model(x), y + 0.5 * torch.randn(batch_size, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         ema.update(step * batch_size)  # line 3: training samples seen so far
-        if step % (args.steps // 40) == 0:
+        if step % (STEPS // 40) == 0:
             losses.append(loss.item())
             ema.save_snapshots(f"{args.run}/snapshots")  # line 4
 

@@ -145,6 +145,12 @@ def test_the_solver_does_not_load_torch(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_the_package_of_integrations_loads_no_framework():
+    code = "import sys, edm2lite.integrations, edm2lite.integrations.lora; sys.exit(any(name in"
+    code += " sys.modules for name in ('lightning', 'pytorch_lightning', 'transformers', 'peft')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_only_one_file_talks_to_torch_distributed():
     users = {path.name for path in FILES if any(i == "torch.distributed" for i in imports(path))}
     assert users == {"distributed.py"}

@@ -1,12 +1,7 @@
-"""Power-function averages in the training loops of others; each module needs its own package.
+"""Power-function averages in the training loops of others. Importing this imports none of them.
 
-======================================  =======================  ===================
-module                                  works in                 extra
-======================================  =======================  ===================
-:mod:`edm2lite.integrations.lightning`  Lightning's Trainer      ``[lightning]``
-:mod:`edm2lite.integrations.transformers`  Hugging Face's Trainer  ``[transformers]``
-:mod:`edm2lite.integrations.lora`       any loop, LoRA by peft   none
-======================================  =======================  ===================
-
-Importing this package imports none of them.
+- :mod:`edm2lite.integrations.lightning`: callback for Lightning's Trainer; extra ``lightning``.
+- :mod:`edm2lite.integrations.transformers`: callback for Hugging Face's Trainer; extra
+  ``transformers``.
+- :mod:`edm2lite.integrations.lora`: what LoRA by peft adds to the weights, for any loop.
 """

@@ -25,16 +25,18 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-def _callback() -> Any:
-    """The base class of the package in use: the one that is loaded, else the one installed.
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
-    A trainer of either calls the hooks of both.
-    """
-    names = ["lightning.pytorch", "pytorch_lightning"]
-    for name in sorted(names, key=lambda name: name not in sys.modules):
-        if importlib.util.find_spec(name.partition(".")[0]) is not None:
-            return importlib.import_module(name).Callback
-    raise ImportError("the callback needs lightning: pip install 'edm2lite[lightning]'")
+
+def _callback() -> type:
+    """A Callback for the trainers of both packages that are loaded, else of one that is there."""
+    found = [name for name in PACKAGES if name in sys.modules]
+    if not found:
+        found = [n for n in PACKAGES if importlib.util.find_spec(n.partition(".")[0])][:1]
+    if not found:
+        raise ImportError("the callback needs lightning: pip install 'edm2lite[lightning]'")
+    bases = tuple(importlib.import_module(name).Callback for name in found)
+    return type("Callback", bases, {})
 
 
 if not TYPE_CHECKING:

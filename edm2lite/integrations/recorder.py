@@ -190,10 +190,8 @@ def _spread(
     """Whole tensors as the tracker holds them: each rank its part where they are sharded."""
     live = ema.state_dict()["averages"]
     return {
-        length: {
-            name: _part(value, live.get(length, {}).get(name)) for name, value in named_.items()
-        }
-        for length, named_ in averages.items()
+        length: {n: _part(value, live.get(length, {}).get(n)) for n, value in values.items()}
+        for length, values in averages.items()
     }
 
 
@@ -210,9 +208,7 @@ def _part(whole: Tensor, like: Any) -> Tensor:
 def _refuse_foreign_shards(model: nn.Module) -> None:
     """Raise ValueError for weights that are not where the module says."""
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
-        raise ValueError(
-            "averages of sharded weights need FSDP2 (fully_shard), this model is FSDP1"
-        )
+        raise ValueError("averages of shards need FSDP2 (fully_shard), this model is FSDP1")
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         raise ValueError(
             "averages need weights that are whole or sharded by FSDP2, these are partitioned by"

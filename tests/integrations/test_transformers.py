@@ -1,14 +1,16 @@
 """The Hugging Face callback against a loop in plain PyTorch."""
 
+import importlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from loops import ACCUMULATE, BATCH, average, build, check_snapshots, data, mse, plain_loop, sgd
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from edm2lite.ema import list_snapshots
 from edm2lite.integrations.transformers import EMACallback
@@ -174,3 +176,16 @@ def test_what_cannot_be_done_is_refused_before_training(tmp_path):
     assert {info.start_nimg for info in list_snapshots(tmp_path)} == {24}
     with pytest.raises(ValueError, match="one run"):
         trainer(tmp_path, [EMACallback(tmp_path, snapshot_nimg=30)], 1).train()
+    search = TrainerState(is_hyper_param_search=True)
+    with pytest.raises(ValueError, match="this is a search over many"):
+        callback.on_train_begin(None, search, None, model=None)
+    callback._samples = None
+    with pytest.raises(ValueError, match="give samples="):
+        callback.on_step_end(None, TrainerState(), None, train_dataloader=iter([]))
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "edm2lite.integrations.transformers")
+    with pytest.raises(ImportError, match=r"pip install 'edm2lite\[transformers\]'"):
+        importlib.import_module("edm2lite.integrations.transformers")

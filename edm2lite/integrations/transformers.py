@@ -3,7 +3,8 @@
     callback = EMACallback("runs/mine", snapshot_nimg=64_000)
     Trainer(model, args, callbacks=[callback], ...).train()
 
-Works on one device, with DDP and with FSDP2, and in trainers derived from Trainer.
+Works on one device and with DDP, and in trainers derived from Trainer. Shards of FSDP2 are averaged
+as everywhere, but a Trainer shards on GPUs alone and has not been tried with it.
 """
 
 from __future__ import annotations

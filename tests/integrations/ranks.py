@@ -13,10 +13,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
 from loops import BATCH, build, data, mse, sgd
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 from transformers import Trainer, TrainingArguments
 
@@ -41,13 +43,18 @@ class Module(pl.LightningModule):
         return sgd(self.net)
 
 
-def with_lightning(run: Path, rank: int) -> None:
+class Sharded(Module):
+    def configure_model(self):
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def fit(net: pl.LightningModule, run: Path, rank: int, strategy, epochs: int, ckpt=None):
     callback = LightningCallback(run, snapshot_nimg=30)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp",
-        max_epochs=2,
+        strategy=strategy,
+        max_epochs=epochs,
         accumulate_grad_batches=2,
         callbacks=[callback],
         logger=False,
@@ -57,10 +64,23 @@ def with_lightning(run: Path, rank: int) -> None:
     )
     rows = TensorDataset(*data(NUM))
     in_order = DistributedSampler(rows, 2, rank, shuffle=False)  # Lightning's own would shuffle
-    trainer.fit(Module(), DataLoader(rows, BATCH, sampler=in_order))
+    trainer.fit(net, DataLoader(rows, BATCH, sampler=in_order), ckpt_path=ckpt)
     trainer.save_checkpoint(run / "last.ckpt")
-    assert trainer.world_size == 2 and callback.nimg == 48
+    assert trainer.world_size == 2 and callback.nimg == 24 * epochs
     assert bool(callback.state_dict()) == (rank == 0)
+
+
+def with_lightning(run: Path, rank: int) -> None:
+    fit(Module(), run, rank, "ddp", epochs=2)
+
+
+def with_lightning_shards(run: Path, rank: int) -> None:
+    for epochs in (1, 2):
+        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+        fit(
+            net := Sharded(), run, rank, strategy, epochs, run / "last.ckpt" if epochs > 1 else None
+        )
+        assert all(isinstance(p, DTensor) for p in net.parameters())
 
 
 class Net(nn.Module):
@@ -149,7 +169,7 @@ def child(folder: Path, rank: int, port: int) -> None:
     }  # fmt: skip
     try:
         dist.init_process_group("gloo")
-        for job in (with_shards, with_lightning, with_transformers):
+        for job in (with_shards, with_lightning, with_lightning_shards, with_transformers):
             job(folder / job.__name__.removeprefix("with_"), rank)
             dist.barrier()
         code = 0

@@ -93,7 +93,7 @@ class Checkpoints:
                 self._set_aside(damaged, path)
                 state = make_state()
                 with _storage_errors(path), _quiet():
-                    dcp.load(state, checkpoint_id=path, **self._ranks())
+                    dcp.load(state, checkpoint_id=path, process_group=self._group)
                 self._sound.add(path.name)
                 return state
             damaged[path] = problem
@@ -129,7 +129,7 @@ class Checkpoints:
             folder.mkdir(parents=True)
         distributed.barrier(self._group)
         with _storage_errors(folder), _quiet():
-            dcp.save(state, checkpoint_id=folder, **self._ranks())
+            dcp.save(state, checkpoint_id=folder, process_group=self._group)
         files = {path.name: manifest.entry(path) for path in self._own_files(folder)}
         parts = distributed.gather(files, self._group)
         if distributed.rank() == 0:
@@ -170,9 +170,6 @@ class Checkpoints:
                 )  # fmt: skip
         distributed.barrier(self._group)
 
-    def _ranks(self) -> dict[str, Any]:
-        return {"process_group": self._group, "no_dist": not distributed.is_group()}
-
 
 def _name(nimg: int) -> str:
     return f"{nimg:012d}"
@@ -211,7 +208,9 @@ def _storage_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning that a single process saves alone: it is meant to."""
+    """Without the warnings that a single process saves alone (it is meant to), and of torch 2.6
+    about its own storages."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        warnings.filterwarnings("ignore", "torch.distributed is .* a single process", UserWarning)
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
         yield

@@ -67,7 +67,9 @@ def tracker_rounding(
     step = np.minimum((gamma + 1) / np.maximum(count, 1), 1)  # 1 - beta
     rho = _alike(step**2 * np.interp(np.log(apart), np.log(lags), moved), ROUNDING["float32"] ** 2)
     always = rho.min(axis=0)
-    grown = 1 + rho[0] - always + 2 * np.trapezoid(rho - always, apart, axis=0)
+    fades = rho - always
+    area = (np.diff(apart, axis=0) * (fades[1:] + fades[:-1]) / 2).sum(axis=0)
+    grown = 1 + fades[0] + 2 * area
     random, systematic = np.zeros((2, len(t), len(t)))
     for g in np.unique(gamma):
         own = np.flatnonzero(gamma == g)

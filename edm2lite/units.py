@@ -33,6 +33,28 @@ def parse_params(text: str) -> int:
     return round(value)
 
 
+def parse_amount(text: str) -> float:
+    """``500k`` -> 500000, ``1.5M``, ``8Mi`` or ``1e6``: k, M, G are powers of ten.
+
+    Raises:
+        ValueError: Not such a number, or not positive.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(Ki|Mi|Gi|k|M|G)?", text.strip())
+    scales = {**_UNITS, "k": 1e3, "M": 1e6, "G": 1e9}
+    value = float(match[1]) * scales[match[2] or ""] if match else 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text!r} must be a positive number, as in 500k, 1.5M, 8Mi or 1e6")
+    return value
+
+
+def format_amount(value: float) -> str:
+    """Four digits and a power of ten: 4652024 -> ``4.652M``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.99995 * size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
 def parse_floats(text: str) -> list[float]:
     """``0.05,0.10`` and ``0.02:0.25:0.01`` (start, end included, step), mixed freely.
 

@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from edm2lite.units import (
+    parse_amount,
     parse_count,
     parse_floats,
     parse_interval,
@@ -51,6 +52,8 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+AMOUNT = _Parsed("amount", parse_amount)
+AMOUNTS = _Parsed("list", lambda text: [parse_amount(part) for part in text.split(",")])
 COUNT = _Parsed("count", _count)
 COUNTS = _Parsed("list", lambda text: [_count(part) for part in text.split(",")])
 FLOATS = _Parsed("list", parse_floats)

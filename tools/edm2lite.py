@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "Feature statistics and Fréchet distance.",
     "plot": "The curves of a training run as a picture.",
     "plan": "Which averages to store, how often and in which type, before training.",
+    "ema-units": "An EMA length in other units: gamma, sigma_rel, half-life, decay, window.",
     "import": "Networks and snapshots of EDM2 and ema-pytorch as files of ours.",
     "export": "A model with its card, as a folder and on the Hugging Face Hub.",
     "dataset": "From a folder of images to batches: convert, encode, info, verify, preview.",
@@ -26,6 +27,7 @@ COMMANDS = {
 _MODULES = {  # where the name of a command cannot be that of a module
     "import": "import_run",
     "plot-objective": "plot_objective",
+    "ema-units": "ema_units",
 }
 
 

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edm2lite.ema.lengths import Length
     from edm2lite.ema.profile import (
         Exponential,
         PowerFunction,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Exponential",
+    "Length",
     "PowerFunction",
     "PowerFunctionEMA",
     "Reconstruction",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Length": "lengths",
     "PowerFunctionEMA": "tracker",
     "Reconstruction": "targets",
     "SnapshotInfo": "snapshot",

@@ -79,6 +79,20 @@ def decay(gamma: ArrayLike, nimg: ArrayLike, stride: ArrayLike) -> NDArray[np.fl
     return np.power((nimg - stride) / nimg, np.asarray(gamma, np.float64) + 1)
 
 
+def decay_to_half_life(decay: float, batch_size: float) -> float:
+    """Images over which an EMA halves that keeps ``decay`` per update: ``-batch / log2(decay)``.
+
+    Raises:
+        ValueError: The decay is not between 0 and 1, or the batch size is not positive.
+    """
+    if not (0 < decay < 1 and batch_size > 0):
+        raise ValueError(
+            "a constant decay must lie between 0 and 1, and its batch size be positive,"
+            f" got {decay} and {batch_size}"
+        )
+    return -batch_size / float(np.log2(decay))
+
+
 def inner_product(
     t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: ArrayLike
 ) -> NDArray[np.float64]:
@@ -164,6 +178,11 @@ class Exponential:
         _check_nimg(self.nimg)
         if not self.half_life > 0:
             raise ValueError(f"half_life must be a positive number of images, got {self.half_life}")
+
+    @classmethod
+    def of_decay(cls, decay: float, batch_size: float, nimg: int) -> Exponential:
+        """The EMA that keeps ``decay``, in (0, 1), of itself every ``batch_size`` images."""
+        return cls(decay_to_half_life(decay, batch_size), nimg)
 
     def cumulative(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.exp2(np.minimum(np.asarray(t, np.float64) - self.nimg, 0) / self.half_life)

@@ -1,0 +1,155 @@
+"""``edm2lite ema-units``: an EMA length in the units of other tools, and drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edm2lite.ema.lengths import MEASURES, Length, Measure
+from edm2lite.ema.profile import decay as last_beta
+from edm2lite.units import format_amount
+
+from ._cli import AMOUNT, AMOUNTS, FLOATS, table, user_errors
+
+
+@click.command()
+@click.option("--sigma-rel", type=FLOATS, default=[], help="Relative widths, e.g. 0.05,0.10.")
+@click.option("--gamma", type=FLOATS, default=[], help="Exponents, e.g. 6.94.")
+@click.option("--half-life", type=AMOUNTS, default=[], help="In images, e.g. 500k; needs --at.")
+@click.option("--decay", type=FLOATS, default=[], help="Per update; needs --at and --batch.")
+@click.option("--window", type=AMOUNTS, default=[], help="Images in a plain mean; needs --at.")
+@click.option("--at", "nimg", type=AMOUNT, help="Training time: images so far, e.g. 64Mi.")
+@click.option("--batch", type=AMOUNT, help="Images between two updates of the average.")
+@click.option(
+    "--by", type=click.Choice(MEASURES), default="width", show_default=True,
+    help="What lengths of different kinds agree in: std, mean or median of the age of weights.",
+)  # fmt: skip
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="PNG to draw the profiles into."
+)
+@click.option("--json", "as_json", is_flag=True, help="All digits, as JSON.")
+@user_errors
+def main(
+    sigma_rel: list[float],
+    gamma: list[float],
+    half_life: list[float],
+    decay: list[float],
+    window: list[float],
+    nimg: float | None,
+    batch: float | None,
+    by: Measure,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Convert EMA lengths: power functions, EMAs of constant decay, and windows that are as long.
+
+    Half-life, decay and window are those of averages that are as long as the power function (--by).
+    Without --at, lengths are shares of the training time. Counted are images, or whatever --at and
+    --batch are given in: with --batch 1, updates. "last beta" is what the power function keeps of
+    itself in the update that ends at --at; "initial", what the constant decay still holds of the
+    initial weights.
+
+    \b
+    Example:
+      edm2lite ema-units --sigma-rel 0.05,0.10 --at 64Mi --batch 2048
+      edm2lite ema-units --decay 0.9999 --at 64Mi --batch 256 --plot profiles.png
+    """
+    lengths = [Length.of_sigma_rel(value, by) for value in sigma_rel]
+    lengths += [Length(value, by) for value in gamma]
+    if half_life or decay or window:
+        lengths += _timed(half_life, decay, window, nimg, batch, by)
+    if not lengths:
+        raise click.UsageError(
+            "give a length: --sigma-rel, --gamma, --half-life, --decay or --window"
+        )
+    if nimg is None and batch is not None:
+        raise click.UsageError("--batch needs --at: a decay depends on the training time")
+    if nimg is not None and batch is not None and batch > nimg:
+        raise ValueError(f"--batch must be at most --at, got {batch:g} and {nimg:g}")
+    click.echo(
+        json.dumps([_record(one, nimg, batch) for one in lengths], indent=2)
+        if as_json
+        else _table(lengths, nimg, batch)
+    )
+    if plot is not None:
+        from edm2lite.lengths_plot import plot_lengths
+
+        plot_lengths(plot, lengths, nimg)
+        click.echo(plot, err=True)
+
+
+def _timed(
+    half_life: list[float],
+    decay: list[float],
+    window: list[float],
+    nimg: float | None,
+    batch: float | None,
+    by: Measure,
+) -> list[Length]:
+    """Lengths given in images or per update, which mean something at a training time only."""
+    if nimg is None or (decay and batch is None):
+        raise click.UsageError(
+            "the same half-life, decay or window is another share of another training time: give"
+            " --at" + (" and --batch" if decay else "")
+        )
+    return [
+        *(Length.of_half_life(value, nimg, by) for value in half_life),
+        *(Length.of_decay(value, nimg, batch or 0, by) for value in decay),
+        *(Length.of_window(value, nimg, by) for value in window),
+    ]
+
+
+def _record(length: Length, nimg: float | None, batch: float | None) -> dict[str, Any]:
+    """All of a length; shares of the training time, and the same in images at ``nimg``."""
+    shares = {
+        "half_life": length.half_life,
+        "window": length.window,
+        "mean_age": length.mean_age,
+        "median_age": length.median_age,
+    }
+    record = {
+        "sigma_rel": length.sigma_rel,
+        "gamma": length.gamma,
+        "by": length.by,
+        **shares,
+        "initial_share": length.initial_share,
+    }
+    if nimg is not None:
+        record |= {"nimg": nimg, **{f"{k}_nimg": share * nimg for k, share in shares.items()}}
+    if nimg is not None and batch is not None:
+        beta = float(last_beta(length.gamma, nimg, batch))
+        record |= {"batch_size": batch, "decay": length.decay(nimg, batch), "last_beta": beta}
+    return record
+
+
+def _table(lengths: Sequence[Length], nimg: float | None, batch: float | None) -> str:
+    columns = {"sigma_rel": ".4f", "gamma": ".3f", "half-life": ">", "window": ">"}
+    columns |= {"mean age": ">", "median age": ">"}
+    if batch is not None:
+        columns |= {"decay": ">", "last beta": ">"}
+    rows = []
+    for length in lengths:
+        record = _record(length, nimg, batch)
+        shares = [record[k] for k in ("half_life", "window", "mean_age", "median_age")]
+        row = [record["sigma_rel"], record["gamma"]]
+        row += [f"{s:.2%}" if nimg is None else format_amount(s * nimg) for s in shares]
+        if batch is not None:
+            row += [_digits(record["decay"]), _digits(record["last_beta"])]
+        rows.append([*row, f"{record['initial_share']:.1%}"])
+    return table({**columns, "initial": ">"}, rows)
+
+
+def _digits(decay: float) -> str:
+    """As many digits as show 1 - decay to four."""
+    places = 4
+    while places < 12 and 1 - decay < 0.9999 * 10 ** (3 - places):
+        places += 1
+    return f"{decay:.{places}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -35,14 +35,18 @@ def fit_sample(infos: Sequence[SnapshotInfo], sample: NDArray[np.float64]) -> Tr
 def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
     """[K, n] values of the same random elements of every file, always the same ones for a model.
 
+    Of a small model these are all of its elements, once: one that is drawn again tells nothing new,
+    and the fit would take what is missing for a direction in which nothing moves.
+
     Raises:
         ValueError: A value is not finite: that file is damaged.
     """
     rng = np.random.default_rng(0)
     tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.dtype.is_floating_point]
     sizes = np.array([spec.numel for _, spec in tensors], dtype=np.float64)
-    places = []
-    for i in rng.choice(len(tensors), _RUNS, p=sizes / sizes.sum()):
+    small = sizes.sum() <= _RUNS * _RUN_LENGTH
+    places = [(name, 0, spec.numel) for name, spec in tensors if small]
+    for i in rng.choice(len(tensors), 0 if small else _RUNS, p=sizes / sizes.sum()):
         name, spec = tensors[i]
         count = min(_RUN_LENGTH, spec.numel)
         places.append((name, int(rng.integers(spec.numel - count + 1)), count))

@@ -40,7 +40,8 @@ def levels(
         schedule: ``linear`` in beta, ``scaled_linear`` in sqrt(beta), or ``cosine`` (arXiv
             2102.09672): ``a_t = cos(pi/2 (t + 0.008) / 1.008)``, t = 1/N .. 1, beta at most 0.999.
         num_levels: N, at least 3.
-        beta_start, beta_end: First and last beta; None for :data:`BETAS`.
+        beta_start: First beta; None for that of :data:`BETAS`.
+        beta_end: Last beta, the same.
         zero_terminal_snr: Shift and scale a_t so that a_1 stays and a_N is 0 (arXiv 2305.08891);
             the cosine's betas are not limited then.
 

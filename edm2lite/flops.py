@@ -39,7 +39,8 @@ def count_macs(config: PrecondConfig, height: int | None = None, width: int | No
 
     Args:
         config: Of the network; it is built without memory.
-        height, width: Of the image. [default: the training resolution]
+        height: Of the image. [default: the training resolution]
+        width: The same.
     """
     unet = config.unet
     shape = (1, unet.img_channels, height or unet.img_resolution, width or unet.img_resolution)

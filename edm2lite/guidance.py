@@ -197,7 +197,8 @@ def interval_steps(sigmas: Tensor, low: float, high: float) -> tuple[int, int]:
 
     Args:
         sigmas: [N + 1] levels of the sampler.
-        low, high: Bounds, 0 <= low < high; high may be infinite.
+        low: Lower bound, at least 0, exclusive.
+        high: Upper bound, inclusive; may be infinite.
 
     Raises:
         ValueError: Bounds out of order, or both nearest to the same level.

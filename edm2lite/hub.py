@@ -99,8 +99,9 @@ def push_to_hub(
     """Upload a model with its card; the repository is made if there is none.
 
     Args:
-        model, licence: As :func:`save_pretrained`.
+        model: A name as :func:`edm2lite.load` takes it, or a loaded model.
         repo_id: ``user/name``.
+        licence: Of the weights, as in :func:`save_pretrained`.
         private: Whether a repository that is made now is.
         message: Of the commit.
         hub: In place of the package huggingface_hub, whose ``HfApi()`` takes the token that ``hf

@@ -97,7 +97,8 @@ class MPConv(nn.Module):
     of RMS ``out_rms``: constant factors before and after it cost nothing within its weights.
 
     Args:
-        in_channels, out_channels: Widths.
+        in_channels: Width of the input.
+        out_channels: Width of the output.
         kernel: () for a linear layer on [N, C], (k, k) with odd k for a convolution.
         in_rms: Of the input, e.g. SILU_RMS after a plain silu.
         out_rms: Of the output, e.g. its share in a sum.

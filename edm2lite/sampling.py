@@ -62,7 +62,8 @@ def karras_sigmas(
 
     Args:
         num_steps: N, at least 1; a single step goes from sigma_max to 0.
-        sigma_min, sigma_max: Last and first positive level.
+        sigma_min: Last positive level.
+        sigma_max: First level.
         rho: Larger values take shorter steps near sigma_min.
 
     Returns:
@@ -155,7 +156,8 @@ def heun_steps(
             i depend on image i alone, and images do not depend on their batch.
         S_churn: Noise added over the run; a step at sigma first goes up to sigma (1 + min(S_churn /
             N, sqrt(2) - 1)). 0 is deterministic.
-        S_min, S_max: Levels between which noise is added.
+        S_min: Lowest level at which noise is added.
+        S_max: Highest level at which noise is added.
         S_noise: Standard deviation of the noise added.
 
     Raises:

@@ -35,7 +35,8 @@ class Block(nn.Module):
 
     Args:
         config: Of the whole network.
-        in_channels, out_channels: Widths.
+        in_channels: Width of the input.
+        out_channels: Width of the output.
         flavor: The encoder normalises pixels, and widens on the main path first.
         resample: What happens to the resolution at the entry.
         attention: Whether self-attention follows the convolutions.

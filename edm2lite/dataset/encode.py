@@ -38,7 +38,8 @@ def write_shards(
 
     Args:
         plan: Of the encoding.
-        rank, world_size: Shards ``rank``, ``rank + world_size``, ... of the missing ones.
+        rank: This process writes shards ``rank``, ``rank + world_size``, ... of the missing ones.
+        world_size: How many processes there are.
         num_threads: That read images.
         progress: Called with the number of images just encoded.
 

@@ -28,7 +28,8 @@ class Stream:
     Args:
         members: The rows.
         seed: Of the run.
-        stream, num_streams: Keeps the orders of several streams apart.
+        stream: Which of several streams, whose orders are unrelated.
+        num_streams: How many there are.
     """
 
     def __init__(

@@ -35,10 +35,15 @@ def reconstruct(
     """Rebuild averages; yields one result per target in the order asked.
 
     Args:
-        source, sigma_rel, gamma, profiles, nimg, solver: As :func:`plan_targets`.
+        source: A run, a folder of snapshots, or their list.
+        sigma_rel: Relative widths, each in (0, 0.2887).
+        gamma: Exponents >= 0, in place of ``sigma_rel``.
+        profiles: Averages of any shape, in place of both; they say themselves where they end.
+        nimg: End of the averages in images; some snapshot must end there. [default: the latest]
         out: Folder for the files, named ``ema-<sigma_rel>-<nimg>.safetensors``; without it the
             results carry their ``state_dict``.
         dtype: Floating-point type of the results; its rounding is in their predicted errors.
+        solver: ``calibrated``, or ``paper`` (Algorithm 3).
         progress: Called with (bytes read, bytes in all) after each block.
 
     Raises:

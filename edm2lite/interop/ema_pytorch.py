@@ -83,7 +83,8 @@ def import_folder(
         folder: ``checkpoint_folder`` of ``PostHocEMA``.
         out: Folder for the run.
         update_every: As given to ``PostHocEMA`` (its default is 100).
-        sigma_rels, gammas: One of them, in the order in which ``PostHocEMA`` was given them.
+        sigma_rels: Widths in the order in which ``PostHocEMA`` was given them.
+        gammas: Exponents, in place of widths.
         batch_size: Images between two calls of ``update()``.
         skip_unusable: Leave out averages that are not power functions, in place of an error.
         progress: Called with (bytes read, bytes in all) after each file.

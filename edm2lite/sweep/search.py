@@ -52,7 +52,8 @@ def search(measure: Measure, low: float, high: float, num: int, least: int) -> S
 
     Args:
         measure: Of several lengths at once.
-        low, high: The range.
+        low: Shortest length.
+        high: Longest length.
         num: Images to confirm with.
         least: Images that the search itself takes at the least; it takes a quarter of ``num`` if
             that is more.

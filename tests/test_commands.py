@@ -359,11 +359,8 @@ def test_magnitudes_of_a_run_are_listed_and_drawn(run_dir, tmp_path):
     every = succeed(edm2lite, "magnitudes", run_dir, "--num", 8, "--all", "--limit", 1.01)
     assert "unet.emb_noise" in every and " off" in every
     assert "give a MODEL" in fail(edm2lite, "magnitudes", code=2)
-    assert "--limit above 1" in fail(edm2lite, "magnitudes", run_dir, "--limit", 1)
+    assert "range x>1" in fail(edm2lite, "magnitudes", run_dir, "--limit", 1, code=2)
 
 
-def test_cost_of_presets_and_of_a_model(run_dir):
-    output = succeed(edm2lite, "magnitudes", "--flops")
-    line = next(line for line in output.splitlines() if line.startswith("edm2-img512-s "))
-    assert line.split()[1:] == ["280.213", "100.23", "0.593", "100.82"]
+def test_cost_of_a_model(run_dir):
     assert len(succeed(edm2lite, "magnitudes", run_dir, "--flops").splitlines()) == 2

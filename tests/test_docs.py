@@ -1,78 +1,139 @@
-"""What docs/ema.md and docs/sweep.md show runs as written, and does what the pages say."""
+"""README.md and docs/: every command and example is run, or listed with the reason why not."""
 
 import re
-import shlex
-import shutil
-from pathlib import Path
+import subprocess
 
-from click.testing import CliRunner
-from edm2lite.tools.edm2lite import main as edm2lite
-from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
-from edm2lite.tools.sweep_ema import main as sweep_ema
+import click
+import pytest
+from page_needs import NEEDS, Page
+from pages import COMMANDS, DOCS, MODULES, PAGES, PROGRAMS, blocks, check, configure, prose, run
 
-from edm2lite.ema import list_snapshots
+LIST = (DOCS.parent / "tests/commands_not_run.txt").read_text(encoding="utf-8")
+REASONS = set(re.findall(r"^#   (\w+)  ", LIST, re.M))
+NOT_RUN = {
+    command: reason
+    for reason, command in (
+        line.split(": ", 1) for line in LIST.splitlines() if line and not line.startswith("# ")
+        if line != "#"
+    )
+}  # fmt: skip
+LANGUAGES = {"sh", "bash", "python", "yaml", "", "text"}
 
-DOCS = Path(__file__).parent.parent / "docs"
-TEXT = (DOCS / "ema.md").read_text(encoding="utf-8")
 
-
-def test_the_examples_of_the_ema_page_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", [name for name in PAGES if blocks(name)])
+def test_the_page_runs_as_written(name, request, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", TEXT, re.S)
-    exec(compile(code[1], "docs/ema.md", "exec"), {})
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows] == ["0.03", "0.07", "0.13"]
-    errors = [float(row[1]) for row in rows]
-    # noise of standard deviation 1 at lr 0.05 leaves about 0.1 per weight in the raw iterates; the
-    # longer the average the less
-    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.15
-    assert all(float(row[-1]) < 0.02 for row in rows)
-    assert len(list_snapshots(tmp_path / "runs/mine")) == 60
-    lines = [
-        line
-        for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
-        for line in block.splitlines()
-        if "FOLDER" not in line  # the reader's own; tests/interop/test_ema_pytorch.py imports one
-    ]
-    assert len(lines) >= 5
-    for line in lines:
-        name, *words = shlex.split(line)
-        command = {"edm2lite": edm2lite, "reconstruct_ema": reconstruct_ema}[name]
-        result = CliRunner().invoke(command, words)
-        assert result.exit_code == 0, (line, result.output)
+    page = Page(request, monkeypatch)
+    course = NEEDS[name](page) if name in NEEDS else iter(())
+    next(course, None)
+    for block in blocks(name):
+        if block.language == "sh":
+            for line in block.commands:
+                if line not in NOT_RUN:
+                    page.printed[line] = run(page.small(line))
+        elif block.language == "python" and block.name not in NOT_RUN:
+            exec(compile(block.text, name, "exec"), page.names)
+            page.printed[block.name] = capsys.readouterr().out
+        elif block.language == "yaml":
+            configure(block)
+    next(course, None)
 
 
-def test_the_commands_of_the_sweep_page_run(run_dir, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(run_dir, "runs/digits")
-    page = (DOCS / "sweep.md").read_text(encoding="utf-8")
-    lines = "".join(re.findall(r"```sh\n(.*?)```", page, re.S)).replace("\\\n", " ").splitlines()
-    assert lines[0] == "edm2lite demo --out runs/digits"  # its own test runs it
-    small = {"--num": "66", "--steps": "1", "--sigma-rel": "0.05,0.2", "--guidance": "1,1.5"}
-    used = set()
-    for line in [
-        "edm2lite classifier --out runs/digits/classifier.safetensors",
-        "edm2lite evaluate stats digits --extractor digits"
-        " --weights runs/digits/classifier.safetensors --out runs/digits/reference.safetensors",
-        *lines[1:],
-    ]:
-        name, *words = shlex.split(line.replace("12800", "640").replace("38400,64000", "640,1280"))
-        for option, value in small.items():
-            if option in words:
-                words[words.index(option) + 1] = value
-        used |= {word for word in words if word.startswith("--")}
-        command = {"edm2lite": edm2lite, "sweep_ema": sweep_ema}[name]
-        result = CliRunner().invoke(command, words)
-        assert result.exit_code == 0, (line, result.output)
-    assert used >= {"--search", "--guidance", "--groups", "--metric", "--at"}
-    for folder in ("length", "guidance", "groups", "loss"):
-        made = {path.name for path in (tmp_path / "sweeps" / folder).iterdir()}
-        assert made >= {"sweep.csv", "sweep.png", "sweep.md", "sweep.html", "sweep.jsonl"}
+def shown():
+    """Everything that pages offer to be typed or run."""
+    for name in PAGES:
+        for block in blocks(name):
+            assert block.language in LANGUAGES, f"{name} has a block in {block.language!r}"
+            if block.language == "sh":
+                yield from block.commands
+            elif block.language in ("python", "bash"):
+                yield block.name
 
 
-def test_pictures_that_pages_show_are_there():
-    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
-        text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)", text):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name} shows {target}"
+def test_what_is_not_run_is_on_the_pages_for_a_reason_that_is_explained():
+    assert set(NOT_RUN.values()) == REASONS
+    assert set(NOT_RUN) <= set(shown()), "no page shows these any more"
+
+
+@pytest.mark.parametrize("line", sorted(set(shown()) & set(NOT_RUN)))
+def test_a_command_that_is_not_run_is_parsed(line):
+    if not line.startswith("#"):
+        check(line)
+
+
+def test_scripts_are_listed_have_no_fault_of_syntax_and_call_commands_that_exist():
+    for name in PAGES:
+        for block in blocks(name):
+            if block.language == "bash":
+                assert block.name in NOT_RUN, "a script is not run; list it by this line"
+                subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+                ours = re.findall(r"(python -m edm2lite.*|(?:edm2lite|\w+_ema) .*)", block.text)
+                for line in ours:
+                    check(line)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_to_type_hides_in_a_block_of_another_kind(name):
+    plain = "".join(b.text for b in blocks(name) if b.language in ("", "text"))
+    indented = "\n".join(re.findall(r"^ {4}(.*)", prose(name), re.M))
+    for line in f"{plain}\n{indented}".splitlines():
+        assert not line.split(" ")[0].strip("$ ") in PROGRAMS, line
+
+
+def options(command):
+    """Of a command, and of the commands within it."""
+    found = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found |= options(command.get_command(context, name))
+    return found | {"--help"}
+
+
+def leaf(command, words):
+    """The command that words lead to."""
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        context = click.Context(command)
+        inner = command.get_command(context, words[0])
+        if inner is None and "score" in command.list_commands(context):
+            return command.get_command(context, "score")
+        assert inner is not None, f"{command.name} has no command {words[0]}"
+        command, words = inner, words[1:]
+    return command
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_options_in_the_text_exist(name):
+    everywhere = {o for c in (*COMMANDS.values(), *MODULES.values()) for o in options(c)}
+    for span in re.findall(r"`([^`]+)`", prose(name)):
+        words = span.split()
+        if not words or words[0] not in (*COMMANDS, "python", "torchrun"):
+            named, known = words[:1], everywhere
+        elif words[0] in COMMANDS:
+            named, known = words, options(leaf(COMMANDS[words[0]], words[1:]))
+        elif (module := span.partition("-m ")[2].split(" ")[0]) in MODULES:
+            rest = span.partition(module)[2].split()
+            named, known = rest, options(leaf(MODULES[module], rest))
+        else:
+            named, known = [], set()
+        unknown = {w.partition("=")[0] for w in named if w.startswith("--")} - known
+        assert not unknown, f"`{span}`: there is no {', '.join(unknown)}"
+
+
+def test_the_page_of_recipes_names_those_that_exist():
+    from edm2lite.recipes import RECIPES
+
+    found = set()
+    for name in re.findall(r"`(edm2-img[\w-]*)`", PAGES["sampling.md"].read_text()):
+        pattern = name.replace("SIZE", r"(xs|s|m|l|xl|xxl|s-uncond)")
+        fits = {n for n in RECIPES if re.fullmatch(pattern.removesuffix("fid") + "(fid|dino)", n)}
+        found |= fits
+        assert fits or "2147483" in name, name
+    assert found == set(RECIPES)
+
+
+def test_the_options_of_the_loader_are_those_that_exist():
+    from edm2lite.training.data import DataConfig
+
+    named = set(re.findall(r"`data\.(\w+)`", PAGES["data.md"].read_text()))
+    assert named == set(DataConfig.__dataclass_fields__)

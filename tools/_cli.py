@@ -64,8 +64,14 @@ SIZE = _Parsed("HxW", _size)
 SEEDS = _Parsed("seeds", parse_seeds)
 
 
+class Interrupted(click.ClickException):
+    """Ctrl-C, with the exit code that a shell gives to it."""
+
+    exit_code = 130
+
+
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a user can mend into one line and exit code 1; Ctrl-C into a line too."""
+    """Turn what a user can mend into one line and exit code 1; Ctrl-C into a line and 130."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -73,10 +79,12 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except (ValueError, FileNotFoundError, ImportError) as error:
             raise click.ClickException(" ".join(str(error).split())) from error
+        except BrokenPipeError:  # `| head` has read enough; click ends quietly
+            raise
         except OSError as error:
             raise click.ClickException(f"{error.strerror}: {error.filename or ''}") from error
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted; the same command continues") from None
+            raise Interrupted("interrupted; the same command continues") from None
 
     return wrapper
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import click
+from click.shell_completion import CompletionItem
 
 import edm2lite
 
@@ -41,6 +42,11 @@ class _Lazy(click.Group):
         if name not in COMMANDS:
             return None
         return importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}").main
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Without importing every command that fits, as click does to see whether it is hidden."""
+        fits = [CompletionItem(n, help=h) for n, h in COMMANDS.items() if n.startswith(incomplete)]
+        return fits + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -21,8 +21,16 @@ _PATH = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("model", required=False)
 @click.option("--data", help="Data set to measure with. [default: white noise]")
-@click.option("--num", default=256, show_default=True, help="Images to measure with.")
-@click.option("--limit", default=4.0, show_default=True, help="Flag what is off by this factor.")
+@click.option(
+    "--num", type=click.IntRange(1), default=256, show_default=True, help="Images to measure with."
+)
+@click.option(
+    "--limit",
+    type=click.FloatRange(1, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="Flag what is off by this factor.",
+)
 @click.option("--all", "every", is_flag=True, help="Show every layer, not blocks alone.")
 @click.option("--out", type=_PATH, help="PNG to draw into.")
 @click.option("--flops", is_flag=True, help="Parameters and multiply-accumulates instead.")
@@ -55,8 +63,6 @@ def main(
         return
     if model is None:
         raise click.UsageError("give a MODEL to measure, or --flops for the cost of all presets")
-    if num < 1 or not limit > 1:
-        raise ValueError(f"--num must be at least 1 and --limit above 1, got {num} and {limit}")
     from edm2lite.magnitudes import measure_denoiser, read_log
     from edm2lite.models import load
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("configs", nargs=-1, required=True)
 @click.option(
-    "--std", type=float, help="Standard deviation that the images have. [default: sigma_data]"
+    "--std",
+    type=click.FloatRange(0, min_open=True),
+    help="Standard deviation that the images have. [default: sigma_data]",
 )
 @click.option(
     "--out",
@@ -40,8 +42,6 @@ def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
     Example:
       edm2lite plot-objective digits runs/flow --out objectives.png
     """
-    if std is not None and not std > 0:
-        raise ValueError(f"--std must be positive, got {std}")
     from edm2lite.objective_plot import plot_objectives
 
     from ._config import objective, read_config

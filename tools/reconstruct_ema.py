@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+import edm2lite
+
 from ._cli import COUNT, FLOATS, ByteBar, table, user_errors
 
 _PATH = click.Path(path_type=Path)
@@ -29,6 +31,7 @@ _SOLVERS = click.Choice(["calibrated", "paper"])
 @click.option("--dry-run", is_flag=True, help="Print the table and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of the table.")
 @click.option("--verify", type=_PATH, help="Rebuild this earlier result and compare.")
+@click.version_option(edm2lite.__version__)
 @user_errors
 def main(
     run: Path,

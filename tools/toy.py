@@ -41,7 +41,7 @@ def main(out: Path, num: int, cfg: float, autoguidance: float) -> None:
     from edm2lite.toy.density import two_trees
 
     if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}")
+        raise click.UsageError(f"--num must be at least 1, got {num}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # layers so small that threads would only wait for each other
     begin = time.perf_counter()

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import click
 
+import edm2lite
+
 from . import distributed
 from .config import RunConfig, load_config, shipped
 
@@ -33,6 +35,7 @@ from .config import RunConfig, load_config, shipped
     metavar="KEY=VALUE",
     help="Change a value, e.g. --set optim.ref_lr=0.005; may be repeated.",
 )
+@click.version_option(edm2lite.__version__)
 def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train CONFIG, a YAML file or the name of a shipped one.
 
@@ -56,9 +59,9 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
         else:
             distributed.recorded(partial(_train, run_config, out))
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        _fail(" ".join(str(error).split()), error)
+        _fail(1, " ".join(str(error).split()), error)
     except KeyboardInterrupt as error:
-        _fail("interrupted; the same command continues from the newest checkpoint", error)
+        _fail(130, "interrupted; the same command continues from the newest checkpoint", error)
 
 
 def _train(config: RunConfig, out: Path) -> None:
@@ -73,11 +76,12 @@ def _train(config: RunConfig, out: Path) -> None:
         distributed.leave(0)
 
 
-def _fail(message: str, cause: BaseException) -> NoReturn:
+def _fail(code: int, message: str, cause: BaseException) -> NoReturn:
     failure = click.ClickException(message)
+    failure.exit_code = code
     if distributed.is_group():
         failure.show()
-        distributed.leave(1)
+        distributed.leave(code)
     raise failure from cause
 
 

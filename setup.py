@@ -8,6 +8,7 @@ METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
 DEMO = [*METRICS, "scikit-learn>=1.3"]
 LATENTS = ["diffusers>=0.30"]
 TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(
     name="edm2lite",
@@ -67,11 +68,13 @@ setup(
         "latents": LATENTS,
         "tensorboard": ["tensorboard>=2.14"],
         "hub": ["huggingface-hub>=0.23"],
+        "docs": DOCS,
         "lightning": ["lightning>=2.4"],
         "transformers": TRANSFORMERS,
         "test": [
             *DEMO,
             *LATENTS,
+            *DOCS,
             *TRANSFORMERS,
             "ema-pytorch>=0.8",
             "huggingface-hub>=0.23",

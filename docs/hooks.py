@@ -22,6 +22,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links out of docs/ that work in a checkout lead to those pages."""
+    up = "../" * page.file.src_uri.count("/")
     for source, name in PAGES.items():
-        markdown = markdown.replace(f"](../{source}", f"]({name}")
+        markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")
     return markdown

@@ -1,6 +1,6 @@
 """Feature extractors: torch-fidelity's by name, and anybody's own in three lines.
 
-A file with these lines, named on the command line as ``--extractor my_features:mine``::
+A file with these lines, named on the command line as ``--extractor my_features:mine``:
 
     from edm2lite.extractors import register
 

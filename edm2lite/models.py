@@ -1,13 +1,13 @@
 """Finding a model by its name: a file, a folder, or an average of any length of a run.
 
-========================================  =====================================================
-``model.safetensors``                     a model file, a snapshot or a reconstruction
-``RUN``                                   the raw weights at the end of the run
-``FOLDER``                                an exported model (see :mod:`edm2lite.hub`)
-``RUN@sigma_rel=0.13``                    an average rebuilt on the spot, at the latest snapshot
-``RUN@gamma=4.6,nimg=64Mi``               the same by exponent, at another time
-``RUN@sigma_rel=0.25,max_error=0.1``      even if its predicted error is above 0.02
-========================================  =====================================================
+| name                                 | model                                                    |
+|--------------------------------------|----------------------------------------------------------|
+| ``model.safetensors``                | a model file, a snapshot or a reconstruction             |
+| ``RUN``                              | the raw weights at the end of the run                    |
+| ``FOLDER``                           | an exported model (see :mod:`edm2lite.hub`)              |
+| ``RUN@sigma_rel=0.13``               | an average rebuilt on the spot, at the latest snapshot   |
+| ``RUN@gamma=4.6,nimg=64Mi``          | the same by exponent, at another time                    |
+| ``RUN@sigma_rel=0.25,max_error=0.1`` | even if its predicted error is above 0.02                |
 """
 
 from __future__ import annotations

@@ -2,16 +2,14 @@
 
 All denoise x = y + sigma n. They differ in the target that F is to hit, with s = sigma_data:
 
-===========  ==========================  =====================================  ==============
-name         target of F                 c_skip, c_out                          embedding
-===========  ==========================  =====================================  ==============
-edm          (y - c_skip x) / c_out      s^2/(sigma^2+s^2), sigma s/sqrt(...)   log
-v            cos(a) n - sin(a) y/s       the same, -sigma s/sqrt(sigma^2+s^2)   log
-epsilon      n                           1, -sigma                              log
-x0           y / s                       0, s                                   log
-flow         (n - y/s) / sqrt(2)         s/(sigma+s), -sqrt(2) sigma s/(...)    time
-trigflow     that of v                   those of v                             angle
-===========  ==========================  =====================================  ==============
+| name     | target of F            | c_skip, c_out                        | embedding |
+|----------|------------------------|--------------------------------------|-----------|
+| edm      | (y - c_skip x) / c_out | s^2/(sigma^2+s^2), sigma s/sqrt(...) | log       |
+| v        | cos(a) n - sin(a) y/s  | the same, -sigma s/sqrt(sigma^2+s^2) | log       |
+| epsilon  | n                      | 1, -sigma                            | log       |
+| x0       | y / s                  | 0, s                                 | log       |
+| flow     | (n - y/s) / sqrt(2)    | s/(sigma+s), -sqrt(2) sigma s/(...)  | time      |
+| trigflow | that of v              | those of v                           | angle     |
 
 where a = atan(sigma / s). Input and target have magnitude 1 at every noise level: c_in is
 1/sqrt(sigma^2+s^2) for all, and F of rectified flow is its velocity on y/s, of variance 2, over

@@ -92,6 +92,23 @@ def test_the_site_holds_pages_and_no_sources(site):
     assert names == {p.as_posix() for p in pages} | {"404.html", "results.html", "changes.html"}
 
 
+def test_nothing_is_left_of_markup(site):
+    """A list needs an empty line above it here, though not on GitHub; reST is not understood."""
+    for page in site:
+        text = re.sub(r"<pre.*?</pre>", "", page.read_text("utf-8"), flags=re.S)
+        for paragraph in re.findall(r"<p>(.*?)</p>", text, re.S):
+            shown = re.sub(r"<code>.*?</code>|<[^>]+>", "", paragraph, flags=re.S)
+            left = re.search(r"\n\s*([-*]|\d+\.|\|) |::|===|`, shown)
+            assert left is None, f"{page.name}: {shown[:200]}"
+
+
+def test_the_reference_of_ema_holds_all_its_names(site):
+    import edm2lite.ema
+
+    (ids,) = (d.ids for p, d in site.items() if p.parts[-2:] == ("reference", "ema.html"))
+    assert {f"edm2lite.ema.{name}" for name in edm2lite.ema.__all__} <= ids
+
+
 def slugs(text):
     """Anchors that GitHub gives the headings of a page."""
     found = set()

@@ -12,11 +12,8 @@ LIST = (DOCS.parent / "tests/commands_not_run.txt").read_text(encoding="utf-8")
 REASONS = set(re.findall(r"^#   (\w+)  ", LIST, re.M))
 NOT_RUN = {
     command: reason
-    for reason, command in (
-        line.split(": ", 1) for line in LIST.splitlines() if line and not line.startswith("# ")
-        if line != "#"
-    )
-}  # fmt: skip
+    for reason, command in re.findall(r"^(\w+): (.*)$", LIST, re.M)  # comments begin with "#"
+}
 LANGUAGES = {"sh", "bash", "python", "yaml", "", "text"}
 
 
@@ -52,7 +49,12 @@ def shown():
 
 def test_what_is_not_run_is_on_the_pages_for_a_reason_that_is_explained():
     assert set(NOT_RUN.values()) == REASONS
-    assert set(NOT_RUN) <= set(shown()), "no page shows these any more"
+    entries = [line for line in LIST.splitlines() if line and not line.startswith("#")]
+    assert entries == [f"{reason}: {command}" for command, reason in NOT_RUN.items()]
+    everything = list(shown())
+    assert set(NOT_RUN) <= set(everything), "no page shows these any more"
+    scripts = [b.name for name in PAGES for b in blocks(name) if b.language != "sh"]
+    assert not [line for line in NOT_RUN if scripts.count(line) > 1], "name one block each"
 
 
 @pytest.mark.parametrize("line", sorted(set(shown()) & set(NOT_RUN)))
@@ -77,7 +79,7 @@ def test_nothing_to_type_hides_in_a_block_of_another_kind(name):
     plain = "".join(b.text for b in blocks(name) if b.language in ("", "text"))
     indented = "\n".join(re.findall(r"^ {4}(.*)", prose(name), re.M))
     for line in f"{plain}\n{indented}".splitlines():
-        assert not line.split(" ")[0].strip("$ ") in PROGRAMS, line
+        assert line.split(" ")[0].strip("$ ") not in PROGRAMS, line
 
 
 def options(command):
@@ -137,3 +139,11 @@ def test_the_options_of_the_loader_are_those_that_exist():
 
     named = set(re.findall(r"`data\.(\w+)`", PAGES["data.md"].read_text()))
     assert named == set(DataConfig.__dataclass_fields__)
+
+
+def test_the_settings_that_may_change_within_a_run_are_those_of_the_page():
+    from edm2lite.training.config import MAY_CHANGE
+
+    text = PAGES["training.md"].read_text()
+    named = re.search(r"may change within it: (.*?)\.\s+Anything else", text, re.S)[1]
+    assert set(re.findall(r"`([\w.]+)`", named)) == set(MAY_CHANGE)

@@ -1,11 +1,10 @@
-"""The site of the pages builds without a warning, and every link in it and in README.md leads on."""
+"""The site of the pages builds without a warning, and all links in it and in README.md lead on."""
 
 import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -98,7 +97,7 @@ def test_nothing_is_left_of_markup(site):
         text = re.sub(r"<pre.*?</pre>", "", page.read_text("utf-8"), flags=re.S)
         for paragraph in re.findall(r"<p>(.*?)</p>", text, re.S):
             shown = re.sub(r"<code>.*?</code>|<[^>]+>", "", paragraph, flags=re.S)
-            left = re.search(r"\n\s*([-*]|\d+\.|\|) |::|===|`, shown)
+            left = re.search(r"\n\s*([-*]|\d+\.|\|) |::|===|`", shown)
             assert left is None, f"{page.name}: {shown[:200]}"
 
 

@@ -59,9 +59,10 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
         else:
             distributed.recorded(partial(_train, run_config, out))
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        _fail(1, " ".join(str(error).split()), error)
+        _fail(click.ClickException(" ".join(str(error).split())), error)
     except KeyboardInterrupt as error:
-        _fail(130, "interrupted; the same command continues from the newest checkpoint", error)
+        text = "interrupted; the same command continues from the newest checkpoint"
+        _fail(_Interrupted(text), error)
 
 
 def _train(config: RunConfig, out: Path) -> None:
@@ -76,12 +77,14 @@ def _train(config: RunConfig, out: Path) -> None:
         distributed.leave(0)
 
 
-def _fail(code: int, message: str, cause: BaseException) -> NoReturn:
-    failure = click.ClickException(message)
-    failure.exit_code = code
+class _Interrupted(click.ClickException):
+    exit_code = 130
+
+
+def _fail(failure: click.ClickException, cause: BaseException) -> NoReturn:
     if distributed.is_group():
         failure.show()
-        distributed.leave(code)
+        distributed.leave(failure.exit_code)
     raise failure from cause
 
 

@@ -19,10 +19,17 @@ THEIRS = {  # options of other tools that pages name
         "--batch-gpu", "--checkpoint", "--gnet", "--outstd", "--preset", "--snapshot", "--status",
     },
 }  # fmt: skip
+SLOW = ("network.md", "sweep.md")  # every preset is counted; every kind of sweep is made
 LANGUAGES = {"sh", "bash", "python", "yaml", "", "text"}
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if blocks(name)])
+def with_blocks():
+    for name in PAGES:
+        if blocks(name):
+            yield pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+
+
+@pytest.mark.parametrize("name", list(with_blocks()))
 def test_the_page_runs_as_written(name, request, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = Page(request, monkeypatch)

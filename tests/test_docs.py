@@ -2,9 +2,11 @@
 
 import re
 import subprocess
+import textwrap
 
 import click
 import pytest
+import test_examples
 from page_needs import NEEDS, Page
 from pages import COMMANDS, DOCS, MODULES, PAGES, PROGRAMS, blocks, check, configure, prose, run
 
@@ -38,14 +40,21 @@ def test_the_page_runs_as_written(name, request, tmp_path, monkeypatch, capsys):
     for block in blocks(name):
         if block.language == "sh":
             for line in block.commands:
-                if line not in NOT_RUN:
+                if line not in NOT_RUN and line not in test_examples.SHOWN:
                     page.printed[line] = run(page.small(line))
-        elif block.language == "python" and block.name not in NOT_RUN:
+        elif block.language == "python" and not (block.name in NOT_RUN or is_excerpt(block)):
             exec(compile(block.text, name, "exec"), page.names)
             page.printed[block.name] = capsys.readouterr().out
         elif block.language == "yaml":
             configure(block)
     next(course, None)
+
+
+def is_excerpt(block):
+    """Whether a block is part of an example: tests/test_examples.py runs those, as pages say."""
+    sources = [path.read_text(encoding="utf-8") for path in test_examples.EXAMPLES]
+    forms = [textwrap.indent(block.text, " " * spaces) for spaces in (0, 4)]
+    return any(form in source for form in forms for source in sources)
 
 
 def shown():

@@ -59,8 +59,7 @@ class EMACallback(Recorder, Callback):
     ``on_validation_end``; Lightning's own checkpoint callbacks save the raw weights. The names in
     the snapshots are those of the LightningModule; for a part, ``source=lambda m: m.net``.
 
-    Args:
-        run_dir, ...: As :class:`edm2lite.integrations.recorder.Recorder`.
+    Arguments are those of :class:`edm2lite.integrations.recorder.Recorder`.
     """
 
     _is_fit = False

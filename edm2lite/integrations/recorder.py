@@ -33,7 +33,8 @@ class Recorder:
             next multiple. 1/30 to 1/60 of the run is a good choice (docs/ema.md).
         snapshot_steps: The same in optimizer steps, in place of ``snapshot_nimg``.
         samples: How the clock counts; the callback says what it takes and does without it.
-        sigma_rels, gammas: As :class:`edm2lite.ema.PowerFunctionEMA`.
+        sigma_rels: As :class:`edm2lite.ema.PowerFunctionEMA`.
+        gammas: The same.
         evaluate_with: One of the lengths; validation then sees that average. [default: raw weights]
         source: What is averaged of the model that trains, a part of it or a mapping of names to
             tensors; asked at every step. [default: the model]

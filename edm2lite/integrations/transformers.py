@@ -61,8 +61,7 @@ class EMACallback(Recorder, TrainerCallback):
     With ``evaluate_with``, install it by :meth:`attach` in place of ``callbacks=[...]``: Trainer
     has no event that comes before an evaluation.
 
-    Args:
-        run_dir, ...: As :class:`edm2lite.integrations.recorder.Recorder`.
+    Arguments are those of :class:`edm2lite.integrations.recorder.Recorder`.
     """
 
     _batches = 0  # accumulated since the last optimizer step

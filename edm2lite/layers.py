@@ -55,9 +55,10 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
     """
     num_a, num_b = a.shape[1], b.shape[1]
     scale = math.sqrt((num_a + num_b) / ((1 - t) ** 2 + t**2))
-    return torch.cat(
-        [a * (scale * (1 - t) / math.sqrt(num_a)), b * (scale * t / math.sqrt(num_b))], 1
-    )
+    factors = scale * (1 - t) / math.sqrt(num_a), scale * t / math.sqrt(num_b)
+    if all(math.isclose(factor, 1) for factor in factors):  # equal widths at t = 0.5
+        return torch.cat([a, b], 1)
+    return torch.cat([a * factors[0], b * factors[1]], 1)
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -67,6 +68,10 @@ def downsample(x: Tensor) -> Tensor:
 
 def upsample(x: Tensor) -> Tensor:
     """[N, C, H, W] -> [N, C, 2H, 2W], each pixel copied to a 2x2 square."""
+    if torch.compiler.is_compiling():  # copies that compile into loops, as an index does not
+        n, c, h, w = x.shape
+        pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None]
+        return pixels.expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -184,22 +189,37 @@ def mp_weights(net: nn.Module) -> Iterable[nn.Parameter]:
     return (module.weight for module in net.modules() if isinstance(module, MPConv))
 
 
+class QKVConv(MPConv):
+    """Queries, keys and values of an attention: a 1x1 convolution from C to 3*C channels.
+
+    The rows of the stored weight interleave as (heads, C_head, 3), as in the released networks; the
+    output has its channels in the order (3, heads, C_head), which no pass over memory has to undo.
+    """
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__(channels, 3 * channels, (1, 1))
+        self.num_heads = num_heads
+
+    def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
+        rows = super().normalized_weight(dtype, gain).unflatten(0, (self.num_heads, -1, 3))
+        return rows.movedim(2, 0).flatten(0, 2)
+
+
 def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
     """Self-attention over pixels with q, k and v of RMS 1 per head.
 
     Logits are ``q . k / sqrt(C_head)``, bounded by sqrt(C_head) in absolute value.
 
     Args:
-        qkv: [N, 3*C, H, W]; within a head the channels interleave as (C_head, 3).
+        qkv: [N, 3*C, H, W], channels in the order (3, heads, C_head).
         num_heads: Divides C.
 
     Returns:
         [N, C, H, W].
     """
     n, c3, h, w = qkv.shape
-    parts = qkv.permute(0, 2, 3, 1).reshape(n, h * w, num_heads, c3 // (3 * num_heads), 3)
-    parts = parts.permute(4, 0, 2, 1, 3).contiguous()  # [3, N, heads, HW, C_head], fused from here
-    q, k, v = unit_rms(parts, dim=4)
+    parts = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, num_heads, c3 // (3 * num_heads))
+    q, k, v = unit_rms(parts, dim=4).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, C_head]
     return _attend(q, k, v).transpose(1, 2).reshape(n, h, w, c3 // 3).permute(0, 3, 1, 2)
 
 

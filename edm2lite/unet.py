@@ -18,6 +18,7 @@ from edm2lite.layers import (
     SILU_RMS,
     MPConv,
     MPFourier,
+    QKVConv,
     cosine_attention,
     downsample,
     mp_cat,
@@ -67,7 +68,7 @@ class Block(nn.Module):
         self.conv_skip = (
             MPConv(in_channels, out_channels, (1, 1)) if in_channels != out_channels else None
         )
-        self.attn_qkv = MPConv(out_channels, out_channels * 3, (1, 1)) if attention else None
+        self.attn_qkv = QKVConv(out_channels, self.num_heads) if attention else None
         self.attn_proj = (
             MPConv(out_channels, out_channels, (1, 1), out_rms=attn_share) if attention else None
         )

@@ -169,7 +169,7 @@ def test_fourier_features_have_rms_one():
 
 def test_attention_of_one_pixel_returns_its_normalised_value():
     qkv = torch.randn(2, 3 * 32, 1, 1)
-    v = qkv.reshape(2, 2, 16, 3)[..., 2]
+    v = qkv.reshape(2, 3, 2, 16)[:, 2]
     expected = unit_rms(v, 2).reshape(2, 32, 1, 1)
     torch.testing.assert_close(cosine_attention(qkv, 2), expected)
 

@@ -146,7 +146,11 @@ class Generator:
         if self.sampling.dtype is not None:
             net.config = dataclasses.replace(net.config, dtype=self.sampling.dtype)
         net.prepare_for_sampling()
-        return torch.compile(net, fullgraph=True, dynamic=False) if self.compile else net
+        if not self.compile:
+            return net
+        with torch.no_grad():  # brings weights into the order that kernels want for this shape
+            net(torch.zeros(self.rows, *self.shape, device=self.device), 1.0)
+        return torch.compile(net, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def _batch(self, net: Network, other: Network | None, part: slice) -> GeneratedBatch:

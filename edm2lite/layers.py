@@ -149,9 +149,11 @@ class MPConv(nn.Module):
         if weight.ndim == 2:
             return F.linear(x, weight)
         if weight is self._ready and PackedConv.serves(x):
-            if self._packed is None or not self._packed.fits(x):
-                self._packed = PackedConv(weight, x)
-            return self._packed(x)
+            fits = self._packed is not None and self._packed.fits(x)
+            if not fits and not torch.compiler.is_compiling():  # a graph takes what is there
+                self._packed, fits = PackedConv(weight, x), True
+            if fits and self._packed is not None:
+                return self._packed(x)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 

@@ -53,3 +53,31 @@ def test_gradients_of_the_input_and_function_transforms_take_the_general_path():
     with torch.no_grad():
         batched = torch.func.vmap(conv)(x[:, None])
         torch.testing.assert_close(batched[:, 0], plain(x))
+
+
+@torch.no_grad()
+def test_a_compiled_graph_uses_what_was_packed_before_and_needs_nothing():
+    x = torch.randn(2, 8, 4, 4)
+    for packed_before in (True, False):
+        conv, plain = layer(prepared=True), layer(prepared=False)
+        if packed_before:
+            conv(x)
+        graphs = []
+
+        def backend(graph, inputs, graphs=graphs):
+            graphs.append(graph.code)
+            return graph.forward
+
+        torch._dynamo.reset()
+        compiled = torch.compile(conv, fullgraph=True, backend=backend, dynamic=False)
+        torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-5)
+        assert ("packed_conv" in graphs[0]) == packed_before
+
+
+@torch.no_grad()
+def test_inductor_takes_the_operator_with_the_strides_it_has():
+    conv = layer(prepared=True)
+    x = torch.randn(2, 8, 4, 4)
+    expected = conv(x).relu() * 2
+    compiled = torch.compile(lambda x: conv(x).relu() * 2, fullgraph=True, dynamic=False)
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-6, atol=1e-6)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,42 @@ def pixel_norm(x: Tensor) -> Tensor:
 def mp_silu(x: Tensor) -> Tensor:
     """``silu(x) / 0.596``, of RMS 1 for x ~ N(0, 1) (Eq. 81)."""
     return F.silu(x) / SILU_RMS
+
+
+def modulated_silu(x: Tensor, scale: Tensor) -> Tensor:
+    """``silu(x * scale)`` of x [N, C, H, W], scale [N, C]; only x is kept for the backward pass."""
+    scale = scale[:, :, None, None].to(x.dtype)
+    if torch.compiler.is_compiling():  # which finds by itself what to keep
+        return F.silu(x * scale)
+    y: Tensor = _ModulatedSiLU.apply(x, scale)
+    return y
+
+
+class _ModulatedSiLU(torch.autograd.Function):
+    """With z = x scale, the derivative is ``silu'(z) (dx scale + x dscale)``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return F.silu(x * scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dscale: Tensor) -> Tensor:
+        x, scale = ctx.saved_tensors
+        change: Tensor = torch.ops.aten.silu_backward(dx * scale + x * dscale, x * scale)
+        return change
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, scale = ctx.saved_tensors
+        grad = torch.ops.aten.silu_backward(grad, x * scale)
+        return grad * scale, (grad * x).sum((2, 3), keepdim=True)
 
 
 def mp_shares(t: float) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from edm2lite.layers import (
     QKVConv,
     cosine_attention,
     downsample,
+    modulated_silu,
     mp_cat,
     mp_shares,
     mp_silu,
@@ -85,7 +86,7 @@ class Block(nn.Module):
             x = pixel_norm(x)
         y = self.conv_res0(F.silu(x))
         scale = self.emb_linear(emb, gain=self.emb_gain) + 1  # float32, [N, C_out]
-        y = F.silu(y * scale[:, :, None, None].to(y.dtype))
+        y = modulated_silu(y, scale)
         if self.config.dropout:
             y = F.dropout(y, self.config.dropout, self.training)
         y = self.conv_res1(y)
@@ -95,7 +96,8 @@ class Block(nn.Module):
         if self.attn_qkv is not None and self.attn_proj is not None:
             y = self.attn_proj(cosine_attention(self.attn_qkv(x), self.num_heads))
             x = torch.add(y, x, alpha=self.attn_keep)
-        return F.hardtanh(x, -self.config.clip_act, self.config.clip_act)  # one kernel per pass
+        # In place: the derivative of a clip needs its result alone, which the next layer keeps.
+        return F.hardtanh_(x, -self.config.clip_act, self.config.clip_act)
 
 
 class UNet(nn.Module):

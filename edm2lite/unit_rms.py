@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 EPS = 1e-4
 """Added to the RMS that normalisation divides by, outside the root."""
@@ -45,12 +45,13 @@ class _UnitRMS(torch.autograd.Function):
     """:func:`unit_rms` with its derivative in closed form: a third of the passes over memory.
 
     With r = rms(x), f = scale / (r + EPS) and <a, b> the mean of a b over ``dim``, a change dx of
-    the input changes the outputs by
+    the input changes the outputs y = f x and r by
 
         dr = <x, dx> / r,    dy = f (dx - x dr / (r + EPS)).
 
-    The second map is symmetric, so it also takes gradients of y back to x. That r is an output with
-    derivatives of its own makes second derivatives right.
+    The second map is symmetric, so it also takes gradients of y back to x. What is kept for it
+    costs nothing: a parameter is there anyway; of features y is, because the next layer keeps it,
+    and x = y / f. That r is an output with derivatives of its own makes second derivatives right.
     """
 
     generate_vmap_rule = True
@@ -63,29 +64,32 @@ class _UnitRMS(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.dim, ctx.scale = inputs
+        ctx.has_input = isinstance(x, nn.Parameter)
+        kept = (x if ctx.has_input else output[0], output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, output[1])
-        ctx.save_for_forward(x, output[1])
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _dim: None, _scale: None) -> tuple[Tensor, Tensor]:
-        x, rms = ctx.saved_tensors
-        return _changes(x, rms, dx, ctx.dim, ctx.scale)
+        kept, rms = ctx.saved_tensors
+        return _changes(ctx, kept, rms, dx)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_rms: Tensor | None) -> tuple[Any, None, None]:
-        x, rms = ctx.saved_tensors  # once: activation checkpointing allows no second look
-        result = None if grad is None else _changes(x, rms, grad, ctx.dim, ctx.scale)[0]
+        kept, rms = ctx.saved_tensors  # once: activation checkpointing allows no second look
+        result = None if grad is None else _changes(ctx, kept, rms, grad)[0]
         if grad_rms is not None:  # in second derivatives alone
-            of_rms = (x * (grad_rms * (rms.numel() / x.numel()) / rms)).to(x.dtype)
+            size = 1 if ctx.has_input else _factor(rms, ctx.scale)  # of kept / x
+            share = grad_rms * (rms.numel() / kept.numel()) / (rms * size)
+            of_rms = (kept * share).to(kept.dtype)
             result = of_rms if result is None else result + of_rms
         return result, None, None
 
 
-def _changes(
-    x: Tensor, rms: Tensor, dx: Tensor, dim: int | tuple[int, ...], scale: float
-) -> tuple[Tensor, Tensor]:
-    change = (x * dx).mean(dim, keepdim=True, dtype=_wide(x)) / rms
-    factor = _factor(rms, scale)
-    along = (factor * change / (rms + EPS)).to(x.dtype)
-    return torch.addcmul(dx * factor.to(x.dtype), x, along, value=-1), change
+def _changes(ctx: Any, kept: Tensor, rms: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+    factor = _factor(rms, ctx.scale)
+    size = 1 if ctx.has_input else factor  # of kept / x
+    change = (kept * dx).mean(ctx.dim, keepdim=True, dtype=_wide(kept)) / (size * rms)
+    along = (factor * change / (size * (rms + EPS))).to(kept.dtype)
+    return torch.addcmul(dx * factor.to(kept.dtype), kept, along, value=-1), change

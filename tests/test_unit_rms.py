@@ -21,6 +21,17 @@ def test_derivatives_of_every_kind_equal_finite_differences(shape, dim):
     assert torch.autograd.gradgradcheck(function, x)
 
 
+def test_of_a_parameter_the_derivatives_are_the_same():
+    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kinds = [x.clone().requires_grad_(), torch.nn.Parameter(x.clone())]
+    results = []
+    for given in kinds:
+        (first,) = torch.autograd.grad(unit_rms(given, 1).pow(3).sum(), given, create_graph=True)
+        results.append((first, *torch.autograd.grad(first.pow(2).sum(), given)))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_differs_by_the_rounding_of_factors_and_results(dtype):
     x = (8 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))).to(dtype)

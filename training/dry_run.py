@@ -13,6 +13,7 @@ from edm2lite.ema import planning
 from edm2lite.flops import count_macs
 from edm2lite.objective import DenoisingLoss
 from edm2lite.precond import Precond, PrecondConfig
+from edm2lite.unet import UNetConfig
 
 from .checkpoint import finished
 from .config import RunConfig
@@ -61,14 +62,17 @@ def activation_bytes(config: PrecondConfig, num_images: int) -> int:
     counted once. torch.compile keeps less.
     """
     with torch.device("meta"):
-        net = Precond(config)
-        loss = DenoisingLoss(net).train()
-        unet = config.unet
+        return kept_bytes(DenoisingLoss(Precond(config)).train(), config.unet, num_images)
+
+
+def kept_bytes(loss: DenoisingLoss, unet: UNetConfig, num_images: int) -> int:
+    """The same of a loss that is on the meta device already."""
+    with torch.device("meta"):
         images = torch.empty(
             num_images, unet.img_channels, unet.img_resolution, unet.img_resolution
         )
         labels = torch.empty(num_images, unet.label_dim) if unet.label_dim else None
-    own = {_storage(p) for p in net.parameters()}
+    own = {_storage(p) for p in loss.parameters()}
     kept: dict[int, Tensor] = {}  # holding the tensors keeps the keys distinct
 
     def keep(tensor: Tensor) -> Tensor:

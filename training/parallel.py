@@ -88,12 +88,30 @@ class Shared:
         return distributed.sum_(total) if self.is_sharded else total
 
     def _shard(self, device: torch.device) -> None:
+        check_fsdp(torch.__version__)
         mesh = init_device_mesh(device.type, (distributed.world_size(),))
         for module in (*_blocks(self.net), self.net):
             fully_shard(module, mesh=mesh)
         net: Any = self.net
         net.logvar = partial(_no_view, net.logvar)
         register_fsdp_forward_method(net, "logvar")
+
+
+def check_fsdp(version: str) -> None:
+    """Refuse FSDP2 of a torch that was tried and fails.
+
+    Seen on a CPU: 2.6 does not run it; 2.7 and 2.8 give parameters of fewer rows than processes, as
+    the gains are, gradients of about 0. 2.9 gives those of one process.
+
+    Raises:
+        ValueError: The version is one of these.
+    """
+    major, minor = (int(number) for number in version.split(".")[:2])
+    if (major, minor) < (2, 9):
+        raise ValueError(
+            f"parallel=fsdp needs torch 2.9 or newer, whose FSDP2 gives small parameters their"
+            f" gradients, got {version}; update torch, or use parallel=ddp"
+        )
 
 
 def _replicated(loss: nn.Module, device: torch.device) -> nn.Module:

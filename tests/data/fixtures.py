@@ -33,6 +33,7 @@ def photos(photographs, tmp_path_factory):
 @pytest.fixture(scope="session")
 def vae(photographs, tmp_path_factory):
     """Folder of an AutoencoderKL of a quarter of the side, after a few steps of training."""
+    import safetensors.torch  # noqa: F401  (diffusers 0.30 saves by it without importing it)
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)

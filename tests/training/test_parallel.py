@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from edm2lite.training import distributed
+from edm2lite.training.parallel import check_fsdp
 from edm2lite.training.trainer import Trainer
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from training_runs import arguments, losses, run_jobs, stats
@@ -139,3 +140,11 @@ def test_a_compiled_network_follows_the_same_course_under_the_same_names(
     assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
     assert losses(tmp_path / "a")[0] == pytest.approx(losses(run_dir)[0], rel=1e-6)
     assert averages(tmp_path / "a", 320).keys() == averages(run_dir, 320).keys()
+
+
+def test_sharding_by_a_torch_that_loses_gradients_is_refused():
+    for version in ("2.6.0+cu124", "2.8.0"):
+        with pytest.raises(ValueError, match="needs torch 2.9 or newer.*use parallel=ddp"):
+            check_fsdp(version)
+    for version in ("2.9.1+cu128", "2.10.0a0+git1234", "3.0.0"):
+        check_fsdp(version)

@@ -1,5 +1,6 @@
 """The toy's density against numerical integrals and derivatives; what guidance does to it."""
 
+import dataclasses
 import math
 import re
 
@@ -67,10 +68,12 @@ def test_scores_of_true_points_are_near_perfect_and_of_a_part_or_a_blot_are_not(
     truth = mixture.sample(8192, torch.Generator().manual_seed(5))
     best = experiment.score(mixture, truth, limit)
     assert best.off == pytest.approx(0.01, abs=0.004)  # 0.0011 is one standard error
-    assert best.coverage > 0.92
+    assert best.covered > 0.99  # a twig has 5 points or more due at this number
+    assert best.matched > 0.92
     trunk = truth[mixture.branch(truth) == 0][:500]
     share = mixture.branch_weight()[0].item()
-    assert experiment.score(mixture, trunk, limit).coverage == pytest.approx(share)
+    part = experiment.score(mixture, trunk, limit)
+    assert part.covered == pytest.approx(share) and part.matched == pytest.approx(share)
     blot = experiment.score(mixture, torch.randn(4000, 2).double(), limit)
     assert blot.off > 0.5
 
@@ -90,15 +93,16 @@ def test_guidance_by_a_more_blurred_denoiser_sharpens_a_blurred_one(classes):
     x = torch.randn(num, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 5
     sigmas = karras_sigmas(16, 0.002, 5.0)
     limit = experiment.threshold(mixture)
-    main, guide = blurred(0.02), blurred(0.04)
+    main, guide = blurred(0.04), blurred(0.08)
     alone = experiment.score(mixture, heun(main, x, sigmas), limit)
     guided = experiment.score(mixture, heun(Guided(main, guide, 2.0), x, sigmas), limit)
     assert alone.off > 0.05
-    assert guided.off < alone.off / 2 and guided.coverage > alone.coverage
+    assert guided.off < alone.off / 2 and guided.matched > alone.matched
+    assert guided.covered >= alone.covered
 
 
 def test_training_approaches_the_ideal_denoiser(classes):
-    plan = Plan(width=32, num_steps=150, batch_size=512, lr_steps=100)
+    plan = Plan(width=32, num_steps=150, batch_size=512, lr_steps=100, sigma_rel=0.1)
     steps = []
     net = train(plan, classes, steps.append)
     assert sum(steps) == 150
@@ -114,8 +118,22 @@ def test_training_approaches_the_ideal_denoiser(classes):
         errors = [
             (n(noised.float(), level, labels) - ideal).square().mean().item() for n in (net, fresh)
         ]
-        assert errors[0] < 0.35 * errors[1]
+        assert errors[0] < 0.5 * errors[1]
     assert torch.equal(train(plan, classes, steps.append).out.weight, net.out.weight)
+
+
+@pytest.mark.slow
+def test_autoguidance_leaves_less_off_the_data_and_keeps_what_cfg_loses(classes, monkeypatch):
+    """A quarter of the batch: two seeds had 5.9 and 5.5 % off, 3.5 and 3.1 % with autoguidance;
+    it cost 3 and 4 points of what is matched, and CFG 15 and 18."""
+    plans = {n: dataclasses.replace(p, batch_size=1024) for n, p in experiment.PLANS.items()}
+    monkeypatch.setattr(experiment, "PLANS", plans)
+    points = experiment.compare(classes, 8192, 2.0, 1.75, lambda steps: None)
+    limit = experiment.threshold(classes[0])
+    true, alone, cfg, auto = (experiment.score(classes[0], x, limit) for x in points.values())
+    assert auto.off - true.off < 0.7 * (alone.off - true.off)
+    assert alone.matched - auto.matched < 0.06 < 0.1 < alone.matched - cfg.matched
+    assert alone.covered - auto.covered < 0.03 < alone.covered - cfg.covered
 
 
 def test_the_command_draws_and_counts(tmp_path, monkeypatch):

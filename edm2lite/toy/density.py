@@ -21,9 +21,9 @@ PER_BRANCH = 8
 SIGMA_DATA = 0.5
 
 _MASS = 0.75  # of a level of the tree, relative to the one below
-_WIDTH = 0.07  # standard deviation across a branch, relative to its length
-_SHRINK = (0.66, 0.78)  # of a branch's length, relative to the one that it grows from
-_SPLIT = (0.35, 0.6)  # angle between a branch and the one that it grows from
+_WIDTH = 0.13  # standard deviation across a branch, relative to its length
+_SHRINK = (0.72, 0.84)  # of a branch's length, relative to the one that it grows from
+_SPLIT = (0.4, 0.7)  # angle between a branch and the one that it grows from
 
 
 @dataclass(frozen=True)

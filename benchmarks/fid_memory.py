@@ -1,0 +1,68 @@
+"""Peak memory of a Fréchet distance with its interval, for more and more images.
+
+    python benchmarks/fid_memory.py
+
+Features are made up, as wide as Inception's; each number of images is measured in a process of its
+own, from rows on disk to the interval, as `edm2lite evaluate` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edm2lite.extractors import Extractor
+from edm2lite.fidelity import FeatureStats, frechet_distance
+from edm2lite.moments import Moments
+from edm2lite.sweep.influence import covariance, influences, moments_of, square_root
+from edm2lite.sweep.rows import Rows
+
+
+def measure(num: int, width: int, folder: Path) -> float:
+    """MiB at the peak."""
+    extractor = Extractor("made up", None, None, "")
+
+    def make(wanted: range) -> tuple[torch.Tensor, None]:
+        generator = torch.Generator().manual_seed(wanted[0])
+        return torch.randn(len(wanted), width, generator=generator), None
+
+    rows = Rows(folder, {"width": width})
+    rows.fill(num, make, lambda count: None)
+    parts = functools.partial(rows.parts, num)
+    reference = FeatureStats(0, np.zeros(width), np.eye(width), "made up", "", "", "")
+    moments: tuple[Moments, list[Moments]] = moments_of(parts, num)
+    frechet_distance(FeatureStats.of(moments[0], extractor, "made up"), reference)
+    covariance([influences(parts, moments, reference.mean, square_root(reference.cov))])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num", type=int, nargs="+", default=[4096, 16384, 49152])
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--one", type=Path, help="measure one number here, features in this folder")
+    args = parser.parse_args()
+    if args.one:
+        print(measure(args.num[0], args.width, args.one))
+        return
+    print("| images | features in float64 | peak memory |\n|---|---|---|")
+    for num in args.num:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--num", str(num), "--width", str(args.width)]
+            done = subprocess.run(
+                [*command, "--one", folder], check=True, stdout=subprocess.PIPE, text=True
+            )
+        size = num * args.width * 8 / 2**20
+        print(f"| {num} | {size:.0f} MiB | {float(done.stdout):.0f} MiB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

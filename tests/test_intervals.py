@@ -5,7 +5,14 @@ import pytest
 
 from edm2lite.fidelity import FeatureStats, frechet_distance
 from edm2lite.moments import Moments
-from edm2lite.sweep.influence import Gradient, covariance, influences, moments_of, square_root
+from edm2lite.sweep.influence import (
+    Gradient,
+    Removal,
+    covariance,
+    influences,
+    moments_of,
+    square_root,
+)
 from edm2lite.sweep.interval import alike, interval, judge, minimum, resample
 from edm2lite.sweep.search import MOST, search
 
@@ -64,9 +71,34 @@ def test_influence_is_the_derivative_of_the_distance():
         assert (changed[1] - changed[0]) / (2 * eps) == pytest.approx(values[i], rel=0.01)
 
 
+@pytest.mark.parametrize("num", [5, 12, 40])
+def test_removal_is_the_change_by_leaving_an_image_out(num):
+    """With fewer images than features, as many, and more."""
+    rng = np.random.default_rng(num)
+    mean, cov, factor = problem(rng, 12)
+    rows = rng.standard_normal((num, 12)) @ factor.T * 0.8 + 0.2
+    values = Removal(moments(rows), mean, square_root(cov))(rows - rows.mean(0))
+    left = [exact_distance(np.delete(rows, i, 0), mean, cov) for i in range(num)]
+    got = (values - values[0]) / (1 - num)
+    np.testing.assert_allclose(got, np.array(left) - left[0], rtol=0, atol=1e-7 * max(left))
+
+
+def test_two_images_have_no_interval():
+    with pytest.raises(ValueError, match="at least 3 images, got 2"):
+        Removal(moments(np.eye(2)), np.zeros(2), np.eye(2))
+
+
+def exact_distance(rows, mean, cov):
+    """By singular values, which are exact where the covariance of the rows is singular."""
+    offsets = (rows - rows.mean(0)) / np.sqrt(len(rows) - 1)
+    roots = np.linalg.svd(offsets @ square_root(cov), compute_uv=False).sum()
+    return ((rows.mean(0) - mean) ** 2).sum() + (offsets**2).sum() + np.trace(cov) - 2 * roots
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "dim, num, shift, scale", [(8, 300, 0.3, 1.3), (16, 100, 0.2, 1.2), (32, 500, 0.0, 1.0)]
+    "dim, num, shift, scale",
+    [(8, 300, 0.3, 1.3), (16, 100, 0.2, 1.2), (32, 500, 0.0, 1.0), (32, 100, 0.0, 0.7)],
 )
 def test_intervals_cover_the_expected_distance_as_often_as_they_say(dim, num, shift, scale):
     rng = np.random.default_rng(dim)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import click
 import torch
+from networks import NETWORKS
 from reference import reference_denoiser
 from timing import seconds
 
@@ -29,22 +30,6 @@ from edm2lite.settings import Sampling
 from edm2lite.unet import UNetConfig
 
 CLAIMS = {"cpu": 1.3, "cuda": 2.5}
-NETWORKS = {
-    "digits": UNetConfig(
-        img_resolution=8, img_channels=1, label_dim=10, model_channels=32, channel_mult=(1, 2),
-        num_blocks=1, attn_resolutions=(4,),
-    ),
-    "cifar": UNetConfig(
-        img_resolution=32, img_channels=3, label_dim=10, model_channels=64,
-        channel_mult=(1, 2, 2), num_blocks=2, attn_resolutions=(16,),
-    ),
-    "edm2-img512-xxs": UNetConfig(
-        img_resolution=64, img_channels=4, label_dim=1000, model_channels=64
-    ),
-    "edm2-img512-s": UNetConfig(
-        img_resolution=64, img_channels=4, label_dim=1000, model_channels=192
-    ),
-}  # fmt: skip
 
 
 def network(config: UNetConfig, device: torch.device) -> Precond:
@@ -86,7 +71,7 @@ def straightforward(
 
 
 @click.command()
-@click.option("--networks", default="digits,cifar,edm2-img512-xxs", show_default=True)
+@click.option("--networks", default="digits,cifar,xxs", show_default=True)
 @click.option("--num", default=512, show_default=True, help="Images of 8x8; fewer of larger ones.")
 @click.option("--steps", default=4, show_default=True, help="Of Heun's method.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds, each times both.")

@@ -3,7 +3,9 @@
 A step is forward, backward, Adam, forced weight norm and the EMA of two profiles. The reference
 (``reference.py``) is trained the straightforward way: forced weight norm within forward, and two
 averages updated tensor by tensor. Every round times one step of each, so that the ratio holds when
-the speed of the machine drifts.
+the speed of the machine drifts. MFU is 6 times the multiply-accumulates over the rate of a large
+product or convolution of the same type, measured before. Peak memory is of a GPU; on a CPU see
+``memory.py``.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from collections.abc import Callable
 
 import click
 import torch
+from networks import NETWORKS
 from reference import reference_of
-from timing import seconds
+from timing import matrix_rate, seconds
 from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA
@@ -24,18 +27,7 @@ from edm2lite.flops import count_macs, num_parameters
 from edm2lite.layers import normalize_weights_
 from edm2lite.objective import DenoisingLoss
 from edm2lite.precond import Precond, PrecondConfig
-from edm2lite.unet import UNetConfig
 
-LATENTS = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000}
-NETWORKS = {
-    "digits": UNetConfig(
-        img_resolution=8, img_channels=1, label_dim=10, model_channels=32, channel_mult=(1, 2),
-        num_blocks=1, attn_resolutions=(4,),
-    ),
-    "xxs": UNetConfig(**LATENTS, model_channels=64),
-    "xs": UNetConfig(**LATENTS, model_channels=128),
-    "s": UNetConfig(**LATENTS, model_channels=192),
-}  # fmt: skip
 NIMG = 10**6
 
 
@@ -108,9 +100,18 @@ def main(name: str, batch_size: int, dtype: str, rounds: int, compiled: bool, de
         runs["ours, compiled"] = our_step(fresh(), batch, compiled=True)
     runs["reference"] = reference_step(reference_of(fresh()), batch)
     times: dict[str, list[float]] = {key: [] for key in runs}
-    for run in runs.values():
-        for _ in range(2):
-            seconds(run, where)
+    rate = matrix_rate(where, getattr(torch, dtype))
+    peaks = {}
+    for key, run in runs.items():
+        warm = seconds(run, where)
+        if where.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(where)
+        seconds(run, where)
+        peaks[key] = ""
+        if where.type == "cuda":
+            peaks[key] = f"{torch.cuda.max_memory_allocated(where) / 2**30:.2f}"
+        if "compiled" in key:
+            click.echo(f"{key}: the first step took {warm:.0f} s")
     for _ in range(rounds):
         for key, run in runs.items():
             times[key].append(seconds(run, where))
@@ -118,16 +119,17 @@ def main(name: str, batch_size: int, dtype: str, rounds: int, compiled: bool, de
     click.echo(
         f"{name}: {num_parameters(config)} parameters, {macs / 1e9:.2f} GMAC, batch {batch_size},"
         f" {dtype}, {rounds} rounds, {where}, {torch.get_num_threads()} threads,"
-        f" torch {torch.__version__}, {platform.machine()}\n"
+        f" torch {torch.__version__}, {platform.machine()}, {rate / 1e9:.0f} GFLOP/s at best\n"
     )
-    click.echo("| step | seconds, median | img/s | GFLOP/s | reference / this (range) |")
-    click.echo("|---|---|---|---|---|")
+    click.echo("| step | seconds, median | img/s | MFU | peak GiB | reference / this (range) |")
+    click.echo("|---|---|---|---|---|---|")
     for key, taken in times.items():
         median = statistics.median(taken)
         ratios = [r / t for r, t in zip(times["reference"], taken, strict=True)]
         click.echo(
             f"| {key} | {median:.4f} | {batch_size / median:.1f} |"
-            f" {6e-9 * macs * batch_size / median:.0f} | {statistics.median(ratios):.2f}"
+            f" {6 * macs * batch_size / median / rate:.0%} | {peaks[key]} |"
+            f" {statistics.median(ratios):.2f}"
             f" ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
 

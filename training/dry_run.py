@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.ema import planning
@@ -72,7 +72,12 @@ def kept_bytes(loss: DenoisingLoss, unet: UNetConfig, num_images: int) -> int:
             num_images, unet.img_channels, unet.img_resolution, unet.img_resolution
         )
         labels = torch.empty(num_images, unet.label_dim) if unet.label_dim else None
-    own = {_storage(p) for p in loss.parameters()}
+    return kept_in(lambda: loss(images, labels, images[:, 0, 0, 0], torch.empty_like(images)), loss)
+
+
+def kept_in(run: Callable[[], object], module: nn.Module) -> int:
+    """Bytes that autograd keeps in ``run``, each storage once, parameters of ``module`` not."""
+    own = {_storage(p) for p in module.parameters()}
     kept: dict[int, Tensor] = {}  # holding the tensors keeps the keys distinct
 
     def keep(tensor: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ def kept_bytes(loss: DenoisingLoss, unet: UNetConfig, num_images: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss(images, labels, images[:, 0, 0, 0], torch.empty_like(images))
+        run()
     return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2lite.packed_conv import PackedConv
+from edm2lite.plain_autograd import is_plain_autograd
 from edm2lite.unit_rms import EPS as EPS
 from edm2lite.unit_rms import unit_rms
 
@@ -34,42 +35,6 @@ def pixel_norm(x: Tensor) -> Tensor:
 def mp_silu(x: Tensor) -> Tensor:
     """``silu(x) / 0.596``, of RMS 1 for x ~ N(0, 1) (Eq. 81)."""
     return F.silu(x) / SILU_RMS
-
-
-def modulated_silu(x: Tensor, scale: Tensor) -> Tensor:
-    """``silu(x * scale)`` of x [N, C, H, W], scale [N, C]; only x is kept for the backward pass."""
-    scale = scale[:, :, None, None].to(x.dtype)
-    if torch.compiler.is_compiling():  # which finds by itself what to keep
-        return F.silu(x * scale)
-    y: Tensor = _ModulatedSiLU.apply(x, scale)
-    return y
-
-
-class _ModulatedSiLU(torch.autograd.Function):
-    """With z = x scale, the derivative is ``silu'(z) (dx scale + x dscale)``."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, scale: Tensor) -> Tensor:
-        return F.silu(x * scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dscale: Tensor) -> Tensor:
-        x, scale = ctx.saved_tensors
-        change: Tensor = torch.ops.aten.silu_backward(dx * scale + x * dscale, x * scale)
-        return change
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, scale = ctx.saved_tensors
-        grad = torch.ops.aten.silu_backward(grad, x * scale)
-        return grad * scale, (grad * x).sum((2, 3), keepdim=True)
 
 
 def mp_shares(t: float) -> tuple[float, float]:
@@ -164,6 +129,10 @@ class MPConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
         self.register_buffer("_ready", None, persistent=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy packs for itself: what is packed is opaque to copying and pickling."""
+        return {**self.__dict__, "_packed": None}
+
     def prepare(self, dtype: torch.dtype) -> None:
         """Normalise the weight once for all following passes; it must not change afterwards."""
         self._ready, self._packed = self.normalized_weight(dtype), None
@@ -181,16 +150,19 @@ class MPConv(nn.Module):
         """[N, C_in, ...] -> [N, C_out, ...], of RMS ``gain * out_rms``."""
         if self._ready is None:
             weight = self.normalized_weight(x.dtype, gain)
+        elif isinstance(gain, float) and gain == 1:
+            weight = self._ready
         else:
-            weight = self._ready if isinstance(gain, float) else (self._ready * gain).to(x.dtype)
+            weight = (self._ready * gain).to(x.dtype)
         if weight.ndim == 2:
             return F.linear(x, weight)
         if weight is self._ready and PackedConv.serves(x):
-            fits = self._packed is not None and self._packed.fits(x)
-            if not fits and not torch.compiler.is_compiling():  # a graph takes what is there
-                self._packed, fits = PackedConv(weight, x), True
-            if fits and self._packed is not None:
-                return self._packed(x)
+            packed = self._packed  # looked at once: other threads may replace it
+            if packed is not None and packed.fits(weight, x):
+                return packed(x)
+            if not torch.compiler.is_compiling():  # a graph takes what is there
+                self._packed = packed = PackedConv(weight, x)
+                return packed(x)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
@@ -265,9 +237,7 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # Fused kernels lack forward and second derivatives. Where these may be asked for, and a CPU
     # loses little, the products are written out.
-    if not torch.compiler.is_compiling() and (
-        torch._C._functorch.is_functorch_wrapped_tensor(q)
-        or (q.device.type == "cpu" and torch.is_grad_enabled())
-    ):
+    by_hand = q.device.type in ("cpu", "meta") and torch.is_grad_enabled()
+    if not torch.compiler.is_compiling() and (by_hand or not is_plain_autograd()):
         return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)

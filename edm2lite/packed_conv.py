@@ -4,7 +4,8 @@ torch brings the weight of every convolution into that order in every call, and 
 inputs on one thread without oneDNN at all. Here the order is made once. For inference only.
 
 Compiled graphs call it through an operator of torch's (``edm2lite::packed_conv``), which cannot
-take the weight, because it is opaque to torch: it takes the number of a :class:`PackedConv`.
+take the weight, because it is opaque to torch: it takes the number of a :class:`PackedConv`. The
+number is a tensor, so that one graph serves all networks of a shape.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from edm2lite.plain_autograd import is_plain_autograd
 
 
 class PackedConv:
@@ -27,13 +30,14 @@ class PackedConv:
 
     def __init__(self, weight: Tensor, x: Tensor):
         self._padding = [weight.shape[-1] // 2] * 2
-        self._shape, self._channels = x.shape, len(weight)
+        self._source, self._shape, self._channels = weight, x.shape, len(weight)
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the arguments
         self._weight: Tensor = reorder(
             weight.to_mkldnn(), self._padding, [1, 1], [1, 1], 1, list(x.shape)
         )
-        self._number = next(_numbers)
-        _by_number[self._number] = self
+        number = next(_numbers)
+        self._number = torch.tensor(number)
+        _by_number[number] = self
 
     @staticmethod
     def serves(x: Tensor) -> bool:
@@ -43,12 +47,12 @@ class PackedConv:
         return torch.compiler.is_compiling() or bool(
             torch.backends.mkldnn.is_available()
             and torch.backends.mkldnn.enabled
-            and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+            and is_plain_autograd()
         )
 
-    def fits(self, x: Tensor) -> bool:
-        """Whether it was made for inputs of this shape; the kernels of others differ."""
-        return x.shape == self._shape
+    def fits(self, weight: Tensor, x: Tensor) -> bool:
+        """Whether it was made of this weight for inputs of this shape; kernels differ."""
+        return weight is self._source and x.shape == self._shape
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H, W], channels last."""
@@ -68,14 +72,14 @@ class PackedConv:
 _numbers = itertools.count()
 _by_number: weakref.WeakValueDictionary[int, PackedConv] = weakref.WeakValueDictionary()
 _library = torch.library.Library("edm2lite", "DEF")
-_library.define("packed_conv(Tensor x, int number, int channels) -> Tensor")
+_library.define("packed_conv(Tensor x, Tensor number, int channels) -> Tensor")
 
 
-def _run(x: Tensor, number: int, channels: int) -> Tensor:
-    return _by_number[number].run(x)
+def _run(x: Tensor, number: Tensor, channels: int) -> Tensor:
+    return _by_number[int(number)].run(x)
 
 
-def _shape_only(x: Tensor, number: int, channels: int) -> Tensor:
+def _shape_only(x: Tensor, number: Tensor, channels: int) -> Tensor:
     n, _, h, w = x.shape
     return x.new_empty(n, h, w, channels).permute(0, 3, 1, 2)
 

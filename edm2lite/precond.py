@@ -143,7 +143,11 @@ class Precond(nn.Module):
         return self.logvar_linear(self.logvar_fourier(c_noise)).squeeze(1)
 
     def prepare_for_sampling(self) -> Precond:
-        """Normalise, scale and cast every weight once; for evaluation only. Returns the network."""
+        """Normalise, scale and cast every weight once; for evaluation only. Returns the network.
+
+        In float32 on a CPU one more copy of the weights is kept, in the order that the kernels want
+        for the shape of images seen last.
+        """
         self.eval().requires_grad_(False)
         for module in self.modules():
             if isinstance(module, MPConv):

@@ -21,7 +21,6 @@ from edm2lite.layers import (
     QKVConv,
     cosine_attention,
     downsample,
-    modulated_silu,
     mp_cat,
     mp_shares,
     mp_silu,
@@ -29,6 +28,7 @@ from edm2lite.layers import (
     pixel_norm,
     upsample,
 )
+from edm2lite.modulated_silu import modulated_silu
 from edm2lite.unet_config import UNetConfig
 
 
@@ -198,7 +198,7 @@ class UNet(nn.Module):
         emb = self.embed(c_noise, labels)
         given = [x] if cond is None else [x, cond]
         x = torch.cat([*given, torch.ones_like(x[:, :1])], dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)  # faster convolutions everywhere
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last: faster convolutions
         skips = []
         for block in self.enc.values():
             x = block(x) if isinstance(block, MPConv) else block(x, emb)

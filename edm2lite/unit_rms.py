@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edm2lite.plain_autograd import is_plain_autograd
+
 EPS = 1e-4
 """Added to the RMS that normalisation divides by, outside the root."""
 
@@ -21,7 +23,7 @@ def unit_rms(x: Tensor, dim: int | tuple[int, ...], scale: float = 1.0) -> Tenso
     Returns:
         The shape and dtype of ``x``.
     """
-    if torch.compiler.is_compiling():  # which derives and fuses the same by itself
+    if not is_plain_autograd():
         return x * _factor(_rms(x, dim), scale).to(x.dtype)
     result: Tensor = _UnitRMS.apply(x, dim, scale)[0]
     return result
@@ -54,42 +56,30 @@ class _UnitRMS(torch.autograd.Function):
     and x = y / f. That r is an output with derivatives of its own makes second derivatives right.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, dim: int | tuple[int, ...], scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, dim: int | tuple[int, ...], scale: float
+    ) -> tuple[Tensor, Tensor]:
         rms = _rms(x, dim)
-        return x * _factor(rms, scale).to(x.dtype), rms
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.dim, ctx.scale = inputs
-        ctx.has_input = isinstance(x, nn.Parameter)
-        kept = (x if ctx.has_input else output[0], output[1])
+        y = x * _factor(rms, scale).to(x.dtype)
+        ctx.dim, ctx.scale = dim, scale
+        ctx.has_input = isinstance(x, nn.Parameter) or scale == 0
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, _dim: None, _scale: None) -> tuple[Tensor, Tensor]:
-        kept, rms = ctx.saved_tensors
-        return _changes(ctx, kept, rms, dx)
+        ctx.save_for_backward(x if ctx.has_input else y, rms)
+        return y, rms
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_rms: Tensor | None) -> tuple[Any, None, None]:
         kept, rms = ctx.saved_tensors  # once: activation checkpointing allows no second look
-        result = None if grad is None else _changes(ctx, kept, rms, grad)[0]
+        factor = _factor(rms, ctx.scale)
+        size = 1 if ctx.has_input else factor  # of kept / x
+        result = None
+        if grad is not None:
+            along = (kept * grad).mean(ctx.dim, keepdim=True, dtype=_wide(kept)) * factor
+            along = (along / (size**2 * rms * (rms + EPS))).to(kept.dtype)
+            result = torch.addcmul(grad * factor.to(kept.dtype), kept, along, value=-1)
         if grad_rms is not None:  # in second derivatives alone
-            size = 1 if ctx.has_input else _factor(rms, ctx.scale)  # of kept / x
             share = grad_rms * (rms.numel() / kept.numel()) / (rms * size)
             of_rms = (kept * share).to(kept.dtype)
             result = of_rms if result is None else result + of_rms
         return result, None, None
-
-
-def _changes(ctx: Any, kept: Tensor, rms: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-    factor = _factor(rms, ctx.scale)
-    size = 1 if ctx.has_input else factor  # of kept / x
-    change = (kept * dx).mean(ctx.dim, keepdim=True, dtype=_wide(kept)) / (size * rms)
-    along = (factor * change / (size * (rms + EPS))).to(kept.dtype)
-    return torch.addcmul(dx * factor.to(kept.dtype), kept, along, value=-1), change

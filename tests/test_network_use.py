@@ -70,6 +70,49 @@ def test_vjp_and_functional_call_give_the_gradients_of_backward():
             torch.testing.assert_close(slopes[name], p.grad, rtol=1e-4, atol=1e-5)
 
 
+def body():
+    """The U-Net in float64, its input, and a direction."""
+    torch.manual_seed(0)
+    unet = open_net().double().unet
+    c_noise, labels = torch.tensor([0.3, -0.2]).double(), torch.eye(5)[[1, 3]].double()
+    x, along = torch.randn(2, 2, 2, 8, 8).double()
+    return lambda x: unet(x, c_noise[: len(x)], labels[: len(x)]), x, along
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_second_derivatives_agree_however_they_are_taken():
+    call, x, along = body()
+
+    def value(x):
+        return call(x).square().sum()
+
+    def slope(x):
+        return torch.func.jvp(value, (x,), (along,))[1]
+
+    h = 1e-4
+    expected = (slope(x + h * along) - slope(x - h * along)) / (2 * h)
+    twice_forward = torch.func.jvp(slope, (x,), (along,))[1]
+    forward_over_reverse = torch.func.jvp(torch.func.grad(value), (x,), (along,))[1]
+    given = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(value(given), given, create_graph=True)
+    (plain,) = torch.autograd.grad((first * along).sum(), given)
+    for got in (twice_forward, (forward_over_reverse * along).sum(), (plain * along).sum()):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(forward_over_reverse, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_every_sample_equal_those_of_a_loop():
+    call, x, _ = body()
+
+    def value(one):
+        return call(one[None]).square().sum()
+
+    torch.testing.assert_close(
+        torch.func.vmap(torch.func.grad(value))(x),
+        torch.stack([torch.func.grad(value)(one) for one in x]),
+    )
+
+
 def test_vmap_over_two_sets_of_weights_gives_both_networks():
     nets, (x, sigma, labels) = [open_net(), open_net()], inputs()
     stacked, buffers = torch.func.stack_module_state(nets)

@@ -1,5 +1,8 @@
 """Convolutions with packed weights against torch's own, and when they are used."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +43,7 @@ def test_a_prepared_layer_packs_for_the_shape_that_comes():
         x = torch.randn(shape)
         torch.testing.assert_close(conv(x), plain(x), rtol=1e-5, atol=1e-5)
         assert conv._packed is not None
-        assert conv._packed.fits(x)
+        assert conv._packed.fits(conv._ready, x)
     conv.prepare(torch.float32)
     assert conv._packed is None  # a new weight needs a new packing
 
@@ -53,6 +56,42 @@ def test_gradients_of_the_input_and_function_transforms_take_the_general_path():
     with torch.no_grad():
         batched = torch.func.vmap(conv)(x[:, None])
         torch.testing.assert_close(batched[:, 0], plain(x))
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(conv(dual)).tangent
+        torch.testing.assert_close(tangent, plain(torch.ones_like(x)))
+
+
+@torch.no_grad()
+def test_other_weights_are_packed_anew_and_copies_are_their_own():
+    conv, other = layer(prepared=True), layer(prepared=True)
+    other._ready = -other._ready
+    x = torch.randn(2, 8, 4, 4)
+    y = conv(x)
+    swapped = torch.func.functional_call(conv, dict(other.named_buffers()), (x,))
+    torch.testing.assert_close(swapped, -y)
+    for copied in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert copied._packed is None
+        torch.testing.assert_close(copied(x), y)
+    torch.testing.assert_close(conv(x, gain=0.5), y / 2)
+
+
+@torch.no_grad()
+def test_one_compiled_graph_serves_all_networks_of_a_shape():
+    x, graphs = torch.randn(2, 8, 4, 4), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for i in range(10):  # torch gives up after eight graphs of one function
+        conv = layer(prepared=True)
+        conv._ready = conv._ready * (i + 1)
+        y = conv(x)
+        compiled = torch.compile(conv, fullgraph=True, backend=backend, dynamic=False)
+        torch.testing.assert_close(compiled(x), y)
+    assert len(graphs) == 1
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from edm2lite.modulated_silu import modulated_silu
 from edm2lite.unit_rms import EPS, unit_rms
 
 
@@ -46,6 +47,23 @@ def test_low_precision_differs_by_the_rounding_of_factors_and_results(dtype):
         # Three roundings, each of half a unit in the last place; sums of terms of the size of 1.
         error = (ours.double() - exact).abs().max() / exact.abs().max()
         assert error < 3 * torch.finfo(dtype).eps
+
+
+def test_modulated_silu_has_its_first_and_second_derivatives():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, generator=generator, requires_grad=True)
+    scale = torch.randn(2, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    expected = torch.nn.functional.silu(x * scale[:, :, None, None])
+    torch.testing.assert_close(modulated_silu(x, scale), expected)
+    assert torch.autograd.gradcheck(modulated_silu, (x, scale))
+    assert torch.autograd.gradgradcheck(modulated_silu, (x, scale))
+
+
+def test_a_scale_of_zero_gives_zeros_and_finite_derivatives():
+    x = torch.randn(2, 3, requires_grad=True)
+    y = unit_rms(x * 1, 1, 0.0)
+    (grad,) = torch.autograd.grad(y, x, torch.ones(2, 3))
+    assert not y.any() and not grad.any()
 
 
 def test_the_compiled_form_is_the_same():

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from edm2lite.interop.edm2_network import read_network
+from edm2lite.layers import MPConv
 from edm2lite.precond import Precond, PrecondConfig
 from edm2lite.unet import UNetConfig
 
@@ -96,7 +97,7 @@ def _official_module(module, class_name, settings):
         made.flavor, made.num_heads, made.clip_act, made.dropout = module.flavor, heads, 256, 0.0
         made.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
     for name, child in module.named_children():
-        child_class = type(child).__name__
+        child_class = "MPConv" if isinstance(child, MPConv) else type(child).__name__
         made.add_module(name, _official_module(child, child_class, settings))
     return made.eval()
 

@@ -28,7 +28,7 @@ from edm2lite.layers import (
     pixel_norm,
     upsample,
 )
-from edm2lite.modulated_silu import modulated_silu
+from edm2lite.lean import clip, modulated_silu
 from edm2lite.unet_config import UNetConfig
 
 
@@ -96,8 +96,7 @@ class Block(nn.Module):
         if self.attn_qkv is not None and self.attn_proj is not None:
             y = self.attn_proj(cosine_attention(self.attn_qkv(x), self.num_heads))
             x = torch.add(y, x, alpha=self.attn_keep)
-        # In place: the derivative of a clip needs its result alone, which the next layer keeps.
-        return F.hardtanh_(x, -self.config.clip_act, self.config.clip_act)
+        return clip(x, self.config.clip_act)
 
 
 class UNet(nn.Module):

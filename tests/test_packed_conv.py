@@ -48,6 +48,7 @@ def test_a_prepared_layer_packs_for_the_shape_that_comes():
     assert conv._packed is None  # a new weight needs a new packing
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on first use
 def test_gradients_of_the_input_and_function_transforms_take_the_general_path():
     conv, plain = layer(prepared=True), layer(prepared=False)
     x = torch.randn(2, 8, 4, 4, requires_grad=True)

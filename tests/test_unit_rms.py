@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edm2lite.modulated_silu import modulated_silu
+from edm2lite.lean import clip, modulated_silu
 from edm2lite.unit_rms import EPS, unit_rms
 
 
@@ -57,6 +57,15 @@ def test_modulated_silu_has_its_first_and_second_derivatives():
     torch.testing.assert_close(modulated_silu(x, scale), expected)
     assert torch.autograd.gradcheck(modulated_silu, (x, scale))
     assert torch.autograd.gradgradcheck(modulated_silu, (x, scale))
+
+
+def test_clipping_passes_gradients_inside_the_limits():
+    x = torch.tensor([-9.0, -2.0, 0.5, 3.0, 7.0], dtype=torch.float64, requires_grad=True)
+    y = clip(x, 4.0)
+    (grad,) = torch.autograd.grad(y, x, torch.full_like(x, 2))
+    assert y.tolist() == [-4, -2, 0.5, 3, 4]
+    assert grad.tolist() == [0, 2, 2, 2, 0]
+    assert torch.autograd.gradgradcheck(lambda x: clip(x, 4.0), x)
 
 
 def test_a_scale_of_zero_gives_zeros_and_finite_derivatives():

@@ -1,4 +1,4 @@
-"""The modulation of a block and its nonlinearity in one, of which one tensor is kept, not two."""
+"""Operations of a block that keep less for their backward pass than torch's own do."""
 
 from __future__ import annotations
 
@@ -38,3 +38,27 @@ class _ModulatedSiLU(torch.autograd.Function):
         else:
             grad = torch.ops.aten.silu_backward(grad, z)
         return grad * scale, (grad * x).sum((2, 3), keepdim=True)
+
+
+def clip(x: Tensor, limit: float) -> Tensor:
+    """``x`` within [-limit, limit]; the result alone is kept, which the next layer keeps too."""
+    if not is_plain_autograd():
+        return F.hardtanh(x, -limit, limit)
+    y: Tensor = _Clip.apply(x, limit)
+    return y
+
+
+class _Clip(torch.autograd.Function):
+    """Gradients pass where the result is inside the limits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
+        y = x.clamp(-limit, limit)
+        ctx.limit = limit
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, y, -ctx.limit, ctx.limit), None

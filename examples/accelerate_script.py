@@ -10,6 +10,7 @@ the plugin on GPUs ``accelerator.is_fsdp2`` takes the place of ``args.fsdp``.
 """
 
 import argparse
+import os
 
 import torch
 from accelerate import Accelerator
@@ -66,9 +67,11 @@ def main() -> None:
         for name, weights in whole.items():
             (plain := network()).load_state_dict(weights)
             loss = nn.functional.mse_loss(plain(x[5000:]), y[5000:])
-            print(f"{name:14}  {loss:15.4f}")
+            print(f"{name:14}  {loss:15.4f}", flush=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if accelerator.num_processes > 1:  # threads of a group abort Python's own exit now and then
+        os._exit(0)
 
 
 if __name__ == "__main__":

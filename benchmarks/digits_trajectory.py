@@ -41,7 +41,7 @@ def main(out: Path, elements: int, settings: tuple[str, ...]) -> None:
                 recorded[nimg // config.batch_size - 1] = flat[rows].numpy()
                 super().update(nimg)
 
-        trainer.ema = Recorder(trainer.net, config.ema.sigma_rels)
+        trainer.ema = trainer.outputs.ema = Recorder(trainer.net, config.ema.sigma_rels)
         trainer.train()
     np.save(out, recorded)
 

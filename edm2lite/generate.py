@@ -148,8 +148,9 @@ class Generator:
         net.prepare_for_sampling()
         if not self.compile:
             return net
-        with torch.no_grad():  # brings weights into the order that kernels want for this shape
-            net(torch.zeros(self.rows, *self.shape, device=self.device), 1.0)
+        if self.device.type == "cpu":  # a graph uses the packed weights that are there before it
+            with torch.no_grad():
+                net(torch.zeros(self.rows, *self.shape), 1.0)
         return torch.compile(net, fullgraph=True, dynamic=False)
 
     @torch.no_grad()

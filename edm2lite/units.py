@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
-_UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
+_PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
+_DECIMAL = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+def _scaled(text: str, units: Mapping[str, float]) -> float | None:
+    """The number that ``text`` writes with one of the units, or with none; None if it does not."""
+    number = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
+    match = re.fullmatch(rf"{number}\s*({'|'.join(units)})?", text.strip())
+    return float(match[1]) * units.get(match[2], 1) if match else None
 
 
 def parse_count(value: object) -> object:
     """``8Mi`` -> 8388608, ``"12"`` -> 12; what is no count comes back as it is."""
-    match = (
-        re.fullmatch(r"(\d+(?:\.\d+)?)\s*(Ki|Mi|Gi)?", value) if isinstance(value, str) else None
-    )
-    if match is None:
-        return value
-    number = float(match[1]) * _UNITS[match[2] or ""]
-    return int(number) if number == int(number) else value
+    number = _scaled(value, _BINARY) if isinstance(value, str) else None
+    return int(number) if number is not None and number.is_integer() else value
 
 
 def parse_params(text: str) -> int:
@@ -26,9 +31,8 @@ def parse_params(text: str) -> int:
     Raises:
         ValueError: Not such a number.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMB]?)", text)
-    value = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2]] if match else 0
-    if value < 1 or abs(value - round(value)) > 1e-6 * value:
+    value = _scaled(text, _PARAMETERS) or 0
+    if not 1 <= value < float("inf") or abs(value - round(value)) > 1e-6 * value:
         raise ValueError(f"{text!r} must be a number of parameters, as in 280M, 1.5B or 5000")
     return round(value)
 
@@ -39,9 +43,7 @@ def parse_amount(text: str) -> float:
     Raises:
         ValueError: Not such a number, or not positive.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(Ki|Mi|Gi|k|M|G)?", text.strip())
-    scales = {**_UNITS, "k": 1e3, "M": 1e6, "G": 1e9}
-    value = float(match[1]) * scales[match[2] or ""] if match else 0.0
+    value = _scaled(text, _BINARY | _DECIMAL) or 0.0
     if not 0 < value < float("inf"):
         raise ValueError(f"{text!r} must be a positive number, as in 500k, 1.5M, 8Mi or 1e6")
     return value
@@ -49,7 +51,7 @@ def parse_amount(text: str) -> float:
 
 def format_amount(value: float) -> str:
     """Four digits and a power of ten: 4652024 -> ``4.652M``."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in reversed(_DECIMAL.items()):
         if value >= 0.99995 * size:
             return f"{value / size:.4g}{unit}"
     return f"{value:.4g}"

@@ -60,8 +60,15 @@ def main(
     """
     lengths = [Length.of_sigma_rel(value, by) for value in sigma_rel]
     lengths += [Length(value, by) for value in gamma]
-    if half_life or decay or window:
-        lengths += _timed(half_life, decay, window, nimg, batch, by)
+    if half_life or decay or window:  # which mean something at a training time only
+        if nimg is None or (decay and batch is None):
+            raise click.UsageError(
+                "the same half-life, decay or window is another share of another training time:"
+                " give --at" + (" and --batch" if decay else "")
+            )
+        lengths += [Length.of_half_life(value, nimg, by) for value in half_life]
+        lengths += [Length.of_decay(value, nimg, batch or 0, by) for value in decay]
+        lengths += [Length.of_window(value, nimg, by) for value in window]
     if not lengths:
         raise click.UsageError(
             "give a length: --sigma-rel, --gamma, --half-life, --decay or --window"
@@ -80,27 +87,6 @@ def main(
 
         plot_lengths(plot, lengths, nimg)
         click.echo(plot, err=True)
-
-
-def _timed(
-    half_life: list[float],
-    decay: list[float],
-    window: list[float],
-    nimg: float | None,
-    batch: float | None,
-    by: Measure,
-) -> list[Length]:
-    """Lengths given in images or per update, which mean something at a training time only."""
-    if nimg is None or (decay and batch is None):
-        raise click.UsageError(
-            "the same half-life, decay or window is another share of another training time: give"
-            " --at" + (" and --batch" if decay else "")
-        )
-    return [
-        *(Length.of_half_life(value, nimg, by) for value in half_life),
-        *(Length.of_decay(value, nimg, batch or 0, by) for value in decay),
-        *(Length.of_window(value, nimg, by) for value in window),
-    ]
 
 
 def _record(length: Length, nimg: float | None, batch: float | None) -> dict[str, Any]:

@@ -227,12 +227,3 @@ def test_the_page_names_every_choice():
     rows = re.findall(r"^\| `(\w+)`", PAGE, re.M)
     assert set(rows) == {*PARAMETRIZATIONS, *WEIGHTINGS, *DENSITIES}
     assert all(f"`{name}`" in PAGE for name in EMBEDDINGS)
-
-
-@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, re.S))
-def test_configurations_of_the_page_load(block, tmp_path):
-    values = yaml.safe_load(load_config("digits").to_yaml())
-    for key, value in yaml.safe_load(block.replace(", unet: {...}", "")).items():
-        values[key] = {**values[key], **value} if key == "net" else value
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-    load_config(str(tmp_path / "config.yaml"))

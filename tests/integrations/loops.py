@@ -79,3 +79,21 @@ def check_snapshots(run, walk, nimgs, sigma_rels=(0.05, 0.10), prefix="") -> Non
         for name, value in average(walk, info.nimg, info.sigma_rel).items():
             # tens of roundings in float32 of weights of size about 1
             np.testing.assert_allclose(stored[prefix + name].numpy(), value, rtol=0, atol=2e-6)
+
+
+def check_resumed(whole, parts, identity, aside):
+    """The snapshots of a run in parts are those of the whole one to the bit, and of one run.
+
+    Those of ``aside``, samples at which the first part went further than its checkpoint, are kept
+    in a folder of their own.
+    """
+    infos = list_snapshots(parts)
+    expected = {info.path.name: load_tensors(info.path)[0] for info in list_snapshots(whole)}
+    assert [info.path.name for info in infos] == list(expected) and len(infos) == 6
+    for info in infos:
+        tensors = load_tensors(info.path)[0]
+        for name, value in expected[info.path.name].items():
+            assert value.equal(tensors[name]), (info.path, name)
+    assert {info.run for info in infos} == identity
+    found = {path.name for path in (parts / "snapshots" / "superseded").iterdir()}
+    assert found == {f"ema-{s}-{aside:010d}.safetensors" for s in ("0.05000", "0.10000")}

@@ -7,7 +7,18 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
-from loops import ACCUMULATE, BATCH, average, build, check_snapshots, data, mse, plain_loop, sgd
+from loops import (
+    ACCUMULATE,
+    BATCH,
+    average,
+    build,
+    check_resumed,
+    check_snapshots,
+    data,
+    mse,
+    plain_loop,
+    sgd,
+)  # fmt: skip
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -111,23 +122,12 @@ def test_a_resumed_fit_is_the_uninterrupted_one_bit_for_bit(tmp_path):
         callbacks = [EMACallback(tmp_path / name, snapshot_nimg=every), saver]
         fit(tmp_path, callbacks, epochs, enable_checkpointing=True, ckpt=ckpt)
 
-    def files(name):
-        found = sorted((tmp_path / name / "snapshots").glob("*.safetensors"))
-        return {path.name: load_tensors(path)[0] for path in found}
-
     run("whole", 4)
     run("parts", 3)  # to be interrupted before the checkpoint of the third epoch, as it were
     identity = {info.run for info in list_snapshots(tmp_path / "parts")}
     run("parts", 4, ckpt=tmp_path / "parts" / "epoch=1-step=4.ckpt")
     check_snapshots(tmp_path / "parts", exact_walk(4), [38, 60, 88], prefix="net.")
-    whole, parts = files("whole"), files("parts")
-    assert list(whole) == list(parts) and len(whole) == 6
-    for name, tensors in whole.items():
-        assert all(value.equal(parts[name][key]) for key, value in tensors.items()), name
-    assert {info.run for info in list_snapshots(tmp_path / "parts")} == identity
-    # the snapshots at 66, end of the shorter fit, come from after the checkpoint
-    aside = {p.name for p in (tmp_path / "parts/snapshots/superseded").iterdir()}
-    assert aside == {f"ema-{s}-0000000066.safetensors" for s in ("0.05000", "0.10000")}
+    check_resumed(tmp_path / "whole", tmp_path / "parts", identity, aside=66)
 
 
 def test_a_second_fit_of_the_same_trainer_goes_on(tmp_path):

@@ -7,7 +7,18 @@ import sys
 
 import pytest
 import torch
-from loops import ACCUMULATE, BATCH, average, build, check_snapshots, data, mse, plain_loop, sgd
+from loops import (
+    ACCUMULATE,
+    BATCH,
+    average,
+    build,
+    check_resumed,
+    check_snapshots,
+    data,
+    mse,
+    plain_loop,
+    sgd,
+)  # fmt: skip
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerState, TrainingArguments
@@ -93,23 +104,13 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
         options = {"save_strategy": "steps", "save_steps": 3, "logging_strategy": "epoch"}
         trainer(tmp_path / name, [callback], epochs, **options).train(resume)
 
-    def files(name):
-        found = sorted((tmp_path / name / "snapshots").glob("*.safetensors"))
-        return {path.name: load_tensors(path)[0] for path in found}
-
     run("whole", 4)
     run("parts", 2)  # until step 4, with a checkpoint at step 3
     identity = {info.run for info in list_snapshots(tmp_path / "parts")}
     shutil.rmtree(tmp_path / "parts" / "checkpoint-4")
     run("parts", 4, str(tmp_path / "parts" / "checkpoint-3"))
     check_snapshots(tmp_path / "parts", nominal_walk(4), [40, 64, 96], prefix="net.")
-    whole, parts = files("whole"), files("parts")
-    assert list(whole) == list(parts) and len(whole) == 6
-    for name, tensors in whole.items():
-        assert all(value.equal(parts[name][key]) for key, value in tensors.items()), name
-    assert {info.run for info in list_snapshots(tmp_path / "parts")} == identity
-    aside = {p.name for p in (tmp_path / "parts/snapshots/superseded").iterdir()}
-    assert aside == {f"ema-{s}-0000000048.safetensors" for s in ("0.05000", "0.10000")}
+    check_resumed(tmp_path / "whole", tmp_path / "parts", identity, aside=48)
 
 
 def test_a_checkpoint_elsewhere_must_be_named_and_a_wrong_one_is_refused(tmp_path):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,10 @@ from torch import Tensor
 
 from edm2lite.ema.profile import Profile
 from edm2lite.ema.snapshot import SnapshotInfo
-from edm2lite.ema.stream import Progress, weighted_sums
+from edm2lite.ema.stream import Progress, crew_size, weighted_sums
 from edm2lite.ema.targets import Reconstruction, plan_targets
-from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
+from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
+from edm2lite.threads import Crew
 
 
 def reconstruct(
@@ -78,41 +77,48 @@ def build(
         name: TensorSpec(dtype if s.dtype.is_floating_point else s.dtype, s.shape)
         for name, s in headers[-1].tensors.items()
     }
-    sums = weighted_sums(headers, np.stack([plan.coefficients for plan in plans]), progress)
+    weights = np.stack([plan.coefficients for plan in plans])
     if out is None:
-        flat = [
-            {name: torch.empty(spec.numel, dtype=spec.dtype) for name, spec in specs.items()}
-            for _ in plans
-        ]
-        filled = dict.fromkeys(specs, 0)
-        for name, values in sums:
-            begin, filled[name] = filled[name], filled[name] + values.shape[1]
-            for state, row in zip(flat, values, strict=True):
-                state[name][begin : filled[name]] = row
-        for plan, state in zip(plans, flat, strict=True):
-            shaped = {name: state[name].view(spec.shape) for name, spec in specs.items()}
-            yield dataclasses.replace(plan, state_dict=shaped)
+        for plan, state in zip(plans, _in_memory(headers, weights, specs, progress), strict=True):
+            yield dataclasses.replace(plan, state_dict=state)
         return
     paths = output_paths(Path(out), plans)
     with ExitStack() as stack:
-        pool = stack.enter_context(
-            ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,))
-        )
+        crew = stack.enter_context(Crew(crew_size(len(plans))))
         writers = [
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
             for path, plan in zip(paths, plans, strict=True)
         ]
-        written: Iterator[None] = iter(())
-        for name, values in sums:
-            list(written)  # of the piece before: its memory is about to be used again
-            written = pool.map(_write_as, writers, values, repeat(specs[name].dtype))
-        list(written)
+        for parts, values in weighted_sums(headers, weights, crew, progress):
+            rows = values.to(specs[parts[0].name].dtype)
+            crew.run(_append, list(zip(writers, rows, strict=True)))
     for plan, path in zip(plans, paths, strict=True):
         yield dataclasses.replace(plan, path=path)
 
 
-def _write_as(writer: TensorWriter, values: Tensor, dtype: torch.dtype) -> None:
-    writer.write(values.to(dtype))
+def _in_memory(
+    headers: Sequence[Header],
+    weights: np.ndarray,
+    specs: Mapping[str, TensorSpec],
+    progress: Progress | None,
+) -> list[dict[str, Tensor]]:
+    """The tensors of each row of ``weights``."""
+    states = [
+        {name: torch.empty(spec.numel, dtype=spec.dtype) for name, spec in specs.items()}
+        for _ in weights
+    ]
+    with Crew(crew_size(len(weights))) as crew:
+        for parts, values in weighted_sums(headers, weights, crew, progress):
+            for part in parts:
+                count = part.last - part.first
+                for state, row in zip(states, values[:, part.first : part.last], strict=True):
+                    state[part.name][part.begin : part.begin + count] = row
+    return [{name: state[name].view(spec.shape) for name, spec in specs.items()} for state in states]
+
+
+def _append(worker: int, task: tuple[TensorWriter, Tensor]) -> None:
+    writer, values = task
+    writer.write(values)
 
 
 def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.snapshot import snapshot_folder
-from edm2lite.ema.stream import Progress, weighted_sums
+from edm2lite.ema.stream import Progress, crew_size, weighted_sums
 from edm2lite.ema.targets import FORMAT
 from edm2lite.tensorfile import Header, read_header, verify
+from edm2lite.threads import Crew
 
 
 def verify_reconstruction(
@@ -42,16 +43,17 @@ def verify_reconstruction(
     weights = np.array([[entry["coefficient"] for entry in inputs]], np.float64)
     grown = float(np.abs(weights).sum())
     different, largest = 0, 0.0
-    with open(header.path, "rb") as file:
+    with open(header.path, "rb") as file, Crew(crew_size(1)) as crew:
         file.seek(header.data_start)
-        for name, values in weighted_sums(headers, weights, progress):
-            dtype = header.tensors[name].dtype
-            rebuilt = values[0].to(dtype)
-            data = bytearray(file.read(rebuilt.numel() * dtype.itemsize))
-            found = torch.frombuffer(data, dtype=dtype)
-            gap = (rebuilt.double() - found.double()).abs()
-            different += int((gap > _rounding(found, grown)).sum())
-            largest = max(largest, float(gap.max()))
+        for parts, values in weighted_sums(headers, weights, crew, progress):
+            for part in parts:
+                dtype = header.tensors[part.name].dtype
+                rebuilt = values[0, part.first : part.last].to(dtype)
+                data = bytearray(file.read(rebuilt.numel() * dtype.itemsize))
+                found = torch.frombuffer(data, dtype=dtype)
+                gap = (rebuilt.double() - found.double()).abs()
+                different += int((gap > _rounding(found, grown)).sum())
+                largest = max(largest, float(gap.max()))
     if different:
         raise ValueError(
             f"{path} must equal what its snapshots and coefficients give, and differs in"

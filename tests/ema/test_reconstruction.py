@@ -66,7 +66,7 @@ def test_a_stored_length_comes_back_as_it_was_stored(walk):
 
 def test_stream_equals_the_sum_in_memory(walk, monkeypatch):
     folder, _ = walk
-    monkeypatch.setattr("edm2lite.ema.stream.BLOCK_BYTES", 4 * 122 * 1024)
+    monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_BYTES", 4 * 122 * 1024)
     built = list(reconstruct(folder, gamma=[3.0, 12.0]))
     for result in built:
         exact = sum(
@@ -193,7 +193,7 @@ def test_renamed_files_are_read_by_what_they_say(walk, tmp_path):
 def test_one_average_alone_is_what_it_is_among_many(walk, tmp_path, monkeypatch, dtype):
     lengths = [0.02, 0.031, 0.06, 0.13, 0.2, 0.25, 0.28, 0.11, 0.09, 0.17, 0.012]
     many = list(reconstruct(walk[0], sigma_rel=lengths, out=tmp_path / "many", dtype=dtype))
-    monkeypatch.setattr("edm2lite.ema.stream.BLOCK_BYTES", 4 * 131 * 1030)
+    monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_BYTES", 4 * 131 * 1030)
     for whole in many:
         alone = next(reconstruct(walk[0], sigma_rel=whole.sigma_rel, dtype=dtype))
         tensors, _ = load_tensors(whole.path)

@@ -57,6 +57,7 @@ setup(
         "scipy>=1.11",
         "safetensors>=0.4.3",
         "xxhash>=3.4",
+        "threadpoolctl>=3.1",
         "click>=8.1",
         "pydantic>=2.6",
         "PyYAML>=6.0",

@@ -110,7 +110,10 @@ class TensorWriter:
 
     def write(self, values: Tensor) -> None:
         """Append the values of a tensor (any shape) in the dtype that they have."""
-        data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self.append(as_bytes(values.detach().cpu().contiguous()))
+
+    def append(self, data: memoryview) -> None:
+        """Append values that are bytes already (:func:`as_bytes`)."""
         self._hash.update(data)
         self._file.write(data)
         self._written += len(data)
@@ -139,6 +142,11 @@ class TensorWriter:
         os.fsync(self._file.fileno())
         os.replace(self._temporary, self.path)
         sync(self.path.parent)
+
+
+def as_bytes(values: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return values.reshape(-1).view(torch.uint8).numpy().data
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:

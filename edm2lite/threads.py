@@ -71,6 +71,10 @@ class Crew:
         Raises:
             Exception: The first that a worker met; the items after it may not have run.
         """
+        if self._size == 1:
+            for item in items:
+                function(0, item)
+            return
         left = collections.deque(items)
 
         def work(worker: int) -> None:

@@ -1,9 +1,9 @@
 """Reads many tensor files side by side: one block of every file at a time, hashed on its way.
 
-The files hold the same tensors. Tensors that follow one another with one dtype per file are one run,
-cut into blocks without regard to where a tensor ends. A thread reads ahead into slots of memory that
-are used in turn and whose views are made once: slicing between two reads would hold Python's lock,
-and a core that finds it taken goes to sleep.
+The files hold the same tensors. Tensors that follow one another with one dtype per file are one
+run, cut into blocks without regard to where a tensor ends. A thread reads ahead into slots of
+memory that are used in turn and whose views are made once: slicing between two reads would hold
+Python's lock, and a core that finds it taken goes to sleep.
 """
 
 from __future__ import annotations

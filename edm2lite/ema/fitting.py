@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.likelihood import equal_shares, fit_rates, misfit_of, unlikelihood
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.quadrature import quadrature_nodes
@@ -28,6 +29,7 @@ _CLEAR = 0.06  # gain of 2 / n log likelihood below which no momentum is assumed
 _TRY_STEPS, _FIT_STEPS, _ROUNDS = 60, 50, 4
 
 
+@on_one_thread
 def fit_trajectory(
     sources: Sequence[PowerFunction],
     sample: NDArray[np.float64],

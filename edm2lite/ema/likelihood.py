@@ -28,12 +28,14 @@ def equal_shares(kernels: Array, smooth: bool) -> Array:
 
 def fit_rates(kernels: Array, noise: Array, measured: Array, rates: Array, steps: int) -> Array:
     """Rates of all kernels; the noise has its own strength."""
-    flat, families = kernels.reshape(len(kernels), -1), _families(kernels)
+    flat = kernels.reshape(len(kernels), -1)
+    before, after = _neighbours(kernels)
     for _ in range(steps):
         inverse = _inverse((rates @ flat).reshape(noise.shape) + noise)
         gain = flat @ (inverse @ measured @ inverse).ravel()
         cost = flat @ inverse.ravel()
-        around = np.concatenate([_neighbours(rates[family]) for family in families])
+        roots = np.sqrt(rates)
+        around = roots[before] * roots[after]
         ratio = np.divide(around, rates, out=np.zeros_like(rates), where=rates > 0)
         rates = rates * np.sqrt(
             (np.maximum(gain, 0) * rates + _PRIOR * ratio) / (np.maximum(cost, 0) * rates + _PRIOR)
@@ -80,9 +82,14 @@ def _inverse(covariance: Array) -> Array:
     return half.T @ half
 
 
-def _neighbours(rates: Array) -> Array:
-    """Geometric mean of the rates before and after each; at an end, of the one there is."""
-    if len(rates) < 2:
-        return rates
-    padded = np.concatenate([rates[1:2], rates, rates[-2:-1]])
-    return np.sqrt(padded[:-2]) * np.sqrt(padded[2:])
+def _neighbours(kernels: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of the rates before and after each in its family; at an end, of the one there is."""
+    before, after = [], []
+    for family in _families(kernels):
+        first, last = family.start, (family.stop or len(kernels)) - 1
+        near = (
+            np.pad(np.arange(first, last + 1), 1, mode="reflect") if last > first else [first] * 3
+        )
+        before.append(near[:-2])
+        after.append(near[2:])
+    return np.concatenate(before), np.concatenate(after)

@@ -15,7 +15,7 @@ from edm2lite.ema.profile import Profile
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress, crew_size, weighted_sums
 from edm2lite.ema.targets import Reconstruction, plan_targets
-from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
+from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, as_bytes, read_header
 from edm2lite.threads import Crew
 
 
@@ -89,9 +89,11 @@ def build(
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
             for path, plan in zip(paths, plans, strict=True)
         ]
-        for parts, values in weighted_sums(headers, weights, crew, progress):
-            rows = values.to(specs[parts[0].name].dtype)
-            crew.run(_append, list(zip(writers, rows, strict=True)))
+        memory, tasks = None, []
+        for _, values in weighted_sums(headers, weights, crew, dtype=dtype, progress=progress):
+            if memory != (memory := (values.data_ptr(), values.shape)):
+                tasks = [(w, as_bytes(row)) for w, row in zip(writers, values, strict=True)]
+            crew.run(_append, tasks)
     for plan, path in zip(plans, paths, strict=True):
         yield dataclasses.replace(plan, path=path)
 
@@ -108,17 +110,19 @@ def _in_memory(
         for _ in weights
     ]
     with Crew(crew_size(len(weights))) as crew:
-        for parts, values in weighted_sums(headers, weights, crew, progress):
+        for parts, values in weighted_sums(headers, weights, crew, progress=progress):
             for part in parts:
                 count = part.last - part.first
                 for state, row in zip(states, values[:, part.first : part.last], strict=True):
                     state[part.name][part.begin : part.begin + count] = row
-    return [{name: state[name].view(spec.shape) for name, spec in specs.items()} for state in states]
+    return [
+        {name: state[name].view(spec.shape) for name, spec in specs.items()} for state in states
+    ]
 
 
-def _append(worker: int, task: tuple[TensorWriter, Tensor]) -> None:
-    writer, values = task
-    writer.write(values)
+def _append(worker: int, task: tuple[TensorWriter, memoryview]) -> None:
+    writer, data = task
+    writer.append(data)
 
 
 def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:

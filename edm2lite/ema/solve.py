@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lstsq
 
+from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.profile import PowerFunction, Profile, inner_product
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.trajectory import TrajectoryModel
@@ -44,6 +45,7 @@ class Solution:
         return np.abs(self.coefficients).sum(axis=0)
 
 
+@on_one_thread
 def solve_paper(
     sources: Sequence[Profile],
     targets: Sequence[Profile],
@@ -79,6 +81,7 @@ def solve_paper(
     return Solution(x, np.sqrt(np.maximum(residual, 0) / square))
 
 
+@on_one_thread
 def solve_calibrated(
     sources: Sequence[PowerFunction],
     targets: Sequence[Profile],

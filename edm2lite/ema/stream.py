@@ -7,6 +7,7 @@ the next are read. Memory depends on neither K nor R: blocks shrink as they grow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,19 @@ from edm2lite.ema.blocks import BlockReader, Part, Views
 from edm2lite.tensorfile import Header
 from edm2lite.threads import Crew, num_cores
 
-STRIP_BYTES = 2**21  # float32 values multiplied at a time stay in a core's cache
+STRIP_VALUES = 2**15  # of one file, multiplied at a time
+STRIP_BYTES = 3 * 2**20  # of all of them and their sums in float32: they stay in a core's cache
 
 Progress = Callable[[int, int], None]
 
 
 def weighted_sums(
-    headers: Sequence[Header], weights: np.ndarray, crew: Crew, progress: Progress | None = None
+    headers: Sequence[Header],
+    weights: np.ndarray,
+    crew: Crew,
+    *,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[tuple[Part, ...], Tensor]]:
     """R weighted sums of K files with the same tensors, block by block in file order.
 
@@ -32,12 +39,13 @@ def weighted_sums(
         headers: Of the K files; names, shapes and their order must agree.
         weights: [R, K] float64, each row with the sum 1.
         crew: Threads that multiply (see :func:`crew_size`).
+        dtype: Floating-point type of the sums, which are made in float32.
         progress: Called with (bytes read, bytes in all) after each block.
 
     Yields:
-        (parts, values [R, n] float32): which tensors the columns of ``values`` belong to; tensors
-        that are not floating-point come from the last file, in their own dtype. The memory of
-        ``values`` is used again for the next block.
+        (parts, values [R, n] of ``dtype``): which tensors the columns of ``values`` belong to;
+        tensors that are not floating-point come from the last file, in their own dtype. The memory
+        of ``values`` is used again for the next block.
 
     Raises:
         ValueError: A file ends early, or its bytes do not match its digest (found at the end:
@@ -46,7 +54,8 @@ def weighted_sums(
     # Files of one type lie together, so that one copy converts all of them.
     order = sorted(range(len(headers)), key=lambda k: (_kind(headers[k]), k))
     reader = BlockReader([headers[k] for k in order], len(weights))
-    multiplier = _Multiplier(weights[:, order], order.index(len(headers) - 1), reader.block_values, len(crew))
+    out = torch.empty(len(weights), reader.block_values, dtype=dtype)
+    multiplier = _Multiplier(weights[:, order], order.index(len(headers) - 1), out, len(crew))
     total, done = sum(header.data_bytes for header in headers), 0
     for parts, views in reader:
         done += views.nbytes
@@ -61,16 +70,14 @@ def crew_size(num_targets: int) -> int:
 
 
 class _Multiplier:
-    """[K, n] values -> [R, n] weighted sums, in strips that fit the cache."""
+    """[K, n] values -> [R, n] weighted sums in ``out``, in strips that fit the cache."""
 
-    def __init__(
-        self, weights: np.ndarray, reference: int, block_values: int, num_workers: int
-    ) -> None:
+    def __init__(self, weights: np.ndarray, reference: int, out: Tensor, num_workers: int):
         self._weights = torch.from_numpy(np.ascontiguousarray(weights)).float()
         self._reference = reference
-        self._width = max(256, STRIP_BYTES // (4 * weights.shape[1]))
-        self._strips = [_Strip(weights.shape[1], self._width) for _ in range(num_workers)]
-        self._out = torch.empty(len(weights), block_values)
+        self._out = out
+        self._width = min(STRIP_VALUES, max(256, STRIP_BYTES // (4 * sum(weights.shape))))
+        self._strips = [_Strip(self._weights, self._width) for _ in range(num_workers)]
         self._jobs: dict[int, tuple[Views, list[_Job]]] = {}  # by the memory that the values are in
 
     def __call__(self, views: Views, crew: Crew) -> Tensor:
@@ -84,22 +91,24 @@ class _Multiplier:
         return self._out[:, : views.count]
 
     def _cut(self, views: Views) -> list[_Job]:
-        columns = [slice(i, i + self._width) for i in range(0, views.count, self._width)]
+        width = math.ceil(views.count / math.ceil(views.count / self._width))  # no rest
+        columns = [slice(i, i + width) for i in range(0, views.count, width)]
         out = self._out[:, : views.count]
         return [_Job(tuple(g[:, c] for g in views.groups), out[:, c]) for c in columns]
 
     def _multiply(self, worker: int, job: _Job) -> None:
-        values, rows = self._strips[worker].shaped(job)
+        values, rows, sums = self._strips[worker].shaped(job)
         for row, group in zip(rows, job.groups, strict=True):
             row.copy_(group)
         if all(group.dtype.itemsize < 4 for group in job.groups):
-            torch.mm(self._weights, values, out=job.out)
-            return
-        # The weights sum to 1, so the sum may run over differences from one of the files: they are
-        # small, and so is the rounding of their sum. Files in half precision have rounded a thousand
-        # times more than the sum does.
-        base = values[self._reference].clone()
-        torch.addmm(base, self._weights, values.sub_(base), out=job.out)
+            torch.mm(self._weights, values, out=sums)
+        else:
+            # The weights sum to 1, so the sum may run over differences from one of the files: they
+            # are small, and so is the rounding of their sum. Files in half precision have rounded a
+            # thousand times more than the sum does.
+            base = values[self._reference].clone()
+            torch.addmm(base, self._weights, values.sub_(base), out=sums)
+        job.out.copy_(sums)
 
 
 @dataclass(frozen=True)
@@ -111,21 +120,22 @@ class _Job:
 
 
 class _Strip:
-    """Memory of one thread for float32 values of all files; its views are kept, as a slot's are."""
+    """Memory of one thread for float32 values and sums; its views are kept, as a slot's are."""
 
-    def __init__(self, num_files: int, width: int):
-        self._memory = torch.empty(num_files * width)
-        self._num_files = num_files
+    def __init__(self, weights: Tensor, width: int):
+        self._heights = weights.shape[::-1]
+        self._memory = torch.empty(sum(weights.shape) * width)
         self._shape: list[torch.Size] = []
-        self._views: tuple[Tensor, list[Tensor]]
+        self._views: tuple[Tensor, tuple[Tensor, ...], Tensor]
 
-    def shaped(self, job: _Job) -> tuple[Tensor, list[Tensor]]:
-        """All rows [K, n], and those of each group."""
+    def shaped(self, job: _Job) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """Values of all files [K, n], those of each group, and sums [R, n]."""
         shape = [group.shape for group in job.groups]
         if shape != self._shape:
             count = job.out.shape[1]
-            values = self._memory[: self._num_files * count].view(self._num_files, count)
-            self._views = values, list(values.split([len(group) for group in job.groups]))
+            both = self._memory[: sum(self._heights) * count].view(-1, count)
+            values, sums = both.split(self._heights)
+            self._views = values, values.split([len(group) for group in job.groups]), sums
             self._shape = shape
         return self._views
 

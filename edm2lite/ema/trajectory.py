@@ -134,7 +134,7 @@ def unit_responses(
         [(p.cumulative(u + step) - p.cumulative(u - step)) / (2 * step) for p in profiles]
     )
     if momentum:
-        after, density = remembered(after, w, momentum), remembered(density, w, momentum)
+        after, density = np.split(remembered(np.concatenate([after, density]), w, momentum), 2)
     # Training moves fastest at the start, which no stored average shows: the variance falls as the
     # square of a learning rate that falls as t**-0.5.
     walk = after * np.sqrt(w / nimg * np.maximum(1, first / u))

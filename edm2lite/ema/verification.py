@@ -45,7 +45,7 @@ def verify_reconstruction(
     different, largest = 0, 0.0
     with open(header.path, "rb") as file, Crew(crew_size(1)) as crew:
         file.seek(header.data_start)
-        for parts, values in weighted_sums(headers, weights, crew, progress):
+        for parts, values in weighted_sums(headers, weights, crew, progress=progress):
             for part in parts:
                 dtype = header.tensors[part.name].dtype
                 rebuilt = values[0, part.first : part.last].to(dtype)

@@ -134,14 +134,17 @@ class _Differences:
 
 def _likely_momentum(seen: _Differences, measured: Array) -> tuple[float, Array, Array]:
     """(momentum, kernels, first rates); no momentum unless one is clearly more likely."""
-    noise, tried = seen.noise(), []
-    for momentum in _MOMENTA:
-        kernels = seen.kernels(momentum)
-        rates = fit_rates(kernels, noise, measured, equal_shares(kernels, momentum > 0), _TRY_STEPS)
-        unlikely = unlikelihood(np.tensordot(rates, kernels, 1) + noise, measured)
-        tried.append((unlikely, momentum, kernels, rates))
-    best = min(tried, key=lambda t: t[0])
-    return (best if best[0] < tried[0][0] - _CLEAR else tried[0])[1:]
+    noise = seen.noise()
+    kernels = np.stack([seen.kernels(momentum) for momentum in _MOMENTA])
+    start = np.stack([equal_shares(k, m > 0) for k, m in zip(kernels, _MOMENTA, strict=True)])
+    rates = fit_rates(kernels, noise, measured, start, _TRY_STEPS)
+    unlikely = [
+        unlikelihood(np.tensordot(r, k, 1) + noise, measured)
+        for r, k in zip(rates, kernels, strict=True)
+    ]
+    best = int(np.argmin(unlikely))
+    best = best if unlikely[best] < unlikely[0] - _CLEAR else 0
+    return _MOMENTA[best], kernels[best], rates[best]
 
 
 def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -160,7 +163,9 @@ def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
 def _whitened_differences(sample: Array) -> tuple[Array, Array]:
     """(B [k, K], covariance [k, k]) with rows of B summing to 0 and covariance ~ identity."""
     n = sample.shape[1]
-    left, size, _ = np.linalg.svd(np.diff(sample, axis=0) / np.sqrt(n), full_matrices=False)
+    # The singular values of a matrix are those of its triangular factor, which is small.
+    triangle = np.asarray(np.linalg.qr(np.diff(sample, axis=0).T / np.sqrt(n), mode="r")).T
+    left, size, _ = np.linalg.svd(triangle, full_matrices=False)
     if not len(size):
         return np.zeros((0, len(sample))), np.zeros((0, 0))
     floor = np.sqrt(size**2 + (1e-9 * size[0]) ** 2 + 1e-20)

@@ -19,7 +19,7 @@ _TRUSTED = 0.9, 1.1  # a held-out average may be missed by so much of what was p
 def equal_shares(kernels: Array, smooth: bool) -> Array:
     """Rates with which every family explains as much; white noise is not smooth."""
     traces, rates = np.trace(kernels, axis1=1, axis2=2), np.zeros(len(kernels))
-    families = [f for i, f in enumerate(_families(kernels)) if not (smooth and i == 1)]
+    families = [f for i, f in enumerate(_families(len(kernels))) if not (smooth and i == 1)]
     for family in families:
         total = traces[family].sum()
         rates[family] = kernels.shape[1] / (len(families) + 2) / total if total > 0 else 0
@@ -27,15 +27,25 @@ def equal_shares(kernels: Array, smooth: bool) -> Array:
 
 
 def fit_rates(kernels: Array, noise: Array, measured: Array, rates: Array, steps: int) -> Array:
-    """Rates of all kernels; the noise has its own strength."""
-    flat = kernels.reshape(len(kernels), -1)
-    before, after = _neighbours(kernels)
+    """Rates of all kernels; the noise has its own strength.
+
+    Args:
+        kernels: [..., J, k, k], each set of kernels a model of its own.
+        noise, measured: [k, k].
+        rates: [..., J] to start from.
+        steps: Number of updates.
+    """
+    shape = kernels.shape[-2:]
+    flat = kernels.reshape(*rates.shape, -1)  # [..., J, k * k]
+    before, after = _neighbours(rates.shape[-1])
     for _ in range(steps):
-        inverse = _inverse((rates @ flat).reshape(noise.shape) + noise)
-        gain = flat @ (inverse @ measured @ inverse).ravel()
-        cost = flat @ inverse.ravel()
+        moved = (rates[..., None, :] @ flat).reshape(*rates.shape[:-1], *shape)
+        inverse = _inverse(moved + noise)
+        seen = inverse @ measured @ inverse
+        gain = (flat @ seen.reshape(*rates.shape[:-1], -1, 1))[..., 0]
+        cost = (flat @ inverse.reshape(*rates.shape[:-1], -1, 1))[..., 0]
         roots = np.sqrt(rates)
-        around = roots[before] * roots[after]
+        around = roots[..., before] * roots[..., after]
         ratio = np.divide(around, rates, out=np.zeros_like(rates), where=rates > 0)
         rates = rates * np.sqrt(
             (np.maximum(gain, 0) * rates + _PRIOR * ratio) / (np.maximum(cost, 0) * rates + _PRIOR)
@@ -70,26 +80,24 @@ def misfit_of(basis: Array, covariance: Array, measured: Array) -> float:
     return max(1.0, np.sqrt(mean_square) / _SHAPE) * surprise
 
 
-def _families(kernels: Array) -> list[slice]:
+def _families(count: int) -> list[slice]:
     """Where the walk, the white part, the excursions and the drift are among the rates."""
-    pieces = (len(kernels) - 1) // 3
-    return [slice(i * pieces, (i + 1) * pieces) for i in range(3)] + [slice(3 * pieces, None)]
+    pieces = (count - 1) // 3
+    return [slice(i * pieces, (i + 1) * pieces) for i in range(3)] + [slice(3 * pieces, count)]
 
 
 def _inverse(covariance: Array) -> Array:
-    lower = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance)))
+    lower = np.linalg.cholesky(covariance + 1e-12 * np.eye(covariance.shape[-1]))
     half = np.linalg.inv(lower)
-    return half.T @ half
+    return half.swapaxes(-1, -2) @ half
 
 
-def _neighbours(kernels: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _neighbours(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Indices of the rates before and after each in its family; at an end, of the one there is."""
     before, after = [], []
-    for family in _families(kernels):
-        first, last = family.start, (family.stop or len(kernels)) - 1
-        near = (
-            np.pad(np.arange(first, last + 1), 1, mode="reflect") if last > first else [first] * 3
-        )
+    for family in _families(count):
+        inner = np.arange(family.start, family.stop)
+        near = np.pad(inner, 1, mode="reflect" if len(inner) > 1 else "edge")
         before.append(near[:-2])
         after.append(near[2:])
     return np.concatenate(before), np.concatenate(after)

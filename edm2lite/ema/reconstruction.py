@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edm2lite.ema.crew import Crew
 from edm2lite.ema.profile import Profile
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress, crew_size, weighted_sums
 from edm2lite.ema.targets import Reconstruction, plan_targets
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, as_bytes, read_header
-from edm2lite.threads import Crew
 
 
 def reconstruct(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,11 +63,14 @@ def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
 
 def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> NDArray[np.float64]:
     """float64 values of consecutive elements (tensor, first, count) of one file."""
+    specs = [info.header.tensors[name] for name, _, _ in places]
     values = []
     with open(info.path, "rb", buffering=0) as file:
-        for name, first, count in places:
-            spec = info.header.tensors[name]
-            file.seek(spec.offset + first * spec.dtype.itemsize)
-            data = bytearray(file.read(count * spec.dtype.itemsize))
-            values.append(torch.frombuffer(data, dtype=spec.dtype).double().numpy())
+        read = [
+            os.pread(file.fileno(), count * s.dtype.itemsize, s.offset + first * s.dtype.itemsize)
+            for (_, first, count), s in zip(places, specs, strict=True)
+        ]
+    for dtype, same in itertools.groupby(range(len(places)), key=lambda i: specs[i].dtype):
+        data = bytearray(b"".join(read[i] for i in same))
+        values.append(torch.frombuffer(data, dtype=dtype).double().numpy())
     return np.concatenate(values)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.blocks import BlockReader, Part, Views
+from edm2lite.ema.crew import Crew, num_cores
 from edm2lite.tensorfile import Header
-from edm2lite.threads import Crew, num_cores
 
 STRIP_VALUES = 2**15  # of one file, multiplied at a time
 STRIP_BYTES = 3 * 2**20  # of all of them and their sums in float32: they stay in a core's cache

@@ -1,0 +1,149 @@
+"""Reading side by side, threads that share a list, linear algebra on one thread."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import ThreadpoolController
+
+from edm2lite.ema.blas import on_one_thread
+from edm2lite.ema.blocks import BlockReader
+from edm2lite.ema.crew import Crew
+from edm2lite.ema.stream import weighted_sums
+from edm2lite.tensorfile import read_header, save_tensors
+
+SHAPES = {"a": (3, 700), "n": (), "none": (0, 4), "b": (2500,), "c": (1,), "d": (33, 50)}
+
+
+def files(folder, dtypes):
+    """One file per dtype, of random values and one integer."""
+    generator = torch.Generator().manual_seed(0)
+    written, headers = [], []
+    for i, dtype in enumerate(dtypes):
+        tensors = {n: torch.randn(s, generator=generator).to(dtype) for n, s in SHAPES.items()}
+        tensors["n"] = torch.tensor(i)
+        path = save_tensors(folder / f"{i}.safetensors", tensors, {})
+        written.append(tensors)
+        headers.append(read_header(path))
+    return written, headers
+
+
+@pytest.mark.parametrize("block_values", [1024, 2100, 2**17])
+def test_blocks_hold_every_value_once(tmp_path, monkeypatch, block_values):
+    written, headers = files(tmp_path, [torch.float16, torch.float16, torch.float32])
+    monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_VALUES", block_values)
+    read = [{n: torch.full(s, -1.0).flatten() for n, s in SHAPES.items()} for _ in written]
+    sizes = []
+    for parts, views in BlockReader(headers, 1):
+        sizes.append(views.count)
+        assert parts[0].first == 0 and parts[-1].last == views.count
+        rows = [row for group in views.groups for row in group]
+        for part in parts:
+            for values, row in zip(read, rows, strict=True):
+                count = part.last - part.first
+                values[part.name][part.begin : part.begin + count] = row[part.first : part.last]
+    for values, tensors in zip(read, written, strict=True):
+        for name, tensor in tensors.items():
+            assert torch.equal(values[name], tensor.float().flatten()), name
+    # A run ends only where the types change: before and after the integer.
+    rest = 2500 + 1 + 33 * 50
+    full = [block_values] * (2100 // block_values), [block_values] * (rest // block_values)
+    ends = [x % block_values for x in (2100, rest)]
+    assert sizes == [*full[0], *[ends[0]] * (ends[0] > 0), 1, *full[1], *[ends[1]] * (ends[1] > 0)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_equal_float64_whatever_the_types_blocks_and_threads(
+    tmp_path, monkeypatch, workers, dtype
+):
+    kinds = [torch.float16, torch.float32, torch.bfloat16, torch.float16]
+    written, headers = files(tmp_path, kinds)
+    monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_VALUES", 1500)
+    monkeypatch.setattr("edm2lite.ema.stream.STRIP_VALUES", 256)
+    weights = np.random.default_rng(0).standard_normal((3, 4))
+    weights[:, 0] += 1 - weights.sum(axis=1)
+    sums = {name: torch.zeros(3, int(np.prod(shape))) for name, shape in SHAPES.items()}
+    with Crew(workers) as crew:
+        for parts, values in weighted_sums(headers, weights, crew, dtype=dtype):
+            for part in parts:
+                columns = slice(part.begin, part.begin + part.last - part.first)
+                sums[part.name][:, columns] = values[:, part.first : part.last].float()
+    assert (sums.pop("n") == 3).all()  # of the last file
+    for name, found in sums.items():
+        stack = torch.stack([tensors[name].double().flatten() for tensors in written])
+        exact = torch.from_numpy(weights) @ stack
+        # terms of up to 10 in float32, and one rounding to the type
+        torch.testing.assert_close(
+            found.double(), exact, atol=1e-5, rtol=torch.finfo(dtype).eps / 2 + 1e-6
+        )
+
+
+def test_tensors_are_found_where_their_header_says(tmp_path):
+    """Other tools may list tensors in another order than they lie in."""
+    written, headers = files(tmp_path, [torch.float32, torch.float32])
+    turned = [
+        type(h)(h.path, dict(reversed(h.tensors.items())), h.metadata, h.data_start, h.data_bytes)
+        for h in headers
+    ]
+    for header in turned:
+        header.metadata.clear()  # no digest of bytes in file order
+    with Crew(1) as crew:
+        for parts, values in weighted_sums(turned, np.array([[0.25, 0.75]]), crew):
+            for part in parts:
+                if part.name == "n":
+                    continue
+                found = values[0, part.first : part.last]
+                exact = (0.25 * written[0][part.name] + 0.75 * written[1][part.name]).flatten()
+                at = slice(part.begin, part.begin + len(found))
+                torch.testing.assert_close(found, exact[at], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_crew_does_everything_once_and_gives_its_threads_back(size):
+    before = torch.get_num_threads()
+    done, workers = [], set()
+
+    def work(worker, item):
+        assert torch.get_num_threads() == 1
+        done.append(item)
+        workers.add((worker, threading.get_ident()))
+
+    with Crew(size) as crew:
+        for _ in range(20):
+            crew.run(work, range(50))
+        crew.run(work, [])
+    assert sorted(done) == sorted(list(range(50)) * 20)
+    assert {worker for worker, _ in workers} <= set(range(size)) and len(crew) == size
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("bad", [0, 29])
+def test_a_crew_raises_what_a_worker_met_after_all_have_stopped(size, bad):
+    running = []
+
+    def work(worker, item):
+        running.append(item)
+        try:
+            if item == bad:
+                raise OSError(f"item {item}")
+        finally:
+            running.remove(item)
+
+    with Crew(size) as crew:
+        with pytest.raises(OSError, match=f"item {bad}"):
+            crew.run(work, range(30))
+        assert not running
+        crew.run(work, range(100, 110))  # and goes on working
+
+
+def test_linear_algebra_runs_on_one_thread_and_others_get_theirs_back():
+    def threads():
+        info = ThreadpoolController().info()
+        return [library["num_threads"] for library in info if library["user_api"] == "blas"]
+
+    before = threads()
+    assert before and set(on_one_thread(threads)()) == {1}
+    assert threads() == before

@@ -46,7 +46,7 @@ ALLOWED = {
         "edm2lite.ema.trajectory",
     ],
     "edm2lite.ema.crew": [],
-    "edm2lite.ema.blocks": ["edm2lite.tensorfile"],
+    "edm2lite.ema.blocks": ["edm2lite.ema.crew", "edm2lite.tensorfile"],
     "edm2lite.ema.stream": ["edm2lite.ema.blocks", "edm2lite.ema.crew", "edm2lite.tensorfile"],
     "edm2lite.tensorfile": [],
     "edm2lite.plain_autograd": [],

@@ -1,8 +1,8 @@
 """Reads many tensor files side by side: one block of every file at a time, hashed on its way.
 
 The files hold the same tensors. Tensors that follow one another with one dtype per file are one
-run, cut into blocks without regard to where a tensor ends. A thread reads ahead into slots of
-memory that are used in turn and whose views are made once: slicing between two reads would hold
+run, cut into blocks without regard to where a tensor ends. They are read into slots of memory
+that are used in turn and whose views are made once: slicing between two reads would hold
 Python's lock, and a core that finds it taken goes to sleep.
 """
 
@@ -12,19 +12,20 @@ import io
 import resource
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.ema.crew import Crew
 from edm2lite.tensorfile import Header, check_digest
 
 BLOCK_VALUES = 2**17  # of one file; 256 KiB stay in a core's cache while they are read and hashed
 BLOCK_BYTES = 32 * 2**20  # of all files and targets together
-_SLOTS = 3  # one being summed, one waiting, one being read
+_SLOTS = 2  # one being summed, one being read
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class _Run:
 
 
 class BlockReader:
-    """Blocks of K files in file order, read and hashed ahead in one thread.
+    """Blocks of K files in file order, hashed on their way.
 
     Args:
         headers: Of the files; names, shapes and their order must agree.
@@ -78,48 +79,54 @@ class BlockReader:
         item = max((d.itemsize for run in self._runs for d in run.dtypes), default=1)
         self._slots = deque(_Slot(len(headers), widest * item) for _ in range(_SLOTS))
 
-    def __iter__(self) -> Iterator[tuple[tuple[Part, ...], Views]]:
-        """Blocks; the memory of one is used again once the next is asked for.
+    def blocks(self, crew: Crew) -> Iterator[tuple[tuple[Part, ...], Views]]:
+        """One after the other; the next one is read by the run of ``crew`` that follows.
+
+        The memory of a block is used again by the run after that.
 
         Raises:
-            ValueError: A file ends early, or its bytes do not match its digest (found at the end:
-                what was read before must be thrown away then).
+            ValueError: Its bytes do not match the digest of a file (found at the end: what was read
+                before must be thrown away then). A run of ``crew`` raises if a file ends early.
         """
         _allow_open_files(len(self.headers))
-        ahead: deque[tuple[tuple[Part, ...], Future[Views]]] = deque()
         with ExitStack() as stack:
             files = [stack.enter_context(open(h.path, "rb", buffering=0)) for h in self.headers]
-            pool = stack.enter_context(ThreadPoolExecutor(1))
+            ready: tuple[tuple[Part, ...], Views] | None = None
             for run in self._runs:
                 offsets: Sequence[int] | None = run.offsets
                 for parts in _parts(run, self.block_values):
                     views = self._slots[0].first(parts[-1].last, run.dtypes)
                     self._slots.rotate(-1)
-                    ahead.append((parts, pool.submit(self._read, files, views, offsets)))
+                    crew.add(partial(self._read, files, views, offsets), range(len(files)))
                     offsets = None
-                    if len(ahead) == _SLOTS:
-                        parts, future = ahead.popleft()
-                        yield parts, future.result()
-            for parts, future in ahead:
-                yield parts, future.result()
+                    if ready is None:
+                        crew.run()
+                    else:
+                        yield ready
+                    ready = parts, views
+            if ready is not None:
+                yield ready
         for header, digest in zip(self.headers, self._digests, strict=True):
             check_digest(header, digest.hexdigest())
 
     def _read(
-        self, files: Sequence[io.FileIO], views: Views, offsets: Sequence[int] | None
-    ) -> Views:
+        self,
+        files: Sequence[io.FileIO],
+        views: Views,
+        offsets: Sequence[int] | None,
+        worker: int,
+        k: int,
+    ) -> None:
+        file, row = files[k], views.rows[k]
         if offsets is not None:
-            for file, offset in zip(files, offsets, strict=True):
-                file.seek(offset)
-        for file, digest, row in zip(files, self._digests, views.rows, strict=True):
-            got = file.readinto(row)
-            while got < len(row):
-                more = file.readinto(row[got:])
-                if not more:
-                    raise ValueError(f"{file.name} ended early; it changed while being read")
-                got += more
-            digest.update(row)
-        return views
+            file.seek(offsets[k])
+        got = file.readinto(row)
+        while got < len(row):
+            more = file.readinto(row[got:])
+            if not more:
+                raise ValueError(f"{file.name} ended early; it changed while being read")
+            got += more
+        self._digests[k].update(row)
 
 
 class _Slot:

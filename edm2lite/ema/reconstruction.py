@@ -14,7 +14,7 @@ from torch import Tensor
 from edm2lite.ema.crew import Crew
 from edm2lite.ema.profile import Profile
 from edm2lite.ema.snapshot import SnapshotInfo
-from edm2lite.ema.stream import Progress, crew_size, weighted_sums
+from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import Reconstruction, plan_targets
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, as_bytes, read_header
 
@@ -84,16 +84,20 @@ def build(
         return
     paths = output_paths(Path(out), plans)
     with ExitStack() as stack:
-        crew = stack.enter_context(Crew(crew_size(len(plans))))
+        crew = stack.enter_context(Crew())
         writers = [
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
             for path, plan in zip(paths, plans, strict=True)
         ]
-        memory, tasks = None, []
+        tasks: dict[tuple[int, torch.Size], list[tuple[TensorWriter, memoryview]]] = {}
         for _, values in weighted_sums(headers, weights, crew, dtype=dtype, progress=progress):
-            if memory != (memory := (values.data_ptr(), values.shape)):
-                tasks = [(w, as_bytes(row)) for w, row in zip(writers, values, strict=True)]
-            crew.run(_append, tasks)
+            memory = values.data_ptr(), values.shape
+            if memory not in tasks:
+                if len(tasks) > 2:
+                    tasks.clear()
+                tasks[memory] = [(w, as_bytes(v)) for w, v in zip(writers, values, strict=True)]
+            crew.add(_append, tasks[memory])
+        crew.run()
     for plan, path in zip(plans, paths, strict=True):
         yield dataclasses.replace(plan, path=path)
 
@@ -109,7 +113,7 @@ def _in_memory(
         {name: torch.empty(spec.numel, dtype=spec.dtype) for name, spec in specs.items()}
         for _ in weights
     ]
-    with Crew(crew_size(len(weights))) as crew:
+    with Crew() as crew:
         for parts, values in weighted_sums(headers, weights, crew, progress=progress):
             for part in parts:
                 count = part.last - part.first

@@ -2,7 +2,7 @@
 
 A block of n values of each of K files is a matrix [K, n], and its sums are the product with the
 [R, K] weights, so that more targets cost arithmetic but no reading. While one block is multiplied,
-the next are read. Memory depends on neither K nor R: blocks shrink as they grow.
+the next is read. Memory depends on neither K nor R: blocks shrink as they grow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.blocks import BlockReader, Part, Views
-from edm2lite.ema.crew import Crew, num_cores
+from edm2lite.ema.crew import Crew
 from edm2lite.tensorfile import Header
 
 STRIP_VALUES = 2**15  # of one file, multiplied at a time
@@ -38,14 +38,15 @@ def weighted_sums(
     Args:
         headers: Of the K files; names, shapes and their order must agree.
         weights: [R, K] float64, each row with the sum 1.
-        crew: Threads that multiply (see :func:`crew_size`).
+        crew: Threads that read and multiply. What is added to it between two blocks runs with the
+            next one; run it once more at the end.
         dtype: Floating-point type of the sums, which are made in float32.
         progress: Called with (bytes read, bytes in all) after each block.
 
     Yields:
         (parts, values [R, n] of ``dtype``): which tensors the columns of ``values`` belong to;
         tensors that are not floating-point come from the last file, in their own dtype. The memory
-        of ``values`` is used again for the next block.
+        of ``values`` is used again by the block after the next.
 
     Raises:
         ValueError: A file ends early, or its bytes do not match its digest (found at the end:
@@ -54,46 +55,45 @@ def weighted_sums(
     # Files of one type lie together, so that one copy converts all of them.
     order = sorted(range(len(headers)), key=lambda k: (_kind(headers[k]), k))
     reader = BlockReader([headers[k] for k in order], len(weights))
-    out = torch.empty(len(weights), reader.block_values, dtype=dtype)
-    multiplier = _Multiplier(weights[:, order], order.index(len(headers) - 1), out, len(crew))
+    outs = [torch.empty(len(weights), reader.block_values, dtype=dtype) for _ in range(2)]
+    multiplier = _Multiplier(weights[:, order], order.index(len(headers) - 1), outs, len(crew))
     total, done = sum(header.data_bytes for header in headers), 0
-    for parts, views in reader:
+    for parts, views in reader.blocks(crew):
+        values = multiplier.add(views, crew)
+        crew.run()
+        yield parts, values
         done += views.nbytes
-        yield parts, multiplier(views, crew)
         if progress is not None:
             progress(done, total)
 
 
-def crew_size(num_targets: int) -> int:
-    """Threads that multiply and write: with few targets the reader is as busy as they are."""
-    return max(1, min(8, num_cores()) if num_targets >= 4 else min(2, num_cores() - 1))
-
-
 class _Multiplier:
-    """[K, n] values -> [R, n] weighted sums in ``out``, in strips that fit the cache."""
+    """[K, n] values -> [R, n] weighted sums in ``outs``, in strips that fit the cache."""
 
-    def __init__(self, weights: np.ndarray, reference: int, out: Tensor, num_workers: int):
+    def __init__(self, weights: np.ndarray, reference: int, outs: list[Tensor], num_workers: int):
         self._weights = torch.from_numpy(np.ascontiguousarray(weights)).float()
         self._reference = reference
-        self._out = out
+        self._outs = outs  # in turn
         self._width = min(STRIP_VALUES, max(256, STRIP_BYTES // (4 * sum(weights.shape))))
         self._strips = [_Strip(self._weights, self._width) for _ in range(num_workers)]
-        self._jobs: dict[int, tuple[Views, list[_Job]]] = {}  # by the memory that the values are in
+        self._jobs: dict[tuple[int, int], tuple[Views, list[_Job]]] = {}  # by the memory used
 
-    def __call__(self, views: Views, crew: Crew) -> Tensor:
+    def add(self, views: Views, crew: Crew) -> Tensor:
+        """[R, n], which the next run of ``crew`` fills."""
         if not views.groups[0].is_floating_point():
             row = torch.cat(views.groups)[self._reference]
             return row.expand(len(self._weights), -1)
-        memory = views.groups[0].data_ptr()
-        if memory not in self._jobs or self._jobs[memory][0] is not views:
-            self._jobs[memory] = views, self._cut(views)
-        crew.run(self._multiply, self._jobs[memory][1])
-        return self._out[:, : views.count]
+        self._outs.reverse()
+        out = self._outs[0][:, : views.count]
+        key = views.groups[0].data_ptr(), out.data_ptr()
+        if key not in self._jobs or self._jobs[key][0] is not views:
+            self._jobs[key] = views, self._cut(views, out)
+        crew.add(self._multiply, self._jobs[key][1])
+        return out
 
-    def _cut(self, views: Views) -> list[_Job]:
+    def _cut(self, views: Views, out: Tensor) -> list[_Job]:
         width = math.ceil(views.count / math.ceil(views.count / self._width))  # no rest
         columns = [slice(i, i + width) for i in range(0, views.count, width)]
-        out = self._out[:, : views.count]
         return [_Job(tuple(g[:, c] for g in views.groups), out[:, c]) for c in columns]
 
     def _multiply(self, worker: int, job: _Job) -> None:

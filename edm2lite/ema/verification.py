@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edm2lite.ema.crew import Crew
 from edm2lite.ema.snapshot import snapshot_folder
-from edm2lite.ema.stream import Progress, crew_size, weighted_sums
+from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import FORMAT
 from edm2lite.tensorfile import Header, read_header, verify
 
@@ -43,7 +43,7 @@ def verify_reconstruction(
     weights = np.array([[entry["coefficient"] for entry in inputs]], np.float64)
     grown = float(np.abs(weights).sum())
     different, largest = 0, 0.0
-    with open(header.path, "rb") as file, Crew(crew_size(1)) as crew:
+    with open(header.path, "rb") as file, Crew() as crew:
         file.seek(header.data_start)
         for parts, values in weighted_sums(headers, weights, crew, progress=progress):
             for part in parts:

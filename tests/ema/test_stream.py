@@ -35,14 +35,16 @@ def test_blocks_hold_every_value_once(tmp_path, monkeypatch, block_values):
     monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_VALUES", block_values)
     read = [{n: torch.full(s, -1.0).flatten() for n, s in SHAPES.items()} for _ in written]
     sizes = []
-    for parts, views in BlockReader(headers, 1):
-        sizes.append(views.count)
-        assert parts[0].first == 0 and parts[-1].last == views.count
-        rows = [row for group in views.groups for row in group]
-        for part in parts:
-            for values, row in zip(read, rows, strict=True):
-                count = part.last - part.first
-                values[part.name][part.begin : part.begin + count] = row[part.first : part.last]
+    with Crew(2) as crew:
+        for parts, views in BlockReader(headers, 1).blocks(crew):
+            sizes.append(views.count)
+            assert parts[0].first == 0 and parts[-1].last == views.count
+            rows = [row for group in views.groups for row in group]
+            for part in parts:
+                for values, row in zip(read, rows, strict=True):
+                    count = part.last - part.first
+                    values[part.name][part.begin : part.begin + count] = row[part.first : part.last]
+            crew.run()
     for values, tensors in zip(read, written, strict=True):
         for name, tensor in tensors.items():
             assert torch.equal(values[name], tensor.float().flatten()), name
@@ -112,8 +114,10 @@ def test_a_crew_does_everything_once_and_gives_its_threads_back(size):
 
     with Crew(size) as crew:
         for _ in range(20):
-            crew.run(work, range(50))
-        crew.run(work, [])
+            crew.add(work, range(20))
+            crew.add(work, range(20, 50))
+            crew.run()
+        crew.run()
     assert sorted(done) == sorted(list(range(50)) * 20)
     assert {worker for worker, _ in workers} <= set(range(size)) and len(crew) == size
     assert torch.get_num_threads() == before
@@ -122,10 +126,11 @@ def test_a_crew_does_everything_once_and_gives_its_threads_back(size):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("bad", [0, 29])
 def test_a_crew_raises_what_a_worker_met_after_all_have_stopped(size, bad):
-    running = []
+    running, done = [], []
 
     def work(worker, item):
         running.append(item)
+        done.append(item)
         try:
             if item == bad:
                 raise OSError(f"item {item}")
@@ -133,10 +138,13 @@ def test_a_crew_raises_what_a_worker_met_after_all_have_stopped(size, bad):
             running.remove(item)
 
     with Crew(size) as crew:
+        crew.add(work, range(30))
         with pytest.raises(OSError, match=f"item {bad}"):
-            crew.run(work, range(30))
+            crew.run()
         assert not running
-        crew.run(work, range(100, 110))  # and goes on working
+        crew.add(work, range(100, 110))
+        crew.run()  # it goes on working, without what was left
+    assert sorted(done[-10:]) == list(range(100, 110)) and done.count(bad) == 1
 
 
 def test_linear_algebra_runs_on_one_thread_and_others_get_theirs_back():

@@ -23,8 +23,8 @@ from torch import Tensor
 from edm2lite.ema.crew import Crew
 from edm2lite.tensorfile import Header, check_digest
 
-BLOCK_VALUES = 2**17  # of one file; 256 KiB stay in a core's cache while they are read and hashed
-BLOCK_BYTES = 32 * 2**20  # of all files and targets together
+BLOCK_VALUES = 3 * 2**16  # of one file; 384 KiB stay in a core's cache while read and hashed
+BLOCK_BYTES = 16 * 2**20  # of all files and targets together
 _SLOTS = 2  # one being summed, one being read
 
 

@@ -17,7 +17,7 @@ from edm2lite.ema.likelihood import equal_shares, fit_rates, misfit_of, unlikeli
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.rounding import tracker_rounding
-from edm2lite.ema.trajectory import TrajectoryModel, unit_responses
+from edm2lite.ema.trajectory import TrajectoryModel, shapes, unit_responses
 
 Array = NDArray[np.float64]
 
@@ -91,6 +91,8 @@ class _Differences:
         early = self._first * np.array([0.25, 0.5, 1])
         self._edges = np.concatenate([early, later[later > self._first]])
         self.pieces = len(self._edges) + 1
+        self._nodes = quadrature_nodes([s.nimg for s in sources], self._end)
+        self._shapes = shapes(sources, self._nodes)
 
     def kernels(self, momentum: float) -> Array:
         """[3 J + 1, k, k] at unit rates: walk, white and excursion by piece, drift.
@@ -98,11 +100,10 @@ class _Differences:
         Args:
             momentum: As a share of the run.
         """
-        nodes = quadrature_nodes([s.nimg for s in self._sources], self._end)
         *families, drift = unit_responses(
-            self._sources, nodes, self._end, self._first, momentum * self._end
+            *self._shapes, self._nodes, self._end, self._first, momentum * self._end
         )
-        piece = np.searchsorted(self._edges, nodes[0])
+        piece = np.searchsorted(self._edges, self._nodes[0])
         parts = [family[:, piece == j] for family in families for j in range(self.pieces)]
         factors = [self._basis @ part for part in (*parts, drift)]
         return np.stack([factor @ factor.T for factor in factors])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammainc
@@ -47,7 +49,22 @@ def remembered(values: Array, weights: Array, memory: float) -> Array:
         weights: [M] their weights, in images.
         memory: m > 0 in images.
     """
-    cell = weights.reshape(-1, len(_POINTS)).sum(axis=1)
+    within, felt, kept = _memory(weights.tobytes(), memory)
+    inside = np.einsum("kcj,cpj->kcp", values.reshape(len(values), -1, len(_POINTS)), within)
+    later = (inside[:, :, -1] @ kept)[:, :, None] * felt
+    return (inside[:, :, :-1] + later).reshape(values.shape)
+
+
+@functools.lru_cache(maxsize=16)
+def _memory(weights: bytes, memory: float) -> tuple[Array, Array, Array]:
+    """The parts of :func:`remembered` that do not depend on f; fits use few memories again.
+
+    Returns:
+        [C, 4, 3]: what f at the nodes of a cell adds to the mean from a node, or from the left
+        edge, until the right edge; [C, 3]: how much of what follows the cell is felt at a node;
+        [C, C]: how much of what begins at the left edge of i is felt at the right edge of j.
+    """
+    cell = np.frombuffer(weights).reshape(-1, len(_POINTS)).sum(axis=1)
     at = np.append(_POINTS, 0.0)  # the nodes of a cell and its left edge
     # f(at + h) = sum_k c_k h**k, with c linear in the values at the nodes of the cell
     expansion = np.stack([[at**0, at, at**2], [0 * at, at**0, 2 * at], [0 * at, 0 * at, at**0]])
@@ -55,13 +72,11 @@ def remembered(values: Array, weights: Array, memory: float) -> Array:
     left = (1 - at) * (cell / memory)[:, None]  # memories until the right edge
     # int_0^left h**k exp(-h) dh = k! gammainc(k + 1, left)
     moments = [gammainc(1, left), gammainc(2, left), 2 * gammainc(3, left)]
-    taken = sum(
+    taken: Array = sum(
         (memory / cell)[:, None, None] ** k * moment[:, :, None] * c
         for k, (moment, c) in enumerate(zip(moments, expansion, strict=True))
     )
-    inside = np.einsum("kcj,cpj->kcp", values.reshape(len(values), -1, len(_POINTS)), taken)
     right = np.cumsum(cell)
     apart = (np.append(0, right[:-1])[:, None] - right) / memory  # left edge of i from right of j
     kept = np.where(apart > -1e-12, np.exp(-np.maximum(apart, 0)), 0)
-    later = (inside[:, :, -1] @ kept)[:, :, None] * np.exp(-left[:, :-1])
-    return (inside[:, :, :-1] + later).reshape(values.shape)
+    return taken, np.exp(-left[:, :-1]), kept

@@ -74,7 +74,7 @@ class TrajectoryModel:
             quadrature: (times, weights) from :func:`quadrature_nodes`, the same for all of them.
         """
         *families, drift = unit_responses(
-            profiles, quadrature, self.nimg, self.first_nimg, self.momentum
+            *shapes(profiles, quadrature), quadrature, self.nimg, self.first_nimg, self.momentum
         )
         piece = np.searchsorted(self.edges, quadrature[0])
         rates = (self.walk, self.white, self.excursion)
@@ -118,21 +118,28 @@ class TrajectoryModel:
         return lags[: len(ends) - 1], ((response[1:] - response[0]) ** 2).sum(axis=1)
 
 
+def shapes(profiles: Sequence[Profile], quadrature: tuple[Array, Array]) -> tuple[Array, Array]:
+    """What of each profile lies after the nodes, and its density there, each [K, M]."""
+    u, w = quadrature
+    after = np.stack([1 - p.cumulative(u) for p in profiles])
+    step = 1e-3 * w  # far smaller than the distance of a node from any end of an average
+    density = np.stack(
+        [(p.cumulative(u + step) - p.cumulative(u - step)) / (2 * step) for p in profiles]
+    )
+    return after, density
+
+
 def unit_responses(
-    profiles: Sequence[Profile],
+    after: Array,
+    density: Array,
     quadrature: tuple[Array, Array],
     nimg: float,
     first: float,
     momentum: float,
 ) -> tuple[Array, Array, Array, Array]:
-    """Walk, white, excursion [K, M] and drift [K, 1] vectors of profiles at unit rates."""
+    """Walk, white, excursion [K, M] and drift [K, 1] vectors of :func:`shapes` at unit rates."""
     u, w = quadrature
-    after = np.stack([1 - p.cumulative(u) for p in profiles])
     drift = (after @ w / nimg)[:, None]
-    step = 1e-3 * w  # far smaller than the distance of a node from any end of an average
-    density = np.stack(
-        [(p.cumulative(u + step) - p.cumulative(u - step)) / (2 * step) for p in profiles]
-    )
     if momentum:
         after, density = np.split(remembered(np.concatenate([after, density]), w, momentum), 2)
     # Training moves fastest at the start, which no stored average shows: the variance falls as the

@@ -21,7 +21,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,21 @@ def import_folder(
     """
     files = _find(Path(folder))
     tracks = _tracks(files, _gammas(sigma_rels, gammas), update_every, batch_size)
+    _check_usable(tracks, update_every, skip_unusable)
+    target = Path(out) / "snapshots"
+    if target.exists():
+        raise ValueError(f"the result must go to a new folder, {target} exists; give another --out")
+    partial = target.with_name("snapshots.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _convert(files, tracks, partial, update_every, batch_size, progress)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return tracks
+
+
+def _check_usable(tracks: Sequence[Track], update_every: int, skip_unusable: bool) -> None:
     unusable = [track for track in tracks if track.gamma < 0]
     if len(unusable) == len(tracks) or (unusable and not skip_unusable):
         named = ", ".join(f"{t.index} (gamma {t.nominal_gamma:.4g})" for t in unusable)
@@ -107,47 +122,48 @@ def import_folder(
             f" {update_every - 1} to be a power function, average {named} has less; leave it out"
             " (--skip-unusable) if others are left"
         )
-    target = Path(out) / "snapshots"
-    if target.exists():
-        raise ValueError(f"the result must go to a new folder, {target} exists; give another --out")
-    partial = target.with_name("snapshots.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _convert(
+    files: Mapping[tuple[int, int], Path],
+    tracks: Sequence[Track],
+    folder: Path,
+    update_every: int,
+    batch_size: int,
+    progress: Progress | None,
+) -> None:
+    """Write the snapshots of all usable tracks."""
     todo = [
-        (t, s, n) for t in tracks if t.gamma >= 0 for s, n in zip(t.steps, t.nimgs, strict=True)
+        (t, files[t.index, step], step, nimg)
+        for t in tracks
+        if t.gamma >= 0
+        for step, nimg in zip(t.steps, t.nimgs, strict=True)
     ]
-    run = "ema-pytorch-" + xxhash.xxh3_64_hexdigest(
-        files[todo[0][0].index, todo[0][1]].read_bytes()
-    )
-    total, done = sum(files[t.index, s].stat().st_size for t, s, _ in todo), 0
+    run = "ema-pytorch-" + xxhash.xxh3_64_hexdigest(todo[0][1].read_bytes())
+    total, done = sum(path.stat().st_size for _, path, _, _ in todo), 0
     shapes: dict[str, torch.Size] = {}
-    try:
-        for track, step, nimg in todo:
-            path = files[track.index, step]
-            tensors = _read(path, step)
-            found = {name: value.shape for name, value in tensors.items()}
-            shapes = shapes or found
-            if found != shapes:
-                raise ValueError(f"all files must hold the same tensors, {path} holds others")
-            stride, later = update_every * batch_size, (step - 1) // update_every
-            history = [(nimg - later * stride, 1), (stride, later)]
-            write_snapshot(
-                partial,
-                tensors,
-                run=run,
-                profile=PowerFunction(track.gamma, nimg),
-                sigma_rel=track.sigma_rel,
-                history=[pair for pair in history if pair[1]],
-                start_nimg=0,
-                dtype=_dtype(tensors),
-                extra={"source": f"ema-pytorch {path.name}"},
-            )
-            done += path.stat().st_size
-            if progress is not None:
-                progress(done, total)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return tracks
+    for track, path, step, nimg in todo:
+        tensors = _read(path, step)
+        found = {name: value.shape for name, value in tensors.items()}
+        shapes = shapes or found
+        if found != shapes:
+            raise ValueError(f"all files must hold the same tensors, {path} holds others")
+        stride, later = update_every * batch_size, (step - 1) // update_every
+        history = [(nimg - later * stride, 1), (stride, later)]
+        write_snapshot(
+            folder,
+            tensors,
+            run=run,
+            profile=PowerFunction(track.gamma, nimg),
+            sigma_rel=track.sigma_rel,
+            history=[pair for pair in history if pair[1]],
+            start_nimg=0,
+            dtype=_dtype(tensors),
+            extra={"source": f"ema-pytorch {path.name}"},
+        )
+        done += path.stat().st_size
+        if progress is not None:
+            progress(done, total)
 
 
 def tracked_profile(

@@ -81,7 +81,8 @@ def main(
         pairs = zip(plans, paths, strict=True)
         todo = [plan for plan, path in pairs if not rec.is_current(path, plan, kind)]
         if todo:
-            bar = ByteBar(f"{len(todo)} averages from {len(plans[0].inputs)} snapshots")
+            averages = "1 average" if len(todo) == 1 else f"{len(todo)} averages"
+            bar = ByteBar(f"{averages} from {len(plans[0].inputs)} snapshots")
             list(rec.build(todo, out=out, dtype=kind, progress=bar))
     keys = ("sigma_rel", "gamma", "nimg", "predicted_error", "sum_abs")
     rows = [{key: getattr(plan, key) for key in keys} for plan in plans]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edm2lite.tensorfile import replacing
+from edm2lite.atomic import replacing
 
 Line = dict[str, Any]
 

@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edm2lite.atomic import replacing
 from edm2lite.model_card import model_card
 from edm2lite.models import EXPORTED, Model, load, read
 from edm2lite.precond import FORMAT, Precond
-from edm2lite.tensorfile import read_header, replacing, save_tensors
+from edm2lite.tensorfile import read_header, save_tensors
 
 CARD = "README.md"
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edm2lite.atomic import replacing
 from edm2lite.generate import GeneratedBatch
-from edm2lite.tensorfile import replacing
 
 _HOST = socket.gethostname()
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edm2lite.atomic import replacing
 from edm2lite.magnitudes import Magnitude, by_bucket
-from edm2lite.tensorfile import replacing
 
 
 def image_grid(

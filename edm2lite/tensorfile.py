@@ -22,6 +22,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.atomic import sync
+
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -265,33 +267,6 @@ def check_digest(header: Header, digest: str) -> None:
         raise _damaged(
             header.path, f"holds other bytes (digest {digest}) than were written ({header.digest})"
         )
-
-
-def sync(path: Path) -> None:
-    """Flush a file to disk, or a folder, so that a rename in it survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
-    """An open file that takes the name ``path`` if the block ends well, and vanishes otherwise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def _header_bytes(

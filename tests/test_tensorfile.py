@@ -9,12 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from edm2lite.atomic import replacing
 from edm2lite.tensorfile import (
     TensorSpec,
     TensorWriter,
     load_tensors,
     read_header,
-    replacing,
     save_tensors,
     verify,
 )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edm2lite.atomic import replacing
 from edm2lite.dataset import open_dataset
 from edm2lite.sweep import Point, best
-from edm2lite.tensorfile import replacing
 
 
 def judge(folder: Path) -> tuple[float, float]:

@@ -25,8 +25,8 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from edm2lite.atomic import sync
 from edm2lite.ema.writer import BackgroundWriter
-from edm2lite.tensorfile import sync
 
 from . import distributed, manifest
 from .staging import HostCopies

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xxhash
 
-from edm2lite.tensorfile import replacing
+from edm2lite.atomic import replacing
 
 NAME = "digests.json"
 FORMAT = "edm2lite.checkpoint/1"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edm2lite.tensorfile import replacing
+from edm2lite.atomic import replacing
 
 from . import distributed
 from .samples import save_picture

@@ -6,7 +6,7 @@ import json
 import secrets
 from pathlib import Path
 
-from edm2lite.tensorfile import replacing
+from edm2lite.atomic import replacing
 
 from . import distributed
 from .config import RunConfig, differing_keys, load_config

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from edm2lite.atomic import replacing
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.encoders import Encoder
 from edm2lite.precond import Precond
 from edm2lite.sampling import heun, karras_sigmas
 from edm2lite.seeding import Purpose, normals, rng
-from edm2lite.tensorfile import replacing
 
 SIDE = 512  # pixels; small images are enlarged by a whole factor to about this
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edm2lite.tensorfile import replacing
+from edm2lite.atomic import replacing
 
 
 class Files(Protocol):

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.encoders import LatentEncoder
 from edm2lite.seeding import Purpose, normals, rng
-from edm2lite.tensorfile import replacing
 
 CELL = 128
 GAP = 6

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.labels import Labels
 from edm2lite.dataset.latents import checked
 from edm2lite.encoders import LatentEncoder, encoder_from_dict
-from edm2lite.tensorfile import Header, load_tensors, read_header, replacing, save_tensors
+from edm2lite.tensorfile import Header, load_tensors, read_header, save_tensors
 
 FORMAT = "edm2lite.latents/1"
 INDEX = "latents.json"

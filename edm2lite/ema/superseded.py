@@ -11,8 +11,8 @@ import logging
 import os
 from pathlib import Path
 
+from edm2lite.atomic import sync
 from edm2lite.ema.snapshot import SnapshotInfo, read_info, scan_snapshots, snapshot_path
-from edm2lite.tensorfile import sync
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
+from edm2lite.atomic import sync
 from edm2lite.ema.doctor import THINNED, predict
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.sample import fit_sample, read_sample
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
-from edm2lite.tensorfile import sync
 
 Array = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edm2lite.tensorfile import replacing
+from edm2lite.atomic import replacing
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edm2lite.atomic import replacing, sync
 from edm2lite.sweep.cells import Cell
-from edm2lite.tensorfile import load_tensors, replacing, save_tensors, sync
+from edm2lite.tensorfile import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

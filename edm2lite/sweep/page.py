@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edm2lite.atomic import replacing
 from edm2lite.image_folder import mosaic
 from edm2lite.sweep.cells import AXES, Cell, Point, best, varying
 from edm2lite.sweep.table import METRIC, named
-from edm2lite.tensorfile import replacing
 
 _LARGEST = 128
 """Side of an image on the page; larger ones are made smaller, and the page is smaller for it."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edm2lite.atomic import replacing
 from edm2lite.sweep.cells import AXES, Point, best, varying
 from edm2lite.sweep.interval import Verdict
-from edm2lite.tensorfile import replacing
 
 METRIC = {"fd": "FD", "loss": "loss"}
 MEANING = (

@@ -7,17 +7,14 @@ a predicted error, would depend on the machine, and its threads go on spinning f
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import numpy  # noqa: F401  (the libraries must be there when the controller looks for them)
-import scipy.linalg  # noqa: F401
 from threadpoolctl import ThreadpoolController
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_controller = functools.cache(ThreadpoolController)
 
 
 def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
@@ -25,7 +22,13 @@ def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _controller().limit(limits=1, user_api="blas"):
+        with _libraries().limit(limits=1, user_api="blas"):
             return function(*args, **kwargs)
 
     return alone
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    importlib.import_module("scipy.linalg")  # loads them all; later ones would not be found
+    return ThreadpoolController()

@@ -147,11 +147,18 @@ def test_a_crew_raises_what_a_worker_met_after_all_have_stopped(size, bad):
     assert sorted(done[-10:]) == list(range(100, 110)) and done.count(bad) == 1
 
 
-def test_linear_algebra_runs_on_one_thread_and_others_get_theirs_back():
-    def threads():
-        info = ThreadpoolController().info()
-        return [library["num_threads"] for library in info if library["user_api"] == "blas"]
+@pytest.fixture
+def blas_threads():
+    """A function that tells how many threads each BLAS has; 2 at first."""
+    controller = ThreadpoolController()
+    with controller.limit(limits=2, user_api="blas"):
+        yield lambda: [
+            library["num_threads"] for library in controller.info() if library["user_api"] == "blas"
+        ]
 
-    before = threads()
-    assert before and set(on_one_thread(threads)()) == {1}
-    assert threads() == before
+
+def test_linear_algebra_runs_on_one_thread_and_others_get_theirs_back(blas_threads):
+    before = blas_threads()
+    assert before and set(before) == {2}
+    assert set(on_one_thread(blas_threads)()) == {1}
+    assert blas_threads() == before

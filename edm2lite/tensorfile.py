@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from edm2lite.atomic import sync
+from edm2lite.atomic import replacing
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -102,12 +101,12 @@ class TensorWriter:
         self._size, self._written = end, 0
         self._entries, self._metadata = entries, dict(metadata)
         self._hash = xxhash.xxh3_128()
-        self._temporary = self.path.with_name(f".{self.path.name}.partial")
 
     def __enter__(self) -> TensorWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = open(self._temporary, "wb")
-        self._file.write(_header_bytes(self._entries, self._metadata, _BLANK, _BLANK))
+        with contextlib.ExitStack() as stack:
+            self._file: BinaryIO = stack.enter_context(replacing(self.path, "wb"))
+            self._file.write(_header_bytes(self._entries, self._metadata, _BLANK, _BLANK))
+            self._closing = stack.pop_all()
         return self
 
     def write(self, values: Tensor) -> None:
@@ -121,18 +120,17 @@ class TensorWriter:
         self._written += len(data)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                assert self._written == self._size, (self.path, self._written, self._size)
-                self._seal()
-        finally:
-            try:
-                self._file.close()  # writes what is left, and can fail at it
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    self._temporary.unlink()
+        if kind is not None:
+            self._closing.__exit__(kind, error, trace)
+            return
+        with self._closing:
+            assert self._written == self._size, (self.path, self._written, self._size)
+            self._seal()
 
     def _seal(self) -> None:
         digest = self._hash.hexdigest()
@@ -140,10 +138,6 @@ class TensorWriter:
         seal = xxhash.xxh3_128_hexdigest(unsealed)
         self._file.seek(0)
         self._file.write(_header_bytes(self._entries, self._metadata, digest, seal))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        os.replace(self._temporary, self.path)
-        sync(self.path.parent)
 
 
 def as_bytes(values: Tensor) -> memoryview:

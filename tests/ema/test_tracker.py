@@ -476,7 +476,7 @@ def test_full_disk_is_reported_and_nothing_is_lost(tmp_path, monkeypatch):
     ema = PowerFunctionEMA(small_net())
     ema.update(64)
     with monkeypatch.context() as patched:
-        patched.setattr("edm2lite.tensorfile.os.fsync", full_disk)
+        patched.setattr("edm2lite.atomic.os.fsync", full_disk)
         for background in (False, True):
             with pytest.raises(OSError, match="No space left.*make room") as caught:
                 ema.save_snapshots(tmp_path, background=background)
@@ -500,11 +500,10 @@ def full_disk(descriptor):
 def test_killed_while_writing_leaves_no_file_of_that_name(tmp_path):
     code = f"""
 import os, signal, torch
-from edm2lite import tensorfile
 from edm2lite.ema import PowerFunctionEMA
 ema = PowerFunctionEMA({{"a": torch.zeros(1000)}})
 ema.update(10)
-tensorfile.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 ema.save_snapshots({str(tmp_path)!r})
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9

@@ -19,16 +19,31 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing to an open file do not say which; here they name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
     """An open file that takes the name ``path`` if the block ends well, and vanishes otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with open(temporary, mode) as file:
+        file = open(temporary, mode)
+        try:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with naming(path):
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with contextlib.suppress(OSError):  # of what it still holds after another error
+                file.close()
         os.replace(temporary, path)
         sync(path.parent)
     finally:

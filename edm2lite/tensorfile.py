@@ -21,7 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from edm2lite.atomic import replacing
+from edm2lite.atomic import naming, replacing
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -105,7 +105,8 @@ class TensorWriter:
     def __enter__(self) -> TensorWriter:
         with contextlib.ExitStack() as stack:
             self._file: BinaryIO = stack.enter_context(replacing(self.path, "wb"))
-            self._file.write(_header_bytes(self._entries, self._metadata, _BLANK, _BLANK))
+            with naming(self.path):
+                self._file.write(_header_bytes(self._entries, self._metadata, _BLANK, _BLANK))
             self._closing = stack.pop_all()
         return self
 
@@ -116,7 +117,8 @@ class TensorWriter:
     def append(self, data: memoryview) -> None:
         """Append values that are bytes already (:func:`as_bytes`)."""
         self._hash.update(data)
-        self._file.write(data)
+        with naming(self.path):
+            self._file.write(data)
         self._written += len(data)
 
     def __exit__(
@@ -128,7 +130,7 @@ class TensorWriter:
         if kind is not None:
             self._closing.__exit__(kind, error, trace)
             return
-        with self._closing:
+        with self._closing, naming(self.path):
             assert self._written == self._size, (self.path, self._written, self._size)
             self._seal()
 

@@ -121,3 +121,22 @@ def test_replacing_keeps_the_earlier_text_when_the_block_fails(tmp_path):
         file.write("new")
         raise RuntimeError
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("numel", [1500, 100_000])  # fails when flushed, or while written
+def test_a_write_that_fails_names_its_file_and_leaves_the_earlier_one(tmp_path, numel):
+    path = save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(3)}, {})
+    code = f"""
+import resource, torch
+from pathlib import Path
+from edm2lite.tensorfile import save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_tensors(Path({str(path)!r}), {{"x": torch.zeros({numel})}}, {{}})
+except OSError as error:
+    print(error.strerror, error.filename, sep=": ")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.strip() == f"File too large: {path}", ran
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_tensors(path)[0]["x"].shape == (3,)

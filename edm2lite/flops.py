@@ -1,7 +1,8 @@
 """What one evaluation of a network costs, counted on the meta device: no memory, no time.
 
 One multiply-accumulate (MAC) is two floating-point operations; a training step takes three times
-the MACs of a forward pass. Element-wise work is not counted.
+the MACs of a forward pass. Element-wise work is not counted. A convolution counts what it is, every
+weight once for every pixel of its output, however few products it is computed with.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from edm2lite.layers import MPConv
 from edm2lite.precond import Precond, PrecondConfig
 
 
@@ -42,15 +45,23 @@ def count_macs(config: PrecondConfig, height: int | None = None, width: int | No
         height: Of the image. [default: the training resolution]
         width: The same.
     """
+    convolutions: list[int] = []
+
+    def count(layer: MPConv, _: object, output: Tensor) -> None:
+        convolutions.append(layer.weight.numel() * output.shape[2:].numel())
+
     unet = config.unet
     shape = (1, unet.img_channels, height or unet.img_resolution, width or unet.img_resolution)
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         net = Precond(config).eval()
+        for module in net.modules():
+            if isinstance(module, MPConv) and module.weight.ndim == 4:
+                module.register_forward_hook(count)
         labels = torch.empty(1, unet.label_dim) if unet.label_dim else None
         net(torch.empty(shape), torch.empty(1), labels)
     counts = counter.get_flop_counts()["Global"]
-    convolution = counts.get(torch.ops.aten.convolution, 0) // 2
-    return Macs(convolution, counter.get_total_flops() // 2 - convolution)
+    matmul = counter.get_total_flops() - counts.get(torch.ops.aten.convolution, 0)
+    return Macs(sum(convolutions), matmul // 2)
 
 
 def num_parameters(config: PrecondConfig) -> int:

@@ -145,12 +145,12 @@ class Generator:
         net = model.net.to(self.device).to(memory_format=torch.channels_last)
         if self.sampling.dtype is not None:
             net.config = dataclasses.replace(net.config, dtype=self.sampling.dtype)
-        net.prepare_for_sampling()
+        net.prepare_for_sampling(for_graph=self.compile)
         if not self.compile:
             return net
-        if self.device.type == "cpu":  # a graph uses the packed weights that are there before it
-            with torch.no_grad():
-                net(torch.zeros(self.rows, *self.shape), 1.0)
+        if self.device.type == "cpu":  # a graph uses the packed weights that are there before it,
+            inputs = [torch.zeros(self.rows, *self.shape)]  # best packed on one thread, as they run
+            list(map_in_threads(torch.no_grad()(lambda x: net(x, 1.0)), inputs, workers=1))
         return torch.compile(net, fullgraph=True, dynamic=False)
 
     @torch.no_grad()

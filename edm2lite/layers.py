@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2lite.packed_conv import PackedConv
-from edm2lite.plain_autograd import is_plain_autograd
+from edm2lite.packed_conv import PackedConv, PackedUpConv, PackedWinograd
 from edm2lite.unit_rms import EPS as EPS
 from edm2lite.unit_rms import unit_rms
+from edm2lite.winograd import winograd_conv2d, winograd_pays
 
 SILU_RMS = 0.596
 """RMS of silu(z) for z ~ N(0, 1), as the reference rounds it (Eq. 81)."""
@@ -113,6 +113,7 @@ class MPConv(nn.Module):
 
     _ready: Tensor | None
     _packed: PackedConv | None = None
+    _for_graph = False
 
     def __init__(
         self,
@@ -133,9 +134,12 @@ class MPConv(nn.Module):
         """A copy packs for itself: what is packed is opaque to copying and pickling."""
         return {**self.__dict__, "_packed": None}
 
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Normalise the weight once for all following passes; it must not change afterwards."""
-        self._ready, self._packed = self.normalized_weight(dtype), None
+    def prepare(self, dtype: torch.dtype, for_graph: bool = False) -> None:
+        """Normalise the weight once for all following passes; it must not change afterwards.
+
+        ``for_graph`` says that torch.compile will make a graph of them: other kernels are best.
+        """
+        self._ready, self._packed, self._for_graph = self.normalized_weight(dtype), None, for_graph
 
     def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
         """The weight that ``forward`` applies, in ``dtype``.
@@ -161,9 +165,47 @@ class MPConv(nn.Module):
             if packed is not None and packed.fits(weight, x):
                 return packed(x)
             if not torch.compiler.is_compiling():  # a graph takes what is there
-                self._packed = packed = PackedConv(weight, x)
+                self._packed = packed = self._pack(weight, x)
                 return packed(x)
+        return self._convolve(x, weight)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and winograd_pays(x, weight):
+            return winograd_conv2d(x, weight)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    def _pack(self, weight: Tensor, x: Tensor) -> PackedConv:
+        by_winograd = self._for_graph and winograd_pays(x, weight, min_rows=8)
+        return (PackedWinograd if by_winograd else PackedConv)(weight, x)
+
+
+class MPUpConv(MPConv):
+    """A 3x3 convolution of features that :func:`upsample` has doubled, computed before doubling.
+
+    Of the nine products for each of four equal pixels' outputs only four differ: one transposed
+    convolution by the 4x4 sums of the stored 3x3 weights, with 4/9 of the multiplications.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, in_rms: float = 1.0):
+        super().__init__(in_channels, out_channels, (3, 3), in_rms=in_rms)
+
+    def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
+        """[C_in, C_out, 4, 4]."""
+        weight = super().normalized_weight(torch.float32, gain).transpose(0, 1)
+        return _pairs(_pairs(weight, 2), 3).to(dtype)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, 2 H, 2 W]."""
+        return F.conv_transpose2d(x, weight, stride=2, padding=1)
+
+    def _pack(self, weight: Tensor, x: Tensor) -> PackedConv:
+        return PackedUpConv(weight, x)
+
+
+def _pairs(weight: Tensor, dim: int) -> Tensor:
+    """Three weights on pixels in a row as the four of them on pixels of twice the size."""
+    w0, w1, w2 = weight.unbind(dim)
+    return torch.stack([w2, w1 + w2, w0 + w1, w0], dim)
 
 
 @torch.no_grad()
@@ -198,46 +240,3 @@ def whole(value: Tensor) -> Tensor:
 def mp_weights(net: nn.Module) -> Iterable[nn.Parameter]:
     """The weights that normalisation governs: all but the scalar gains."""
     return (module.weight for module in net.modules() if isinstance(module, MPConv))
-
-
-class QKVConv(MPConv):
-    """Queries, keys and values of an attention: a 1x1 convolution from C to 3*C channels.
-
-    The rows of the stored weight interleave as (heads, C_head, 3), as in the released networks; the
-    output has its channels in the order (3, heads, C_head), which no pass over memory has to undo.
-    """
-
-    def __init__(self, channels: int, num_heads: int):
-        super().__init__(channels, 3 * channels, (1, 1))
-        self.num_heads = num_heads
-
-    def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
-        rows = super().normalized_weight(dtype, gain).unflatten(0, (self.num_heads, -1, 3))
-        return rows.movedim(2, 0).flatten(0, 2)
-
-
-def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
-    """Self-attention over pixels with q, k and v of RMS 1 per head.
-
-    Logits are ``q . k / sqrt(C_head)``, bounded by sqrt(C_head) in absolute value.
-
-    Args:
-        qkv: [N, 3*C, H, W], channels in the order (3, heads, C_head).
-        num_heads: Divides C.
-
-    Returns:
-        [N, C, H, W].
-    """
-    n, c3, h, w = qkv.shape
-    parts = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, num_heads, c3 // (3 * num_heads))
-    q, k, v = unit_rms(parts, dim=4).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, C_head]
-    return _attend(q, k, v).transpose(1, 2).reshape(n, h, w, c3 // 3).permute(0, 3, 1, 2)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # Fused kernels lack forward and second derivatives. Where these may be asked for, and a CPU
-    # loses little, the products are written out.
-    by_hand = q.device.type in ("cpu", "meta") and torch.is_grad_enabled()
-    if not torch.compiler.is_compiling() and (by_hand or not is_plain_autograd()):
-        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)

@@ -142,17 +142,22 @@ class Precond(nn.Module):
         c_noise = self.config.scalings(sigma).c_noise
         return self.logvar_linear(self.logvar_fourier(c_noise)).squeeze(1)
 
-    def prepare_for_sampling(self) -> Precond:
+    def prepare_for_sampling(self, *, for_graph: bool = False) -> Precond:
         """Normalise, scale and cast every weight once; for evaluation only. Returns the network.
 
         In float32 on a CPU one more copy of the weights is kept, in the order that the kernels want
         for the shape of images seen last.
+
+        Args:
+            for_graph: torch.compile comes next. On a CPU, call the network once before, without
+                gradients, so that the graph finds the copy.
         """
         self.eval().requires_grad_(False)
         for module in self.modules():
             if isinstance(module, MPConv):
                 linear = module.weight.ndim == 2  # the embedding computes in float32
-                module.prepare(torch.float32 if linear else getattr(torch, self.config.dtype))
+                dtype = torch.float32 if linear else getattr(torch, self.config.dtype)
+                module.prepare(dtype, for_graph)
         return self
 
     def _check_images(self, x: Tensor, cond: Tensor | None) -> None:

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edm2lite.attention import QKVConv, cosine_attention
 from edm2lite.layers import (
     SILU_RMS,
     MPConv,
     MPFourier,
-    QKVConv,
-    cosine_attention,
+    MPUpConv,
     downsample,
     mp_cat,
     mp_shares,
@@ -61,7 +61,11 @@ class Block(nn.Module):
         self.res_keep, res_share = mp_shares(config.res_balance)
         self.attn_keep, attn_share = mp_shares(config.attn_balance)
         self.emb_gain = nn.Parameter(torch.zeros(1))
-        self.conv_res0 = MPConv(res_in, out_channels, (3, 3), in_rms=SILU_RMS)
+        self.conv_res0 = (
+            MPUpConv(res_in, out_channels, in_rms=SILU_RMS)
+            if resample == "up"
+            else MPConv(res_in, out_channels, (3, 3), in_rms=SILU_RMS)
+        )
         self.emb_linear = MPConv(config.emb_channels, out_channels)
         self.conv_res1 = MPConv(
             out_channels, out_channels, (3, 3), in_rms=SILU_RMS, out_rms=res_share
@@ -78,13 +82,13 @@ class Block(nn.Module):
         """x [N, C_in, H, W], emb [N, C_emb] float32 -> [N, C_out, H', W'] in the dtype of x."""
         if self.resample == "down":
             x = downsample(x)
-        elif self.resample == "up":
-            x = upsample(x)
         if self.flavor == "enc":
             if self.conv_skip is not None:
                 x = self.conv_skip(x)
             x = pixel_norm(x)
-        y = self.conv_res0(F.silu(x))
+        y = self.conv_res0(F.silu(x))  # doubles the size in an "up" block
+        if self.resample == "up":
+            x = upsample(x)
         scale = self.emb_linear(emb, gain=self.emb_gain) + 1  # float32, [N, C_out]
         y = modulated_silu(y, scale)
         if self.config.dropout:

@@ -7,11 +7,12 @@ import pytest
 import reference_network as ref
 import torch
 
+from edm2lite.attention import cosine_attention
 from edm2lite.layers import (
     EPS,
     MPConv,
     MPFourier,
-    cosine_attention,
+    MPUpConv,
     mp_cat,
     mp_silu,
     mp_sum,
@@ -19,6 +20,7 @@ from edm2lite.layers import (
     normalize_weights_,
     pixel_norm,
     unit_rms,
+    upsample,
 )
 from edm2lite.precond import Precond, PrecondConfig, Scalings
 from edm2lite.unet import UNetConfig
@@ -96,6 +98,21 @@ def test_unit_variance_in_unit_variance_out(kernel):
     if kernel == (3, 3):
         y = y[..., 1:-1, 1:-1]  # zero padding takes energy away at the border
     assert y.std().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 6)])
+def test_doubling_convolution_is_the_convolution_of_doubled_pixels(size):
+    up, plain = MPUpConv(6, 5, in_rms=0.596).double(), MPConv(6, 5, (3, 3), in_rms=0.596).double()
+    plain.load_state_dict(up.state_dict())
+    x = torch.randn(2, 6, *size).double().requires_grad_()
+    results = []
+    for layer, y in ((up, up(x, gain=0.7)), (plain, plain(upsample(x), gain=0.7))):
+        results.append((y, *torch.autograd.grad(y.pow(3).sum(), (x, layer.weight))))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)  # weight norm is float32
+    with torch.no_grad():
+        up.float().prepare(torch.float32)
+        torch.testing.assert_close(up(x.float()), plain.float()(upsample(x.float())))
 
 
 def test_output_and_gradient_ignore_the_length_of_the_weight():

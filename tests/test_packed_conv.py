@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edm2lite.layers import MPConv
-from edm2lite.packed_conv import PackedConv
+from edm2lite.layers import MPConv, MPUpConv
+from edm2lite.packed_conv import PackedConv, PackedUpConv, PackedWinograd
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch without oneDNN"
@@ -25,6 +25,21 @@ def test_it_is_the_convolution(kernel, shape, layout):
     y = PackedConv(weight, x)(x.contiguous(memory_format=layout))
     expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
     # Sums of up to 432 products of order 1 in float32.
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 16, 16), (3, 48, 8, 8), (64, 32, 4, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_doubling_and_winograd_are_the_convolutions(shape, layout):
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape), torch.randn(24, shape[1], 3, 3)
+    y = PackedWinograd(weight, x)(x.contiguous(memory_format=layout))
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-4)
+    up = torch.randn(shape[1], 24, 4, 4)
+    y = PackedUpConv(up, x)(x.contiguous(memory_format=layout))
+    expected = F.conv_transpose2d(x.double(), up.double(), stride=2, padding=1)
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-4)
 
 
@@ -114,10 +129,17 @@ def test_a_compiled_graph_uses_what_was_packed_before_and_needs_nothing():
         assert ("packed_conv" in graphs[0]) == packed_before
 
 
+@pytest.mark.parametrize(
+    ("kind", "packed"), [(MPConv, PackedWinograd), (MPUpConv, PackedUpConv), (None, PackedConv)]
+)
 @torch.no_grad()
-def test_inductor_takes_the_operator_with_the_strides_it_has():
+def test_inductor_takes_the_operator_with_the_strides_it_has(kind, packed):
     conv = layer(prepared=True)
     x = torch.randn(2, 8, 4, 4)
+    if kind is not None:
+        conv, x = kind(64, 64, *[(3, 3)] * (kind is MPConv)), torch.randn(2, 64, 8, 8)
+        conv.requires_grad_(False).prepare(torch.float32, for_graph=True)
     expected = conv(x).relu() * 2
+    assert type(conv._packed) is packed
     compiled = torch.compile(lambda x: conv(x).relu() * 2, fullgraph=True, dynamic=False)
-    torch.testing.assert_close(compiled(x), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)

@@ -23,6 +23,8 @@ from edm2lite.unit_rms import EPS as EPS
 from edm2lite.unit_rms import unit_rms
 from edm2lite.winograd import winograd_conv2d, winograd_pays
 
+_LARGE = 250_000_000  # products of a convolution, about 1 ms of a CPU core
+
 SILU_RMS = 0.596
 """RMS of silu(z) for z ~ N(0, 1), as the reference rounds it (Eq. 81)."""
 
@@ -175,15 +177,17 @@ class MPConv(nn.Module):
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     def _pack(self, weight: Tensor, x: Tensor) -> PackedConv:
-        by_winograd = self._for_graph and winograd_pays(x, weight, min_rows=8)
+        products = weight.numel() * x[:, 0].numel()
+        large = self._for_graph or products >= _LARGE  # else transforms cost more than they save
+        by_winograd = large and winograd_pays(x, weight, prepared=True)
         return (PackedWinograd if by_winograd else PackedConv)(weight, x)
 
 
 class MPUpConv(MPConv):
     """A 3x3 convolution of features that :func:`upsample` has doubled, computed before doubling.
 
-    Of the nine products for each of four equal pixels' outputs only four differ: one transposed
-    convolution by the 4x4 sums of the stored 3x3 weights, with 4/9 of the multiplications.
+    Each pixel of the output sees four different pixels through its nine weights: sums of weights
+    make it a transposed convolution of 4x4 and stride 2, with 4/9 of the multiplications.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, in_rms: float = 1.0):

@@ -28,7 +28,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 _P, _Q = math.sqrt(0.5), math.sqrt(2)  # the points; P Q = 1 and P^2 + Q^2 = 5/2
 
-_INPUT = (  # B^T: row i has the coefficients of the polynomial that is 0 at all points but the i-th
+_INPUT = (  # B^T: coefficients of a polynomial that is 0 at all finite points but its own
     (1, 0, -2.5, 0, 1, 0),
     (0, -_Q, -2, _P, 1, 0),
     (0, _Q, -2, -_P, 1, 0),
@@ -52,16 +52,18 @@ _OUTPUT = (  # A^T: powers 0 to 3 of each point
 )
 
 
-def winograd_pays(x: Tensor, weight: Tensor, min_rows: int = 16) -> bool:
+def winograd_pays(x: Tensor, weight: Tensor, *, prepared: bool = False) -> bool:
     """Whether :func:`winograd_conv2d` is faster in a compiled graph; it is the shapes that decide.
 
     It is for float32 on a CPU and 64 channels or more. Outside a graph its transforms take as long
-    as they save. ``min_rows`` of the input pay for computing the filters; prepared, they cost less.
+    as they save. Filters that are not ``prepared`` are computed in every call, which takes passes
+    over the weights: wide layers on few rows do not pay for them, nor for compiling it all.
     """
     return (
         weight.shape[2:] == (3, 3)
         and min(weight.shape[:2]) >= 64
-        and x.shape[2] >= min_rows
+        and (prepared or max(weight.shape[:2]) <= 320)
+        and x.shape[2] >= (8 if prepared else 16)
         and x.shape[2] % 4 == 0
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -52,8 +52,10 @@ def test_rounding_in_float32_is_that_of_well_chosen_points(channels):
 def test_where_it_pays():
     weight, x = torch.empty(64, 64, 3, 3), torch.empty(1, 64, 16, 16)
     assert winograd_pays(x, weight)
-    assert not winograd_pays(x[:, :, :8], weight) and winograd_pays(x[:, :, :8], weight, 8)
-    assert not winograd_pays(x[:, :, :14], weight, 8)  # not a multiple of 4
+    wide, few = torch.empty(64, 384, 3, 3), x[:, :, :8]
+    assert not winograd_pays(few, weight) and winograd_pays(few, weight, prepared=True)
+    assert not winograd_pays(x, wide) and winograd_pays(x, wide, prepared=True)
+    assert not winograd_pays(x[:, :, :14], weight, prepared=True)  # not a multiple of 4
     assert not winograd_pays(x, weight[:32]) and not winograd_pays(x, weight[:, :32])
     assert not winograd_pays(x, weight[..., :1, :1])
     assert not winograd_pays(x.bfloat16(), weight.bfloat16())

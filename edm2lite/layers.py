@@ -23,8 +23,6 @@ from edm2lite.unit_rms import EPS as EPS
 from edm2lite.unit_rms import unit_rms
 from edm2lite.winograd import winograd_conv2d, winograd_pays
 
-_LARGE = 250_000_000  # products of a convolution, about 1 ms of a CPU core
-
 SILU_RMS = 0.596
 """RMS of silu(z) for z ~ N(0, 1), as the reference rounds it (Eq. 81)."""
 
@@ -177,9 +175,7 @@ class MPConv(nn.Module):
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     def _pack(self, weight: Tensor, x: Tensor) -> PackedConv:
-        products = weight.numel() * x[:, 0].numel()
-        large = self._for_graph or products >= _LARGE  # else transforms cost more than they save
-        by_winograd = large and winograd_pays(x, weight, prepared=True)
+        by_winograd = self._for_graph and winograd_pays(x, weight, prepared=True)
         return (PackedWinograd if by_winograd else PackedConv)(weight, x)
 
 

@@ -29,7 +29,7 @@ from edm2lite.sampling import karras_sigmas
 from edm2lite.settings import Sampling
 from edm2lite.unet import UNetConfig
 
-CLAIMS = {"cpu": 1.5, "cuda": 2.5}  # of the slowest network, compiled
+CLAIMS = {"cpu": (1.3, 1.5), "cuda": (0.0, 2.5)}  # of the slowest network: as it is, compiled
 
 
 def network(config: UNetConfig, device: torch.device) -> Precond:
@@ -96,7 +96,7 @@ def main(
     )
     click.echo("| network | images | loop, img/s | ours | compiled | faster by | compiled by |")
     click.echo("|---|---|---|---|---|---|---|")
-    worst = float("inf")
+    worst = [float("inf")] * 2
     for name in networks.split(","):
         config = NETWORKS[name]
         count = num if where.type == "cuda" else max(2, num * 64 // config.img_resolution**2)
@@ -112,12 +112,12 @@ def main(
         times = [[seconds(run, where) for run in runs] for _ in range(rounds + 1)][1:]
         plain, *fast = (statistics.median(column) for column in zip(*times, strict=True))
         ratios = [[row[0] / row[i] for row in times] for i in (1, 2)]
-        worst = min(worst, statistics.median(ratios[1]))
+        worst = [min(w, statistics.median(r)) for w, r in zip(worst, ratios, strict=True)]
         cells = [f"{count / t:.2f}" for t in (plain, *fast)]
         cells += [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios]
         click.echo(f"| {name} | {count} | {' | '.join(cells)} |")
-    claim = CLAIMS[where.type]
-    assert worst >= claim, f"must be {claim} times as fast as the loop, was {worst:.2f}"
+    for claim, ratio in zip(CLAIMS[where.type], worst, strict=True):
+        assert ratio >= claim, f"must be {claim} times as fast as the loop, was {ratio:.2f}"
 
 
 if __name__ == "__main__":

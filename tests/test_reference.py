@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from open_gains import open_network
 
 from edm2lite.layers import normalize_weights_
 from edm2lite.objective import DenoisingLoss
-from edm2lite.precond import Precond, PrecondConfig
+from edm2lite.precond import PrecondConfig
 from edm2lite.unet import UNetConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -22,12 +23,7 @@ UNET = UNetConfig(
 
 @pytest.fixture
 def net():
-    net = Precond(PrecondConfig(unet=UNET))
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            if name.endswith("gain"):
-                p.fill_(0.7)
-    return net
+    return open_network(PrecondConfig(unet=UNET))
 
 
 def batch():

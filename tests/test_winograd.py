@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from open_gains import open_network
 
-from edm2lite.precond import Precond, PrecondConfig
+from edm2lite.precond import PrecondConfig
 from edm2lite.unet import UNetConfig
 from edm2lite.winograd import winograd_conv2d, winograd_pays
 
@@ -68,16 +69,6 @@ UNET = UNetConfig(
 )  # fmt: skip
 
 
-def network():
-    torch.manual_seed(0)
-    net = Precond(PrecondConfig(unet=UNET))
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            if name.endswith("gain"):
-                p.fill_(0.7)
-    return net
-
-
 def recording(graphs):
     def backend(graph, inputs):
         graphs.append(graph.code)
@@ -89,8 +80,8 @@ def recording(graphs):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_compiled_training_step_uses_it_in_float32_alone(dtype):
-    net, graphs = network(), []
-    net.config.__dict__["dtype"] = dtype
+    torch.manual_seed(0)
+    net, graphs = open_network(PrecondConfig(unet=UNET, dtype=dtype)), []
     inputs = torch.randn(2, 2, 16, 16), torch.tensor([0.2, 5.0]), torch.tensor([1, 4])
     compiled = torch.compile(net, fullgraph=True, backend=recording(graphs))
     results = []

@@ -12,7 +12,6 @@ DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(
     name="edm2lite",
-    version="0.1.0",
     description="Magnitude-preserving diffusion models (EDM2) and post-hoc EMA",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -26,14 +26,14 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from edm2lite.training.data import BatchSource, DataConfig
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
-from edm2lite.encoders import EDM2_LATENTS
-from edm2lite.objective import DenoisingLoss
-from edm2lite.precond import Precond, PrecondConfig
-from edm2lite.unet import UNetConfig
+from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.models.encoders import EDM2_LATENTS
+from edm2lite.network.unet import UNetConfig
+from edm2lite.training.data import BatchSource, DataConfig
 
 LATENTS_CLAIM, PNG_CLAIM = 20, 5
 ROW = 8 * 64 * 64 * 4

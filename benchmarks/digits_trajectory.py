@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from edm2lite.training.config import load_config
-from edm2lite.training.trainer import Trainer
 
 from edm2lite.ema import PowerFunctionEMA
+from edm2lite.training.config import load_config
+from edm2lite.training.trainer import Trainer
 
 
 @click.command()

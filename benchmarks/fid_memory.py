@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edm2lite.extractors import Extractor
-from edm2lite.fidelity import FeatureStats, frechet_distance
-from edm2lite.moments import Moments
-from edm2lite.sweep.influence import covariance, influences, moments_of, square_root
-from edm2lite.sweep.rows import Rows
+from edm2lite.metrics.extractors import Extractor
+from edm2lite.metrics.fidelity import FeatureStats, frechet_distance
+from edm2lite.metrics.influence import covariance, influences, moments_of, square_root
+from edm2lite.metrics.moments import Moments
+from edm2lite.metrics.rows import Rows
 
 
 def measure(num: int, width: int, folder: Path) -> float:

@@ -12,14 +12,14 @@ from typing import Any
 
 import click
 import torch
-from edm2lite.training.dry_run import activation_bytes, kept_bytes, kept_in
 from networks import NETWORKS
 from reference import Reference
 from torch import Tensor
 
-from edm2lite.flops import num_parameters
-from edm2lite.objective import DenoisingLoss
-from edm2lite.precond import Precond, PrecondConfig
+from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.network.flops import num_parameters
+from edm2lite.training.dry_run import activation_bytes, kept_bytes, kept_in
 
 GIB = 2**30
 PER_PARAMETER = 4 * 4  # weight, gradient and Adam's two moments, float32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edm2lite.unet import UNetConfig
+from edm2lite.network.unet import UNetConfig
 
 _LATENTS = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000}
 NETWORKS = {

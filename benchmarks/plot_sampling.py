@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.dataset import open_dataset
-from edm2lite.generate import Generator
-from edm2lite.guidance import APG, Guided, Inpaint, Labelled
-from edm2lite.models import Model, load
-from edm2lite.plots import image_grid
-from edm2lite.sampling import first_state, heun, heun_steps, karras_sigmas, sigmas_from
-from edm2lite.settings import Sampling
+from edm2lite.models.loading import Model, load
+from edm2lite.plotting.figures import image_grid
+from edm2lite.sampling.generate import Generator
+from edm2lite.sampling.guidance import APG, Guided, Inpaint, Labelled
+from edm2lite.sampling.levels import first_state, karras_sigmas, sigmas_from
+from edm2lite.sampling.settings import Sampling
+from edm2lite.sampling.solvers import heun, heun_steps
 
 CLASSES = list(range(10)) * 2
 Row = tuple[str, NDArray[np.uint8]]

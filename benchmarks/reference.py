@@ -2,8 +2,8 @@
 
 Weight norm and forced weight norm in every forward pass, resampling by depthwise convolutions,
 attention in two einsum contractions, nothing fused, cached or prepared. Weights carry the names of
-``edm2lite.precond.Precond``, so that one loads into the other; ``tests/test_reference.py`` holds
-the two equal. It is meant to be read, and to be measured against.
+``edm2lite.diffusion.precond.Precond``, so that one loads into the other;
+``tests/network/test_reference.py`` holds the two equal. It is meant to be read, and to be measured against.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2lite.precond import Precond, PrecondConfig
-from edm2lite.unet import UNetConfig
+from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.network.unet import UNetConfig
 
 
 def normalize(x: Tensor, dim: Sequence[int] | int | None = None) -> Tensor:

@@ -2,8 +2,8 @@
 
 The straightforward loop is what one writes from the papers: Heun's method on a batch, one batch
 after the other, with the network of ``reference.py``, which normalises its weights in every call.
-Ours is ``edm2lite.generate.Generator``: weights prepared once and, on a CPU, a batch per thread;
-without and with torch.compile. All compute in float32 on a CPU, in bfloat16 on a GPU, and are timed
+Ours is ``edm2lite.sampling.generate.Generator``: weights prepared once and, on a CPU, a batch per
+thread; without and with torch.compile. All compute in float32 on a CPU, in bfloat16 on a GPU, and are timed
 in turn after one run each to warm up. Compiling takes a minute or two per network.
 """
 
@@ -21,13 +21,13 @@ from networks import NETWORKS
 from reference import reference_denoiser
 from timing import seconds
 
-from edm2lite.encoders import PixelEncoder
-from edm2lite.generate import Generator
-from edm2lite.models import Model
-from edm2lite.precond import Precond, PrecondConfig
-from edm2lite.sampling import karras_sigmas
-from edm2lite.settings import Sampling
-from edm2lite.unet import UNetConfig
+from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.models.encoders import PixelEncoder
+from edm2lite.models.loading import Model
+from edm2lite.network.unet import UNetConfig
+from edm2lite.sampling.generate import Generator
+from edm2lite.sampling.levels import karras_sigmas
+from edm2lite.sampling.settings import Sampling
 
 CLAIMS = {"cpu": (1.3, 1.5), "cuda": (0.0, 2.5)}  # of the slowest network: as it is, compiled
 

@@ -18,7 +18,7 @@ import torch
 from timing import seconds
 
 from edm2lite.ema import PowerFunctionEMA, reconstruct
-from edm2lite.moments import Moments
+from edm2lite.metrics.moments import Moments
 
 CPU = torch.device("cpu")
 LENGTHS = np.geomspace(0.03, 0.20, 32)

@@ -21,9 +21,9 @@ import torch
 
 from edm2lite.ema import plan_targets
 from edm2lite.ema.reconstruction import build
-from edm2lite.extractors import open_extractor
-from edm2lite.fidelity import FeatureStats, extractor_weights
-from edm2lite.settings import Sampling
+from edm2lite.metrics.extractors import open_extractor
+from edm2lite.metrics.fidelity import FeatureStats, extractor_weights
+from edm2lite.sampling.settings import Sampling
 from edm2lite.sweep.cells import Cell, best
 from edm2lite.sweep.ledger import Ledger, Setting
 from edm2lite.sweep.measure import Measurer

@@ -21,12 +21,12 @@ from reference import reference_of
 from timing import matrix_rate, seconds
 from torch import Tensor, nn
 
+from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.ema.profile import sigma_rel_to_gamma
-from edm2lite.flops import count_macs, num_parameters
-from edm2lite.layers import normalize_weights_
-from edm2lite.objective import DenoisingLoss
-from edm2lite.precond import Precond, PrecondConfig
+from edm2lite.network.flops import count_macs, num_parameters
+from edm2lite.network.layers import normalize_weights_
 
 NIMG = 10**6
 CLAIM = 1.3  # of the faster of ours on a CPU, in float32

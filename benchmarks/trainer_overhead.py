@@ -20,11 +20,12 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from PIL import Image
+
 from edm2lite.training import trainer as loop
 from edm2lite.training.config import load_config
-from edm2lite.training.figures import Figures
 from edm2lite.training.monitor import Monitor
-from PIL import Image
+from edm2lite.training.statistics import Figures
 
 CLAIM = 0.05  # averages, logging and weight norm, of a step
 IMAGES = 256

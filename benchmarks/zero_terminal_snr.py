@@ -20,16 +20,16 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from edm2lite.training.config import load_config
-from edm2lite.training.trainer import Trainer
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
-from edm2lite.diffusion_schedule import trailing_sigmas
-from edm2lite.generate import Generator
-from edm2lite.models import load
-from edm2lite.plots import image_grid
-from edm2lite.settings import Sampling
+from edm2lite.diffusion.ddpm import trailing_sigmas
+from edm2lite.models.loading import load
+from edm2lite.plotting.figures import image_grid
+from edm2lite.sampling.generate import Generator
+from edm2lite.sampling.settings import Sampling
+from edm2lite.training.config import load_config
+from edm2lite.training.trainer import Trainer
 
 SIGMA_DATA = 0.5
 SHIFT = SIGMA_DATA * 8 / 64

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edm2lite.lazy import exports
+from edm2lite.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from edm2lite.models import load
+    from edm2lite.models.loading import load as load
 
-__version__ = "0.1.0"
-__all__ = ["load"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that ``import edm2lite.ema.solve`` does not load torch."""
-    if name == "load":
-        from edm2lite.models import load
-
-        return load
-    raise AttributeError(f"module 'edm2lite' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = exports(__name__, {"edm2lite.models.loading": "load"})

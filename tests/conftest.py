@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+
 from edm2lite.training.config import RunConfig, load_config
 from edm2lite.training.trainer import Trainer
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from click.testing import CliRunner
+
 from edm2lite.tools.edm2lite import main as edm2lite
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from edm2lite.precond import Precond
+from edm2lite.diffusion.precond import Precond
 
 
 def open_network(config):

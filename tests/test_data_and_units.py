@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
-from edm2lite.encoders import PixelEncoder, encoder_from_json
+from edm2lite.models.encoders import PixelEncoder, encoder_from_json
 from edm2lite.seeding import Purpose, normals, rng
 from edm2lite.units import parse_count, parse_floats, parse_seeds
 

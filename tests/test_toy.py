@@ -7,11 +7,12 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
-from edm2lite.tools.edm2lite import main as edm2lite
 from PIL import Image
 
-from edm2lite.guidance import Guided
-from edm2lite.sampling import heun, karras_sigmas
+from edm2lite.sampling.guidance import Guided
+from edm2lite.sampling.levels import karras_sigmas
+from edm2lite.sampling.solvers import heun
+from edm2lite.tools.edm2lite import main as edm2lite
 from edm2lite.toy import experiment
 from edm2lite.toy.density import BRANCHES, SIGMA_DATA, two_trees
 from edm2lite.toy.model import Plan, ToyNet, train

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from edm2lite.objective import DENSITIES, Objective
-from edm2lite.precond import PrecondConfig
-from edm2lite.weighting import Weighting
+from edm2lite.diffusion.objective import DENSITIES, Objective
+from edm2lite.diffusion.precond import PrecondConfig
+from edm2lite.diffusion.weighting import Weighting
 
 T = TypeVar("T")
 

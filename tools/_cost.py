@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edm2lite.flops import count_macs, num_parameters
-from edm2lite.models import load
-from edm2lite.precond import PrecondConfig
+from edm2lite.diffusion.precond import PrecondConfig
+from edm2lite.models.loading import load
+from edm2lite.network.flops import count_macs, num_parameters
 
 from ._cli import table
 from ._config import network, shipped

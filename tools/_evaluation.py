@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edm2lite.dataset import ImageDataset
-    from edm2lite.extractors import Extractor
-    from edm2lite.fidelity import FeatureStats
-    from edm2lite.moments import Moments
-    from edm2lite.sweep.rows import Make, Rows
+    from edm2lite.metrics.extractors import Extractor
+    from edm2lite.metrics.fidelity import FeatureStats
+    from edm2lite.metrics.moments import Moments
+    from edm2lite.metrics.rows import Make, Rows
 
 
 def write_stats(
     source: str, out: Path, name: str, weights: Path | None, keep: bool, batch: int
 ) -> None:
     """Statistics of a data set, in one pass."""
-    from edm2lite.extractors import open_extractor
-    from edm2lite.fidelity import FeatureStats
-    from edm2lite.moments import Moments
+    from edm2lite.metrics.extractors import open_extractor
+    from edm2lite.metrics.fidelity import FeatureStats
+    from edm2lite.metrics.moments import Moments
 
     rank, world = _share()
     if keep and world > 1:
@@ -60,7 +60,7 @@ def write_stats(
 
 def _gathered(own: Moments, folder: Path, rank: int, world: int, key: str) -> Moments:
     """On rank 0 the sum over ranks, added in their order; through files, as images are shared."""
-    from edm2lite.moments import Moments
+    from edm2lite.metrics.moments import Moments
     from edm2lite.tensorfile import read_header
 
     if rank > 0:
@@ -87,8 +87,8 @@ class Scoring:
 
     def print(self, refs: Sequence[Path], weights: Sequence[Path], names: Sequence[str]) -> None:
         """Print one line per figure."""
-        from edm2lite.extractors import open_extractor
-        from edm2lite.fidelity import FeatureStats, extractor_weights
+        from edm2lite.metrics.extractors import open_extractor
+        from edm2lite.metrics.fidelity import FeatureStats, extractor_weights
 
         rank, world = _share()
         if world > 1 and self.cache is None:
@@ -122,7 +122,7 @@ class Scoring:
         self, folder: Path, extractor: Extractor, reference: FeatureStats
     ) -> tuple[Rows, int]:
         """Features of the first images, made or found."""
-        from edm2lite.sweep.rows import Rows
+        from edm2lite.metrics.rows import Rows
 
         key, make, num = self._make(extractor, reference)
         rank, world = _share()
@@ -138,8 +138,8 @@ class Scoring:
     ) -> tuple[dict[str, Any], Make, int]:
         import torch
 
-        from edm2lite.models import load
-        from edm2lite.settings import Sampling
+        from edm2lite.models.loading import load
+        from edm2lite.sampling.settings import Sampling
         from edm2lite.sweep.metrics import GeneratedFeatures
 
         if _is_model(self.source):
@@ -176,9 +176,14 @@ def _figures(
     rows: Rows, num: int, extractor: Extractor, reference: FeatureStats, names: Sequence[str],
     source: str, classes: int,
 ) -> list[list[str]]:  # fmt: skip
-    from edm2lite.fidelity import FeatureStats, frechet_distance, kernel_distance, precision_recall
-    from edm2lite.sweep.influence import covariance, influences, moments_of, square_root
-    from edm2lite.sweep.interval import interval
+    from edm2lite.metrics.fidelity import (
+        FeatureStats,
+        frechet_distance,
+        kernel_distance,
+        precision_recall,
+    )
+    from edm2lite.metrics.influence import covariance, influences, moments_of, square_root
+    from edm2lite.metrics.interval import interval
 
     lines = []
     for name in names:

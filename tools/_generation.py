@@ -13,14 +13,14 @@ import numpy as np
 from ._cli import progress, table
 
 if TYPE_CHECKING:
-    from edm2lite.generate import Generator
-    from edm2lite.image_folder import ImageFolder
-    from edm2lite.models import Model
+    from edm2lite.models.loading import Model
+    from edm2lite.sampling.generate import Generator
+    from edm2lite.sampling.image_folder import ImageFolder
 
 
 def list_recipes(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
     if asked:
-        from edm2lite.recipes import RECIPES
+        from edm2lite.sampling.recipes import RECIPES
 
         kinds = {"recipe": "", "model": "", "guide": "", "weight": "g", "metric": "", "paper": "g"}
         rows = [
@@ -50,8 +50,8 @@ def fill(generators: list[Generator], folders: list[ImageFolder]) -> None:
 
 
 def draw(path: Path, generators: list[Generator], folders: list[ImageFolder]) -> None:
-    from edm2lite import plots
-    from edm2lite.image_folder import mosaic, save_png
+    from edm2lite.plotting import figures as plots
+    from edm2lite.sampling.image_folder import mosaic, save_png
 
     rows = [f.images(g.seeds) for g, f in zip(generators, folders, strict=True)]
     first = generators[0]

@@ -14,8 +14,8 @@ import click
 from ._cli import FLOATS, INTERVAL, SIZE
 
 if TYPE_CHECKING:
-    from edm2lite.guidance import APG
-    from edm2lite.settings import Sampling
+    from edm2lite.sampling.guidance import APG
+    from edm2lite.sampling.settings import Sampling
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "steps": {"type": click.IntRange(1), "help": "Steps of the sampler. [default: 32]"},
@@ -65,7 +65,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def take_sampling(values: dict[str, Any]) -> Sampling:
     """What the options ask for; they are removed from ``values``."""
-    from edm2lite.settings import Sampling
+    from edm2lite.sampling.settings import Sampling
 
     names = [name.replace("-", "_") for name in _OPTIONS]
     given = {n: value for n in names if (value := values.pop(n)) is not None}
@@ -88,7 +88,7 @@ def _taken(given: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _steps(sampling: Sampling, kind: str, low: float, high: float) -> tuple[int, int]:
-    from edm2lite.guidance import interval_steps
+    from edm2lite.sampling.guidance import interval_steps
 
     if kind == "steps":
         return int(low), int(high)
@@ -101,7 +101,7 @@ def _steps(sampling: Sampling, kind: str, low: float, high: float) -> tuple[int,
 
 
 def _apg(apg: float | None = None, apg_norm: float = math.inf, apg_momentum: float = 0.0) -> APG:
-    from edm2lite.guidance import APG
+    from edm2lite.sampling.guidance import APG
 
     if apg is None:
         raise click.UsageError("--apg-norm and --apg-momentum belong to --apg")
@@ -112,8 +112,8 @@ def from_recipe(
     name: str, weights: Path, asked: Sampling
 ) -> tuple[tuple[str], str | None, Sampling]:
     """Model, guide and sampling of a recipe; how to compute is ``asked`` for."""
-    from edm2lite.recipes import recipe
-    from edm2lite.settings import Sampling
+    from edm2lite.sampling.recipes import recipe
+    from edm2lite.sampling.settings import Sampling
 
     if dataclasses.replace(asked, dtype=None) != Sampling():
         raise click.UsageError("--recipe brings its own sampling; leave out all of it but --dtype")

@@ -103,9 +103,9 @@ def _metric(asked: Asked) -> Metric:
     import torch
 
     from edm2lite.dataset import open_dataset
-    from edm2lite.extractors import open_extractor
-    from edm2lite.fidelity import FeatureStats, extractor_weights
-    from edm2lite.settings import Sampling
+    from edm2lite.metrics.extractors import open_extractor
+    from edm2lite.metrics.fidelity import FeatureStats, extractor_weights
+    from edm2lite.sampling.settings import Sampling
     from edm2lite.sweep.loss import LEVELS
     from edm2lite.sweep.metrics import Fidelity, GeneratedFeatures, HeldOutLoss
 
@@ -129,7 +129,7 @@ def _metric(asked: Asked) -> Metric:
 
 def _cells(asked: Asked, lengths: Sequence[float], ends: Sequence[int]) -> list[Cell]:
     """All combinations; the raw weights first, where the run ended with the average."""
-    from edm2lite.models import load
+    from edm2lite.models.loading import load
     from edm2lite.sweep.cells import Cell
 
     guides: Sequence[float | None] = asked.guide_sigma_rel or [None]

@@ -10,8 +10,8 @@ import click
 from ._cli import table
 
 if TYPE_CHECKING:
+    from edm2lite.metrics.interval import Verdict
     from edm2lite.sweep.cells import Point
-    from edm2lite.sweep.interval import Verdict
     from edm2lite.sweep.measure import Measurer
 
     from ._sweep import Asked
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def write(asked: Asked, measurer: Measurer, points: list[Point], notes: Sequence[str]) -> None:
     """Write sweep.csv, .png, .md and .html; print the table and the verdict."""
-    from edm2lite.sweep import best, plots, write_csv
+    from edm2lite.plotting import sweep as plots
+    from edm2lite.sweep import best, write_csv
     from edm2lite.sweep.cells import varying
     from edm2lite.sweep.page import write_page
     from edm2lite.sweep.table import write_report
@@ -51,8 +52,8 @@ def write(asked: Asked, measurer: Measurer, points: list[Point], notes: Sequence
 
 def _verdict(measurer: Measurer, final: Sequence[Point], metric: str) -> tuple[Verdict, str]:
     """On the averaged points of most images, and in words."""
+    from edm2lite.metrics.interval import alike, judge
     from edm2lite.sweep.cells import varying
-    from edm2lite.sweep.interval import alike, judge
     from edm2lite.sweep.table import cell_words, curve_words
 
     final = sorted(final, key=lambda p: p.sigma_rel or 0)

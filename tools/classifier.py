@@ -33,7 +33,7 @@ def main(out: Path) -> None:
         click.echo(f"{out} is there already")
         return
     try:
-        from edm2lite.digits import train_classifier
+        from edm2lite.metrics.digits_classifier import train_classifier
     except ImportError as error:
         raise ImportError(f"{error.name} is missing; pip install 'edm2lite[demo]'") from error
     accuracy = train_classifier(

@@ -56,10 +56,10 @@ def main(source: str, dest: Path, vae: str, threads: int, **options: Any) -> Non
     """
     import torch
 
-    from edm2lite.autoencoder import load_autoencoder
     from edm2lite.dataset import open_dataset
     from edm2lite.dataset.encode import finish, share, write_shards
     from edm2lite.dataset.plan import Plan
+    from edm2lite.models.autoencoder import load_autoencoder
 
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"

@@ -71,7 +71,7 @@ def _classes(dataset: ImageDataset) -> Iterator[str]:
 
 def _values(dataset: ImageDataset, sample: int) -> Iterator[str]:
     from edm2lite.dataset.summary import measure
-    from edm2lite.encoders import LatentEncoder, PixelEncoder
+    from edm2lite.models.encoders import LatentEncoder, PixelEncoder
 
     channels = dataset.image_shape[0]
     if dataset.encoder is None:

@@ -83,7 +83,7 @@ def main(
         else _table(lengths, nimg, batch)
     )
     if plot is not None:
-        from edm2lite.lengths_plot import plot_lengths
+        from edm2lite.plotting.lengths import plot_lengths
 
         plot_lengths(plot, lengths, nimg)
         click.echo(plot, err=True)

@@ -29,7 +29,7 @@ def main(model: str, out: Path, licence: str, push: str | None, private: bool) -
       edm2lite export runs/digits@sigma_rel=0.13 --licence apache-2.0 --out digits
       edm2lite export model.safetensors --licence mit --out digits --push me/edm2-digits
     """
-    from edm2lite.hub import push_to_hub, save_pretrained
+    from edm2lite.models.hub import push_to_hub, save_pretrained
 
     if private and push is None:
         raise click.UsageError("--private is for a repository that --push makes")

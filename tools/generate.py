@@ -95,9 +95,9 @@ def main(
     """  # fmt: skip
     import torch
 
-    from edm2lite.generate import Generator
-    from edm2lite.image_folder import ImageFolder
-    from edm2lite.models import Model, load
+    from edm2lite.models.loading import Model, load
+    from edm2lite.sampling.generate import Generator
+    from edm2lite.sampling.image_folder import ImageFolder
 
     if (recipe is None) != bool(models) or (recipe is None) != (weights is None):
         raise click.UsageError("give either MODEL, or --recipe with --weights")

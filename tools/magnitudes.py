@@ -12,8 +12,8 @@ from ._cli import table, user_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edm2lite.magnitudes import Magnitude
-    from edm2lite.models import Model
+    from edm2lite.models.loading import Model
+    from edm2lite.network.magnitudes import Magnitude
 
 _PATH = click.Path(path_type=Path, dir_okay=False)
 
@@ -63,8 +63,8 @@ def main(
         return
     if model is None:
         raise click.UsageError("give a MODEL to measure, or --flops for the cost of all presets")
-    from edm2lite.magnitudes import measure_denoiser, read_log
-    from edm2lite.models import load
+    from edm2lite.models.loading import load
+    from edm2lite.network.magnitudes import measure_denoiser, read_log
 
     loaded = load(model)
     layers = measure_denoiser(loaded.net, *_images(loaded, data, num))
@@ -76,7 +76,7 @@ def main(
     verdict = f"{len(flagged)} of {len(layers)} layers and blocks are off by more than {limit:g}x"
     click.echo(verdict + (": " + ", ".join(m.name for m in flagged[:5]) if flagged else ""))
     if out is not None:
-        from edm2lite.plots import plot_magnitudes
+        from edm2lite.plotting.figures import plot_magnitudes
 
         plot_magnitudes(out, layers, log)
         click.echo(str(out))

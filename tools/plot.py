@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edm2lite.curves import draw_curves, read_stats
+from edm2lite.plotting.run_curves import draw_curves, read_stats
 
 from ._cli import user_errors
 

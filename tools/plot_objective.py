@@ -11,7 +11,7 @@ import click
 from ._cli import table, user_errors
 
 if TYPE_CHECKING:
-    from edm2lite.objective import Objective
+    from edm2lite.diffusion.objective import Objective
 
 
 @click.command()
@@ -42,7 +42,7 @@ def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
     Example:
       edm2lite plot-objective digits runs/flow --out objectives.png
     """
-    from edm2lite.objective_plot import plot_objectives
+    from edm2lite.plotting.objectives import plot_objectives
 
     from ._config import objective, read_config
 
@@ -53,7 +53,7 @@ def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
 
 
 def _table(found: Mapping[str, Objective]) -> str:
-    from edm2lite.objective_plot import weight_quantiles
+    from edm2lite.plotting.objectives import weight_quantiles
 
     rows = []
     for name, o in found.items():

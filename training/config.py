@@ -13,14 +13,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
-from edm2lite.diffusion_schedule import DDPM
+from edm2lite.diffusion.ddpm import DDPM
+from edm2lite.diffusion.noise_density import VP, Cosine, LogitNormal, LogNormal, LogUniform, Mode
+from edm2lite.diffusion.objective import check_objective
+from edm2lite.diffusion.precond import PrecondConfig
+from edm2lite.diffusion.weighting import Weighting
 from edm2lite.ema.profile import sigma_rel_to_gamma
-from edm2lite.encoders import LatentEncoder, PixelEncoder
-from edm2lite.noise_density import VP, Cosine, LogitNormal, LogNormal, LogUniform, Mode
-from edm2lite.objective import check_objective
-from edm2lite.precond import PrecondConfig
+from edm2lite.models.encoders import LatentEncoder, PixelEncoder
 from edm2lite.units import parse_count
-from edm2lite.weighting import Weighting
 
 from . import config_file
 from .config_file import shipped as shipped
@@ -127,8 +127,8 @@ class RunConfig:
         data: What to train on.
         encoder: From what is stored to what the network sees; ``kind: pixels`` or ``latents``.
         net: The denoiser.
-        loss: Noise levels: a density, by its ``kind`` (:mod:`edm2lite.noise_density`).
-        weighting: How much each of them counts (:mod:`edm2lite.weighting`).
+        loss: Noise levels: a density, by its ``kind`` (:mod:`edm2lite.diffusion.noise_density`).
+        weighting: How much each of them counts (:mod:`edm2lite.diffusion.weighting`).
         optim: Optimizer and learning rate.
         ema: Tracked averages and their files.
         seed: Of weights, data order and noise.

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from edm2lite.encoders import KINDS
-from edm2lite.objective import DENSITIES
+from edm2lite.diffusion.objective import DENSITIES
+from edm2lite.models.encoders import KINDS
 
 T = TypeVar("T")
 

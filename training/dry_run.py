@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import planning
-from edm2lite.flops import count_macs
-from edm2lite.objective import DenoisingLoss
-from edm2lite.precond import Precond, PrecondConfig
-from edm2lite.unet import UNetConfig
+from edm2lite.network.flops import count_macs
+from edm2lite.network.unet import UNetConfig
 
 from .checkpoint import finished
+from .compatibility import check_fit, with_encoder
 from .config import RunConfig
-from .fit import check_fit, with_encoder
 from .run_folder import check_run, check_world
 
 RANGE = (0.02, 0.25)  # lengths for which the error of rebuilding is told

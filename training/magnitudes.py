@@ -9,8 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edm2lite.magnitudes import Magnitude, Meter, by_bucket, copies, relative_updates, to_line
-from edm2lite.precond import Precond
+from edm2lite.diffusion.precond import Precond
+from edm2lite.network.magnitudes import (
+    Magnitude,
+    Meter,
+    by_bucket,
+    copies,
+    relative_updates,
+    to_line,
+)
 
 from . import distributed
 from .monitor import keep_until

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edm2lite.ema import PowerFunctionEMA, superseded
+from edm2lite.diffusion.precond import FORMAT, Precond
+from edm2lite.ema import PowerFunctionEMA, stale
 from edm2lite.ema.source import named, on_host
-from edm2lite.precond import FORMAT, Precond
 from edm2lite.tensorfile import save_tensors
 
 from . import distributed
@@ -54,7 +54,7 @@ class Outputs:
     def set_aside_after(self, nimg: int) -> None:
         """Move the snapshots of later than ``nimg``, where the run continues, out of its way."""
         if self._main:
-            superseded.set_aside(self.snapshots, nimg)
+            stale.set_aside(self.snapshots, nimg)
 
     def save_snapshots(self) -> None:
         """Copy every average to host memory and return while a thread writes."""
@@ -66,7 +66,7 @@ class Outputs:
         """Wait for the snapshots on their way, and drop set-aside copies that they repeat."""
         self.ema.flush()
         if self._main:
-            superseded.settle(self.snapshots)
+            stale.settle(self.snapshots)
 
     def samples(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """(sigma_rel, picture) of each average, on the ranks that take part."""
@@ -87,5 +87,5 @@ class Outputs:
             extra = {"run": self.ema.run, "nimg": str(nimg), "average": "none"}
             metadata = {"format": FORMAT, **self._metadata, **extra}
             save_tensors(self.run_dir / "last.safetensors", tensors, metadata)
-            for path in superseded.settle(self.snapshots):
+            for path in stale.settle(self.snapshots):
                 logger.warning("%s differs from what the run wrote when it came by again", path)

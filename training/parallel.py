@@ -14,11 +14,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.precond import Precond
+from edm2lite.diffusion.weighting import Weighting
 from edm2lite.ema.source import local
-from edm2lite.objective import DenoisingLoss
-from edm2lite.precond import Precond
-from edm2lite.unet import Block
-from edm2lite.weighting import Weighting
+from edm2lite.network.unet import Block
 
 from . import distributed
 
@@ -31,7 +31,7 @@ class Shared:
     and the state of its optimizer.
 
     Attributes:
-        loss: Call it like :class:`edm2lite.objective.DenoisingLoss`.
+        loss: Call it like :class:`edm2lite.diffusion.objective.DenoisingLoss`.
         is_sharded: Whether weights are shards.
 
     Args:

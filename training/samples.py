@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edm2lite.atomic import replacing
+from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.encoders import Encoder
-from edm2lite.precond import Precond
-from edm2lite.sampling import heun, karras_sigmas
+from edm2lite.models.encoders import Encoder
+from edm2lite.sampling.levels import karras_sigmas
+from edm2lite.sampling.solvers import heun
 from edm2lite.seeding import Purpose, normals, rng
 
 SIDE = 512  # pixels; small images are enlarged by a whole factor to about this

@@ -17,18 +17,17 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from edm2lite.dataset import open_dataset
+from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.encoders import PixelEncoder
-from edm2lite.layers import normalize_weights_
-from edm2lite.precond import Precond
+from edm2lite.models.encoders import PixelEncoder
+from edm2lite.network.layers import normalize_weights_
 from edm2lite.seeding import Purpose, rng
 
 from . import distributed, tensorboard
 from .checkpoint import Checkpoints
+from .compatibility import check_fit, with_encoder
 from .config import RunConfig
 from .data import Batch, BatchSource
-from .figures import Figures
-from .fit import check_fit, with_encoder
 from .magnitudes import MagnitudeLog
 from .monitor import Monitor
 from .optimizer import adam, full_precision, mend_gradients
@@ -37,6 +36,7 @@ from .parallel import Shared
 from .run_folder import check_run, check_world, open_run
 from .schedule import learning_rate
 from .signals import StopSignal
+from .statistics import Figures
 
 logger = logging.getLogger(__name__)
 

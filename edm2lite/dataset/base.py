@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.dataset.labels import Labels
-from edm2lite.encoders import LatentEncoder
+from edm2lite.models.encoders import LatentEncoder
 
 
 @dataclass(frozen=True)

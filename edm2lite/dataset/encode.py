@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edm2lite.dataset.plan import Plan, Shard
 from edm2lite.dataset.shards import FORMAT, Index
-from edm2lite.encoders import EDM2_LATENTS, LatentEncoder
+from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder
 from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
 from edm2lite.threads import map_in_threads
 

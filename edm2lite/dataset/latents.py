@@ -13,7 +13,7 @@ from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.files import Files
 from edm2lite.dataset.images import load_array
 from edm2lite.dataset.labels import Labels
-from edm2lite.encoders import EDM2_LATENTS, LatentEncoder
+from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from edm2lite.autoencoder import Autoencoder
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.shards import INDEX, LABELS, Index, shard_name
-from edm2lite.encoders import EDM2_LATENTS
+from edm2lite.models.autoencoder import Autoencoder
+from edm2lite.models.encoders import EDM2_LATENTS
 from edm2lite.tensorfile import read_header
 
 SHARD_IMAGES = 4096

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
-from edm2lite.encoders import LatentEncoder
+from edm2lite.models.encoders import LatentEncoder
 from edm2lite.seeding import Purpose, normals, rng
 
 CELL = 128

@@ -29,7 +29,7 @@ from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.labels import Labels
 from edm2lite.dataset.latents import checked
-from edm2lite.encoders import LatentEncoder, encoder_from_dict
+from edm2lite.models.encoders import LatentEncoder, encoder_from_dict
 from edm2lite.tensorfile import Header, load_tensors, read_header, save_tensors
 
 FORMAT = "edm2lite.latents/1"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from edm2lite.dataset.base import ImageDataset
-from edm2lite.encoders import Encoder, LatentEncoder
+from edm2lite.models.encoders import Encoder, LatentEncoder
 from edm2lite.seeding import Purpose, normals, rng
 
 

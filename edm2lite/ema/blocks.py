@@ -20,7 +20,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from edm2lite.ema.crew import Crew
+from edm2lite.ema.workers import Crew
 from edm2lite.tensorfile import Header, check_digest
 
 BLOCK_VALUES = 3 * 2**16  # of one file; 384 KiB stay in a core's cache while read and hashed

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2lite.ema.crew import Crew
 from edm2lite.ema.profile import Profile
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import Reconstruction, plan_targets
+from edm2lite.ema.workers import Crew
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, as_bytes, read_header
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.blocks import BlockReader, Part, Views
-from edm2lite.ema.crew import Crew
+from edm2lite.ema.workers import Crew
 from edm2lite.tensorfile import Header
 
 STRIP_VALUES = 2**15  # of one file, multiplied at a time

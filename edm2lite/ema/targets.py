@@ -219,6 +219,6 @@ def _metadata(
 
 
 def _version() -> str:
-    from edm2lite import __version__
+    from edm2lite.version import __version__
 
     return __version__

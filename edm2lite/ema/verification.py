@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2lite.ema.crew import Crew
 from edm2lite.ema.snapshot import snapshot_folder
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import FORMAT
+from edm2lite.ema.workers import Crew
 from edm2lite.tensorfile import Header, read_header, verify
 
 

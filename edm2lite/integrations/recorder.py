@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edm2lite.ema import PowerFunctionEMA, superseded
+from edm2lite.ema import PowerFunctionEMA, stale
 from edm2lite.ema.snapshot import refuse_other_runs
 from edm2lite.ema.source import Source, is_sharded, named, on_host
 
@@ -125,7 +125,7 @@ class Recorder:
             self.nimg, self._steps = state["nimg"], state["steps"]
         if is_main:
             refuse_other_runs(self.snapshots, ema.run)
-            superseded.set_aside(self.snapshots, self.nimg)
+            stale.set_aside(self.snapshots, self.nimg)
         self._ema, self._model, self._is_main = ema, model, is_main
         self._takes_part = is_main or any(is_sharded(t) for t in named(source).values())
         self._saved_nimg = -1
@@ -157,7 +157,7 @@ class Recorder:
 
     def _settle(self) -> list[Path]:
         self.ema.flush()
-        return superseded.settle(self.snapshots) if self._is_main else []
+        return stale.settle(self.snapshots) if self._is_main else []
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint must hold: whole tensors on the host, on rank 0; {} on others.

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from edm2lite.atomic import sync
+from edm2lite.diffusion.precond import FORMAT
 from edm2lite.ema.profile import PowerFunction, sigma_rel_to_gamma
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.stream import Progress
 from edm2lite.interop.edm2_network import Network, read_network
-from edm2lite.precond import FORMAT
 from edm2lite.tensorfile import save_tensors
 
 NAME = re.compile(r"(.+)-(\d{7,})-(\d\.\d{3})\.pkl")
@@ -61,7 +61,7 @@ def import_file(
         progress: Called with (bytes read, bytes in all).
 
     Returns:
-        The file; :func:`edm2lite.load` and :meth:`edm2lite.precond.Precond.load` read it.
+        The file; :func:`edm2lite.load` and :meth:`edm2lite.diffusion.precond.Precond.load` read it.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`read_network`, or ``out`` is taken.

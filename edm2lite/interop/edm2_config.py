@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.torch_records import Instance, as_mapping, plain
-from edm2lite.precond import PrecondConfig
-from edm2lite.unet import UNetConfig
+from edm2lite.network.unet import UNetConfig
 
 _UNET = {
     "img_resolution": "img_resolution",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from edm2lite.encoders import EDM2_LATENTS, Encoder, LatentEncoder, PixelEncoder
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.torch_records import Instance, as_mapping, plain
+from edm2lite.models.encoders import EDM2_LATENTS, Encoder, LatentEncoder, PixelEncoder
 
 _STATISTICS: dict[str, object] = {  # in force where a file does not say another
     "raw_mean": list(EDM2_LATENTS.mean),

@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.diffusion.precond import Precond
 from edm2lite.ema.stream import Progress
 from edm2lite.interop.edm2_config import configuration
 from edm2lite.interop.edm2_encoder import encoder_of
@@ -27,7 +28,6 @@ from edm2lite.interop.torch_records import (
     plain,
     tensor,
 )
-from edm2lite.precond import Precond
 
 _BLOCK = 64 * 2**20
 _CLASSES = ("UNet", "Block", "MPConv", "MPFourier", "ModuleDict")

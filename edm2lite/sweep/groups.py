@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from edm2lite.models import Model
-from edm2lite.precond import Precond
+from edm2lite.diffusion.precond import Precond
+from edm2lite.models.loading import Model
 
 GROUPS = {
     "embedding": r"unet\.emb_|emb_(linear|gain)",

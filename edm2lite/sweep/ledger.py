@@ -102,7 +102,7 @@ class Ledger:
         return result
 
     def spread(self, setting: Setting, cell: Cell, num: int) -> NDArray[Any]:
-        """[J, num], see :mod:`edm2lite.sweep.influence`."""
+        """[J, num], see :mod:`edm2lite.metrics.influence`."""
         return load_tensors(self._spread(key_of(setting, cell, num)))[0]["spread"].numpy()
 
     def add(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
-from edm2lite.encoders import LatentEncoder
-from edm2lite.models import Model
+from edm2lite.models.encoders import LatentEncoder
+from edm2lite.models.loading import Model
 from edm2lite.seeding import Purpose, normals, rng
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

@@ -14,15 +14,15 @@ from torch import Tensor
 from edm2lite.ema import plan_targets
 from edm2lite.ema.reconstruction import build
 from edm2lite.ema.targets import Reconstruction
-from edm2lite.models import Model, from_reconstruction, load
-from edm2lite.moments import Array
+from edm2lite.metrics.influence import covariance
+from edm2lite.metrics.interval import interval
+from edm2lite.metrics.moments import Array
+from edm2lite.metrics.rows import Rows
+from edm2lite.models.loading import Model, from_reconstruction, load
 from edm2lite.sweep.cells import Cell, Point
 from edm2lite.sweep.groups import mixed
-from edm2lite.sweep.influence import covariance
-from edm2lite.sweep.interval import interval
 from edm2lite.sweep.ledger import Ledger, Result, Setting
 from edm2lite.sweep.metrics import Metric
-from edm2lite.sweep.rows import Rows
 
 _HELD_BYTES = 4 * 2**30
 """Rebuilt models are held in memory up to this size; more lengths take another pass."""

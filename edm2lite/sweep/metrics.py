@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
-from edm2lite.extractors import Extractor
-from edm2lite.fidelity import FeatureStats, check_same_features, frechet_distance
-from edm2lite.generate import Generator
-from edm2lite.models import Model
-from edm2lite.moments import Array
-from edm2lite.settings import Sampling
-from edm2lite.sweep.influence import influences, moments_of, square_root
+from edm2lite.metrics.extractors import Extractor
+from edm2lite.metrics.fidelity import FeatureStats, check_same_features, frechet_distance
+from edm2lite.metrics.influence import influences, moments_of, square_root
+from edm2lite.metrics.moments import Array
+from edm2lite.metrics.rows import SHOWN, Make
+from edm2lite.models.loading import Model
+from edm2lite.sampling.generate import Generator
+from edm2lite.sampling.settings import Sampling
 from edm2lite.sweep.loss import DenoisingRows, check_dataset
-from edm2lite.sweep.rows import SHOWN, Make
 
 Parts = Callable[[], Iterator[Array]]
 
@@ -31,7 +31,7 @@ Parts = Callable[[], Iterator[Array]]
 class Measured:
     """Attributes:
     value: The metric.
-    spread: [J, num], how it depends on each image, see :mod:`edm2lite.sweep.influence`.
+    spread: [J, num], how it depends on each image, see :mod:`edm2lite.metrics.influence`.
     details: Further figures.
     """
 

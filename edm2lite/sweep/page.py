@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edm2lite.atomic import replacing
-from edm2lite.image_folder import mosaic
+from edm2lite.sampling.image_folder import mosaic
 from edm2lite.sweep.cells import AXES, Cell, Point, best, varying
 from edm2lite.sweep.table import METRIC, named
 

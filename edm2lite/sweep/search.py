@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edm2lite.moments import Array
-from edm2lite.sweep.interval import alike, minimum
+from edm2lite.metrics.interval import alike, minimum
+from edm2lite.metrics.moments import Array
 
 COARSE = 5
 MOST = 8

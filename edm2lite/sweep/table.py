@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edm2lite.atomic import replacing
+from edm2lite.metrics.interval import Verdict
 from edm2lite.sweep.cells import AXES, Point, best, varying
-from edm2lite.sweep.interval import Verdict
 
 METRIC = {"fd": "FD", "loss": "loss"}
 MEANING = (

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2lite import plots
-from edm2lite.guidance import Guided, Labelled
-from edm2lite.sampling import Denoise, Stepwise, first_state, heun, karras_sigmas
+from edm2lite.plotting import figures as plots
+from edm2lite.sampling.guidance import Guided, Labelled
+from edm2lite.sampling.levels import first_state, karras_sigmas
+from edm2lite.sampling.solvers import Denoise, Stepwise, heun
 from edm2lite.toy.density import Mixture
 from edm2lite.toy.model import Plan, train
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.layers import MPConv, MPFourier, mp_silu, normalize_weights_
+from edm2lite.network.layers import MPConv, MPFourier, mp_silu, normalize_weights_
 from edm2lite.toy.density import SIGMA_DATA, Mixture
 
 

@@ -1,9 +1,9 @@
 """Encoding in one go, for tests."""
 
-from edm2lite.autoencoder import load_autoencoder
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.encode import finish, write_shards
 from edm2lite.dataset.plan import Plan
+from edm2lite.models.autoencoder import load_autoencoder
 
 
 def encode(source, dest, vae, shard_images=10, **options):

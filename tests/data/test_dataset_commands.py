@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from edm2lite.tools.edm2lite import main as edm2lite
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
+from edm2lite.tools.edm2lite import main as edm2lite
 
 
 def run(*words, code=0):

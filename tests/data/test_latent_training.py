@@ -8,18 +8,18 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY
 from data.encoding import encode
-from edm2lite.tools.edm2lite import main as edm2lite
-from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
-from edm2lite.training.config import load_config
-from edm2lite.training.trainer import Trainer
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.convert import Conversion, convert
 from edm2lite.dataset.sources import open_source
 from edm2lite.ema import list_snapshots
-from edm2lite.models import load
+from edm2lite.models.loading import load
 from edm2lite.tensorfile import read_header
+from edm2lite.tools.edm2lite import main as edm2lite
+from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
+from edm2lite.training.config import load_config
+from edm2lite.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 LATENT = ("net.unet.img_channels=4", "net.unet.label_dim=2", "encoder={kind: latents}")

@@ -10,12 +10,12 @@ import torch
 from data.encoding import encode
 from PIL import Image
 
-from edm2lite.autoencoder import load_autoencoder
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.checks import faults
 from edm2lite.dataset.encode import finish, share, write_shards
 from edm2lite.dataset.plan import Plan
-from edm2lite.encoders import EDM2_LATENTS, LatentEncoder, encoder_from_json
+from edm2lite.models.autoencoder import load_autoencoder
+from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder, encoder_from_json
 
 
 def contents(folder):

@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from edm2lite.training.data import BatchSource, DataConfig
 
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.dataset.labels import Labels
-from edm2lite.encoders import EDM2_LATENTS
+from edm2lite.models.encoders import EDM2_LATENTS
 from edm2lite.seeding import Purpose, normals, rng
+from edm2lite.training.data import BatchSource, DataConfig
 
 FIELDS = ("images", "labels", "z", "noise", "latent_noise")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.files import open_files
-from edm2lite.encoders import EDM2_LATENTS
+from edm2lite.models.encoders import EDM2_LATENTS
 
 
 def png(value, size=(6, 4), mode="RGB"):

@@ -9,8 +9,8 @@ from threadpoolctl import ThreadpoolController
 
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.blocks import BlockReader
-from edm2lite.ema.crew import Crew
 from edm2lite.ema.stream import weighted_sums
+from edm2lite.ema.workers import Crew
 from edm2lite.tensorfile import read_header, save_tensors
 
 SHAPES = {"a": (3, 700), "n": (), "none": (0, 4), "b": (2500,), "c": (1,), "d": (33, 50)}

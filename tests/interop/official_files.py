@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.interop.edm2_network import read_network
-from edm2lite.layers import MPConv
-from edm2lite.precond import Precond, PrecondConfig
-from edm2lite.unet import UNetConfig
+from edm2lite.network.layers import MPConv
+from edm2lite.network.unet import UNetConfig
 
 SOURCE = "import os\nos.system('echo source of a module, never executed')\n"
 TINY = UNetConfig(

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 from click.testing import CliRunner
-from edm2lite.tools.edm2lite import main as edm2lite
 from official_files import (
     LATENTS,
     TINY,
@@ -15,10 +14,11 @@ from official_files import (
 )
 
 import edm2lite as package
+from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA, list_snapshots, reconstruct
-from edm2lite.encoders import EDM2_LATENTS, PixelEncoder, encoder_from_json
 from edm2lite.interop.edm2 import import_folder
-from edm2lite.precond import Precond
+from edm2lite.models.encoders import EDM2_LATENTS, PixelEncoder, encoder_from_json
+from edm2lite.tools.edm2lite import main as edm2lite
 
 
 def training_run(folder, *, dtype, num):

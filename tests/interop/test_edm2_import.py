@@ -18,9 +18,9 @@ from official_files import (
 from torch import nn
 
 import edm2lite as package
-from edm2lite.encoders import EDM2_LATENTS, PixelEncoder
+from edm2lite.diffusion.precond import Precond
 from edm2lite.interop.edm2 import Average, import_file
-from edm2lite.precond import Precond
+from edm2lite.models.encoders import EDM2_LATENTS, PixelEncoder
 from edm2lite.tensorfile import load_tensors
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from edm2lite.tools.edm2lite import main as edm2lite
 from torch import nn
 
 from edm2lite.ema import PowerFunctionEMA, list_snapshots, reconstruct, sigma_rel_to_gamma
 from edm2lite.ema.doctor import examine
 from edm2lite.interop.ema_pytorch import import_folder
 from edm2lite.tensorfile import load_tensors
+from edm2lite.tools.edm2lite import main as edm2lite
 
 pytest.importorskip("ema_pytorch", reason="pip install 'edm2lite[test]'")
 

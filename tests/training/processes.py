@@ -18,9 +18,9 @@ import threading
 import traceback
 
 import torch
-from edm2lite.training.__main__ import main
 
 from edm2lite.dataset import open_dataset
+from edm2lite.training.__main__ import main
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")  # of sys.audit
 

@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_config
+from training_runs import digests, losses
+
+from edm2lite.ema import list_snapshots, stale
 from edm2lite.training import manifest
 from edm2lite.training.checkpoint import Checkpoints, finished
 from edm2lite.training.trainer import Trainer
-from training_runs import digests, losses
-
-from edm2lite.ema import list_snapshots, superseded
 
 CPU = torch.device("cpu")
 
@@ -138,7 +138,7 @@ def test_snapshots_that_the_rerun_does_not_repeat_are_kept_apart(run_dir, tmp_pa
     folder = tmp_path / "snapshots"
     shutil.copytree(run_dir / "snapshots", folder)
     last = list_snapshots(folder)[-1].path
-    superseded.set_aside(folder, 1120)
+    stale.set_aside(folder, 1120)
     aside = folder / "superseded"
     assert {p.name for p in aside.iterdir()} == {p.name for p in folder.parent.rglob("*1280*")}
     earlier = list_snapshots(folder)[0]
@@ -146,12 +146,12 @@ def test_snapshots_that_the_rerun_does_not_repeat_are_kept_apart(run_dir, tmp_pa
     altered = earlier.path.read_bytes()
     last.write_bytes(altered)
     shutil.copy(run_dir / "snapshots" / last.name.replace("0.10000", "0.05000"), folder)
-    assert superseded.settle(folder) == [aside / last.name]
+    assert stale.settle(folder) == [aside / last.name]
     assert [p.name for p in aside.iterdir()] == [last.name]
     original = (run_dir / "snapshots" / last.name).read_bytes()
     os.replace(last, folder / "x")
     shutil.copy(run_dir / "snapshots" / last.name, folder)
     (aside / last.name).write_bytes(altered)
-    superseded.set_aside(folder, 1120)  # a second restart: both versions stay
+    stale.set_aside(folder, 1120)  # a second restart: both versions stay
     assert (aside / f"{last.stem}.2.safetensors").read_bytes() == original
     assert (aside / last.name).read_bytes() == altered

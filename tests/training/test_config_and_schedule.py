@@ -1,6 +1,7 @@
 """Configurations: every shipped one builds, mistakes are explained; the learning rate."""
 
 import pytest
+
 from edm2lite.training.config import differing_keys, load_config, shipped
 from edm2lite.training.schedule import learning_rate
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from edm2lite.training.trainer import Trainer
 from training_runs import HERE, arguments, digests, environment, losses, names, run_jobs, stats
 
 from edm2lite.ema import list_snapshots
+from edm2lite.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

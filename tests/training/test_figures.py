@@ -8,18 +8,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import tiny_config
-from edm2lite.tools.plot import main as plot
-from edm2lite.training.figures import NUM_LEVELS, Figures
-from edm2lite.training.optimizer import GradientCheck
-from edm2lite.training.samples import sample_grids, tile
-from edm2lite.training.trainer import Trainer
 from PIL import Image
 from training_runs import stats
 
-from edm2lite.curves import draw_curves, read_stats
-from edm2lite.layers import normalize_weights_
-from edm2lite.objective import DenoisingLoss, LogNormal
-from edm2lite.precond import Precond
+from edm2lite.diffusion.objective import DenoisingLoss, LogNormal
+from edm2lite.diffusion.precond import Precond
+from edm2lite.network.layers import normalize_weights_
+from edm2lite.plotting.run_curves import draw_curves, read_stats
+from edm2lite.tools.plot import main as plot
+from edm2lite.training.optimizer import GradientCheck
+from edm2lite.training.samples import sample_grids, tile
+from edm2lite.training.statistics import NUM_LEVELS, Figures
+from edm2lite.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from edm2lite.training import distributed
-from edm2lite.training.parallel import check_fsdp
-from edm2lite.training.trainer import Trainer
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from training_runs import arguments, losses, run_jobs, stats
 
 from edm2lite.ema import list_snapshots
 from edm2lite.tensorfile import load_tensors
+from edm2lite.training import distributed
+from edm2lite.training.parallel import check_fsdp
+from edm2lite.training.trainer import Trainer
 
 STEPS20 = "total_nimg=640"
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from edm2lite.training.data import BatchSource
-from edm2lite.training.trainer import Trainer
 from training_runs import digests, losses, stats
 
 from edm2lite.dataset import open_dataset
 from edm2lite.ema import list_snapshots
-from edm2lite.models import load
+from edm2lite.models.loading import load
+from edm2lite.training.data import BatchSource
+from edm2lite.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

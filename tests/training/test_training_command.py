@@ -7,15 +7,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import tiny_config
+from training_runs import arguments
+
+from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.precond import Precond
+from edm2lite.ema import list_snapshots
+from edm2lite.tensorfile import read_header
 from edm2lite.training.__main__ import main
 from edm2lite.training.config import load_config
 from edm2lite.training.dry_run import activation_bytes, report
-from training_runs import arguments
-
-from edm2lite.ema import list_snapshots
-from edm2lite.objective import DenoisingLoss
-from edm2lite.precond import Precond
-from edm2lite.tensorfile import read_header
 
 
 def value(text, row):

@@ -1,0 +1,157 @@
+"""Discrete schedules of DDPM-like models: levels sigma, zero terminal SNR, training, sampling.
+
+Such a model knows ``z_t = a_t y + sqrt(1 - a_t**2) n`` with ``a_t**2`` the product of ``1 - beta``
+up to t. That is ``x / sqrt(1 + sigma**2)`` at ``sigma_t = sqrt(1 - a_t**2) / a_t``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edm2lite.diffusion.noise_density import NoiseDensity, normal_cdf
+
+Schedule = Literal["linear", "scaled_linear", "cosine"]
+
+BETAS: dict[Schedule, tuple[float, float] | None] = {
+    "linear": (1e-4, 0.02),
+    "scaled_linear": (0.00085, 0.012),
+    "cosine": None,
+}
+"""First and last beta of 1000, unless given: DDPM (arXiv 2006.11239) and Stable Diffusion."""
+
+
+def levels(
+    schedule: Schedule,
+    num_levels: int = 1000,
+    *,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    zero_terminal_snr: bool = False,
+) -> Tensor:
+    """Noise levels of a schedule.
+
+    Args:
+        schedule: ``linear`` in beta, ``scaled_linear`` in sqrt(beta), or ``cosine`` (arXiv
+            2102.09672): ``a_t = cos(pi/2 (t + 0.008) / 1.008)``, t = 1/N .. 1, beta at most 0.999.
+        num_levels: N, at least 3.
+        beta_start: First beta; None for that of :data:`BETAS`.
+        beta_end: Last beta, the same.
+        zero_terminal_snr: Shift and scale a_t so that a_1 stays and a_N is 0 (arXiv 2305.08891);
+            the cosine's betas are not limited then.
+
+    Returns:
+        [N] float64, increasing; with zero terminal SNR the last is infinite.
+
+    Raises:
+        ValueError: Betas out of order, or given for the cosine; too few levels.
+    """
+    if num_levels < 3:
+        raise ValueError(f"num_levels must be at least 3, got {num_levels}")
+    if schedule not in BETAS:
+        raise ValueError(f"schedule must be one of {', '.join(BETAS)}, got {schedule!r}")
+    defaults = BETAS[schedule]
+    if defaults is None:
+        if beta_start is not None or beta_end is not None:
+            raise ValueError("beta_start and beta_end belong to linear and scaled_linear")
+        a = _cosine(num_levels, math.inf if zero_terminal_snr else 0.999)
+    else:
+        first = defaults[0] if beta_start is None else beta_start
+        last = defaults[1] if beta_end is None else beta_end
+        if not 0 < first < last < 1:
+            raise ValueError(f"need 0 < beta_start < beta_end < 1, got {first} and {last}")
+        power = 1 if schedule == "linear" else 2
+        ends = first ** (1 / power), last ** (1 / power)
+        beta = torch.linspace(*ends, num_levels, dtype=torch.float64) ** power
+        a = (1 - beta).cumprod(0).sqrt()
+    if zero_terminal_snr:
+        a = (a - a[-1]) * a[0] / (a[0] - a[-1])
+    return ((1 - a) * (1 + a)).sqrt() / a
+
+
+def trailing_sigmas(levels: Tensor, num_steps: int) -> Tensor:
+    """Levels to sample at: the last one, and evenly spaced indices below it (arXiv 2305.08891).
+
+    "Leading" steps, spaced from the first level, never begin at the last one and so never at the
+    noise that training ended in.
+
+    Args:
+        levels: [N] increasing; the last may be infinite.
+        num_steps: S, 1 to N.
+
+    Returns:
+        [S + 1] decreasing, of the indices ``round(N - k N / S) - 1``; the last value is 0.
+
+    Raises:
+        ValueError: More steps than levels, or none.
+    """
+    if not 1 <= num_steps <= len(levels):
+        raise ValueError(f"num_steps must lie in 1 to {len(levels)}, got {num_steps}")
+    ends = torch.arange(num_steps, 0, -1, dtype=torch.float64) * (len(levels) / num_steps)
+    return torch.cat([levels[ends.round().long() - 1], levels.new_zeros(1)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(NoiseDensity):
+    """One of the levels of a discrete schedule, each with the same probability.
+
+    Attributes:
+        schedule, num_levels, beta_start, beta_end, zero_terminal_snr: Of :func:`levels`. With zero
+            terminal SNR the last level is pure noise.
+    """
+
+    kind: Literal["ddpm"] = "ddpm"
+    schedule: Schedule = "scaled_linear"
+    num_levels: int = 1000
+    beta_start: float | None = None
+    beta_end: float | None = None
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.levels()
+
+    def levels(self) -> Tensor:
+        """[num_levels] float64, increasing, without the shift."""
+        return levels(
+            self.schedule,
+            self.num_levels,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
+
+    @property
+    def mass_at_infinity(self) -> float:
+        return 1 / self.num_levels if self.zero_terminal_snr else 0.0
+
+    def _sigma(self, z: Tensor) -> Tensor:
+        index = (normal_cdf(z) * self.num_levels).long().clamp(max=self.num_levels - 1)
+        return _on_device(self, z.device)[index]
+
+    def _pdf(self, log_sigma: Tensor) -> Tensor:
+        """Each level's probability spread over what is nearest to it."""
+        finite = self.levels()[: self.num_levels - self.zero_terminal_snr].log()
+        middles = (finite[1:] + finite[:-1]) / 2
+        edges = torch.cat([2 * finite[:1] - middles[:1], middles, 2 * finite[-1:] - middles[-1:]])
+        cell = torch.searchsorted(edges, log_sigma) - 1
+        inside = (cell >= 0) & (cell < len(finite))
+        return inside / (edges.diff()[cell.clamp(0, len(finite) - 1)] * self.num_levels)
+
+
+@functools.lru_cache
+def _on_device(density: DDPM, device: torch.device) -> Tensor:
+    """Its levels, moved there once."""
+    return density.levels().to(device)
+
+
+def _cosine(num_levels: int, largest_beta: float) -> Tensor:
+    t = torch.linspace(0, 1, num_levels + 1, dtype=torch.float64)
+    a = torch.cos(math.pi / 2 * (t + 0.008) / 1.008)
+    beta = 1 - (a[1:] / a[:-1]) ** 2
+    return (1 - beta.clamp(max=largest_beta)).cumprod(0).sqrt()

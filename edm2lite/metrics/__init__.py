@@ -1,0 +1,1 @@
+"""How good generated images are: features, distances, and the registry of metrics."""

@@ -1,0 +1,100 @@
+"""A digit classifier as a feature extractor of torch-fidelity: the demo's stand-in for Inception.
+
+Importing this module registers it under the name ``digits``. Its weights are trained in seconds by
+:func:`train_classifier` and kept in a safetensors file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edm2lite.dataset import open_dataset
+from edm2lite.metrics.extractors import register
+from edm2lite.tensorfile import load_tensors, save_tensors
+
+NUM_FEATURES = 64
+
+
+@register("digits")
+def digits_features(weights: Path | None) -> nn.Module:
+    """uint8 [N, 3, 8, 8] -> the 64 activations before the last layer of the classifier."""
+    if weights is None:
+        raise ValueError(
+            "extractor digits needs a weights file; make it by edm2lite classifier --out FILE"
+        )
+    net = classifier()
+    tensors, _ = load_tensors(weights)
+    net.load_state_dict(tensors)
+    return nn.Sequential(_Scaled(), *net[:-1])
+
+
+class _Scaled(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] != (8, 8):
+            raise ValueError(f"the digits extractor takes images of 8x8, got {list(images.shape)}")
+        return _scaled(images)
+
+
+def classifier() -> nn.Sequential:
+    """[N, 1, 8, 8] in [0, 1] -> [N, 10] logits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 16, NUM_FEATURES),
+        nn.SiLU(),
+        nn.Linear(NUM_FEATURES, 10),
+    )
+
+
+def train_classifier(
+    path: Path,
+    num_epochs: int = 12,
+    seed: int = 0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> float:
+    """Train on two thirds of the digits and write the weights; returns accuracy on the rest.
+
+    Args:
+        path: File for the weights.
+        num_epochs: Passes over the training digits.
+        seed: Of the weights, the split and the order.
+        progress: Wraps the epochs, to show how far it is.
+    """
+    dataset = open_dataset("digits")
+    assert dataset.labels is not None
+    images = torch.from_numpy(dataset.images(range(len(dataset))))
+    labels = torch.from_numpy(dataset.labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = classifier()
+        order = torch.randperm(len(images))
+        held_out, train = order[: len(order) // 3], order[len(order) // 3 :]
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        for _ in progress(range(num_epochs)):
+            for rows in train[torch.randperm(len(train))].split(64):
+                loss = F.cross_entropy(net(_scaled(images[rows])), labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    with torch.no_grad():
+        correct = net(_scaled(images[held_out])).argmax(1) == labels[held_out]
+    accuracy = float(correct.float().mean())
+    save_tensors(
+        path,
+        net.state_dict(),
+        {"format": "edm2lite.digits/1", "accuracy": repr(accuracy)},
+    )
+    return accuracy
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images[:, :1].float() / 255

@@ -1,0 +1,90 @@
+"""Rows of numbers for images 0, 1, 2, ..., made once, kept on disk, shared by processes.
+
+Rows lie in files of 256 images. A measurement that was interrupted goes on with the next file, and
+one of more images makes only the rows that it lacks. Under torchrun process r makes files r,
+r + world, ...; every file is the same whoever makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from edm2lite.metrics.moments import Array
+from edm2lite.tensorfile import load_tensors, read_header, save_tensors
+
+CHUNK = 256
+SHOWN = 40
+"""Images that are kept next to their rows, for people to look at."""
+
+Make = Callable[[range], tuple[Tensor, Tensor | None]]
+"""Images -> rows [n, D] float32, and the images uint8 [n, C, H, W] if there are any to show."""
+
+
+class Rows:
+    """Rows under one key.
+
+    Args:
+        folder: For all rows of a sweep.
+        key: Everything that the rows depend on.
+        rank, world: Which share this process makes.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, Any], rank: int = 0, world: int = 1):
+        self.key = key
+        self._key = json.dumps(key, sort_keys=True)
+        self.folder = folder / xxhash.xxh3_64_hexdigest(self._key.encode())
+        self.rank, self.world = rank, world
+
+    def fill(self, num: int, make: Make, done: Callable[[int], object]) -> None:
+        """Make this process's share of the first ``num`` rows; ``done`` hears how many."""
+        for begin in range(0, num, CHUNK):
+            if begin // CHUNK % self.world == self.rank:
+                self._fill(begin, min(CHUNK, num - begin), make)
+                done(min(CHUNK, num - begin))
+
+    def _fill(self, begin: int, want: int, make: Make) -> None:
+        have = self._count(begin)
+        if have >= want:
+            return
+        made, images = make(range(begin + have, begin + want))
+        tensors = {"rows": made}
+        if images is not None and begin == 0:
+            tensors["images"] = images[: max(0, SHOWN - have)]
+        if have:
+            old, _ = load_tensors(self._path(begin))
+            tensors = {k: torch.cat([old[k], tensors[k]]) if k in tensors else old[k] for k in old}
+        save_tensors(self._path(begin), tensors, {"key": self._key})
+
+    def wait(self, num: int, done: Callable[[int], object]) -> None:
+        """Until other processes have made their share of the first ``num`` rows."""
+        for begin in range(0, num, CHUNK):
+            if begin // CHUNK % self.world != self.rank:
+                while self._count(begin) < min(CHUNK, num - begin):
+                    time.sleep(0.02)
+                done(min(CHUNK, num - begin))
+
+    def parts(self, num: int) -> Iterator[Array]:
+        """The first ``num`` rows, [n, D] float64 at a time."""
+        for begin in range(0, num, CHUNK):
+            rows = load_tensors(self._path(begin))[0]["rows"]
+            yield rows[: num - begin].double().numpy()
+
+    def images(self) -> Tensor | None:
+        """The first images, uint8 [n, C, H, W] with n at most :data:`SHOWN`, if any are here."""
+        path = self._path(0)
+        return load_tensors(path)[0].get("images") if path.is_file() else None
+
+    def _count(self, begin: int) -> int:
+        path = self._path(begin)
+        return read_header(path).tensors["rows"].shape[0] if path.is_file() else 0
+
+    def _path(self, begin: int) -> Path:
+        return self.folder / f"{begin:09d}.safetensors"

@@ -1,0 +1,173 @@
+"""Between what a data set stores and the space of the denoiser (standard deviation sigma_data).
+
+An encoder is a description: a few numbers and, for latents, the name of an autoencoder. It travels
+as JSON in every model file, so that a model can always turn its output into images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelEncoder:
+    """Pixels, shifted and scaled: ``x = (image - shift) / scale``.
+
+    The defaults map 0..255 to -1..1. For a data set of other contrast, shift by its mean and scale
+    by its standard deviation / sigma_data.
+    """
+
+    kind: Literal["pixels"] = "pixels"
+    shift: float = 127.5
+    scale: float = 127.5
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(f"encoder.scale must be positive, got {self.scale}")
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """uint8 [N, C, H, W] -> float32. Pixels are exact: ``noise`` plays no part."""
+        return (images.float() - self.shift) / self.scale
+
+    def decode(self, x: Tensor) -> Tensor:
+        """float [N, C, H, W] -> uint8, rounded to nearest and clipped."""
+        return (x.float() * self.scale + self.shift + 0.5).clamp(0, 255).to(torch.uint8)
+
+    def to_json(self) -> str:
+        """Description that travels in every model file."""
+        return _to_json(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentEncoder:
+    """Latents of an autoencoder: ``x = (latent - mean) / std * sigma_data``, per channel.
+
+    The data set holds mean and standard deviation of each image's latent distribution, so a fresh
+    latent is drawn every time an image is used. The autoencoder is loaded when something is first
+    decoded. A configuration may leave out any field; the data set then says it.
+
+    Attributes:
+        vae: Folder or hub name of a diffusers AutoencoderKL.
+        vae_digest: Digest of its weights, checked before decoding; None for any weights.
+        mean, std: One of each per latent channel, over the data set.
+        sigma_data: Standard deviation of what the denoiser sees.
+        input_range: Of the images that the autoencoder takes and gives.
+    """
+
+    kind: Literal["latents"] = "latents"
+    vae: str | None = None
+    vae_digest: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    sigma_data: float = 0.5
+    input_range: Literal["-1..1", "0..1"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"encoder.sigma_data must be positive, got {self.sigma_data}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                "encoder.mean and encoder.std must have one value per latent channel each, got"
+                f" {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"encoder.std must be positive, got {list(self.std)}")
+
+    def completed(self, other: LatentEncoder) -> LatentEncoder:
+        """This description, with what it leaves out taken from ``other``."""
+        own_vae = self.vae is not None and self.vae != other.vae
+        return LatentEncoder(
+            vae=self.vae or other.vae,
+            vae_digest=self.vae_digest or (None if own_vae else other.vae_digest),
+            mean=self.mean or other.mean,
+            std=self.std or other.std,
+            sigma_data=self.sigma_data,
+            input_range=self.input_range or other.input_range,
+        )
+
+    def encode(self, raw: Tensor, noise: Tensor) -> Tensor:
+        """A draw from each stored distribution, standardised: [N, C, H, W] float32.
+
+        Args:
+            raw: [N, 2C, H, W], C channels of means, then C of standard deviations.
+            noise: [N, C, H, W] standard normal.
+        """
+        mean, std = raw.float().chunk(2, dim=1)
+        return (mean + std * noise - _channels(self.mean, raw.device)) * (
+            self.sigma_data / _channels(self.std, raw.device)
+        )
+
+    def decode(self, x: Tensor) -> Tensor:
+        """float [N, C, H, W] -> images, uint8 on the device of ``x``; loads the autoencoder.
+
+        Raises:
+            ValueError, ImportError: As :func:`edm2lite.models.autoencoder.load_autoencoder`.
+        """
+        from edm2lite.models.autoencoder import load_autoencoder
+
+        if self.vae is None or self.input_range is None or not self.mean:
+            raise ValueError("an encoder must name its vae, input_range, mean and std to decode")
+        autoencoder = load_autoencoder(self.vae, str(x.device))
+        autoencoder.check_digest(self.vae_digest)
+        mean, std = _channels(self.mean, x.device), _channels(self.std, x.device)
+        latents = x.float() * (std / self.sigma_data) + mean
+        return autoencoder.decode(latents, self.input_range)
+
+    def to_json(self) -> str:
+        """Description that travels in every model file."""
+        return _to_json(self)
+
+
+Encoder = PixelEncoder | LatentEncoder
+
+EDM2_LATENTS = LatentEncoder(
+    vae="stabilityai/sd-vae-ft-mse",
+    mean=(5.81, 3.25, 0.12, -2.15),
+    std=(4.17, 4.62, 3.71, 3.28),
+    input_range="0..1",
+)
+"""What the EDM2 paper's latents are: images of 0..1 where that autoencoder was made for -1..1."""
+
+KINDS: dict[str, Any] = {"pixels": PixelEncoder, "latents": LatentEncoder}
+
+
+def encoder_from_json(text: str) -> Encoder:
+    """The encoder described in a model file.
+
+    Raises:
+        ValueError: A kind or a setting that this version does not know.
+    """
+    return encoder_from_dict(json.loads(text))
+
+
+def encoder_from_dict(values: dict[str, Any]) -> Encoder:
+    """As :func:`encoder_from_json`, from the parsed description."""
+    kind = values.get("kind")
+    if kind not in KINDS:
+        raise ValueError(
+            f"encoder kind must be one of {', '.join(KINDS)}, got {kind!r}; it needs a newer"
+            " version"
+        )
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        encoder: Encoder = KINDS[kind](**settings)
+        return encoder
+    except TypeError as error:
+        raise ValueError(f"encoder description must be one this version knows: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[C, 1, 1], copied to a device once."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+
+def _to_json(encoder: Encoder) -> str:
+    return json.dumps(dataclasses.asdict(encoder), separators=(",", ":"))

@@ -1,0 +1,142 @@
+"""Finding a model by its name: a file, a folder, or an average of any length of a run.
+
+| name                                 | model                                                    |
+|--------------------------------------|----------------------------------------------------------|
+| ``model.safetensors``                | a model file, a snapshot or a reconstruction             |
+| ``RUN``                              | the raw weights at the end of the run                    |
+| ``FOLDER``                           | an exported model (:mod:`edm2lite.models.hub`)           |
+| ``RUN@sigma_rel=0.13``               | an average rebuilt on the spot, at the latest snapshot   |
+| ``RUN@gamma=4.6,nimg=64Mi``          | the same by exponent, at another time                    |
+| ``RUN@sigma_rel=0.25,max_error=0.1`` | even if its predicted error is above 0.02                |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+from torch import Tensor
+
+from edm2lite.diffusion.precond import Precond
+from edm2lite.ema import Reconstruction, plan_targets
+from edm2lite.ema.reconstruction import build
+from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
+from edm2lite.tensorfile import load_tensors
+from edm2lite.units import parse_count
+
+MAX_ERROR = 0.02
+"""Predicted error above which an average is not rebuilt unless its name allows it."""
+
+EXPORTED = "model.safetensors"
+"""Name of the weights in the folder of an exported model."""
+
+_IN_FOLDERS = ("last.safetensors", EXPORTED)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser with what is needed to use it.
+
+    Attributes:
+        name: As it was asked for.
+        net: In evaluation mode.
+        encoder: Between images and what ``net`` works on.
+        metadata: What its file says: run, nimg, sigma_rel, ...
+    """
+
+    name: str
+    net: Precond
+    encoder: Encoder
+    metadata: dict[str, str] = field(repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights' origin, the same for an average rebuilt now or read from a file."""
+        source = self.metadata.get("inputs") or self.metadata.get("digest")
+        if source is None:  # a file of another tool: the weights themselves
+            state = xxhash.xxh3_64()
+            for name, value in self.net.state_dict().items():
+                state.update(name.encode())
+                state.update(value.detach().cpu().contiguous().reshape(-1).numpy())
+            return state.hexdigest()
+        return xxhash.xxh3_64_hexdigest(source.encode())
+
+
+def load(spec: str | Path) -> Model:
+    """Load a model by name (see the module); no code in a file is executed.
+
+    Raises:
+        FileNotFoundError: There is no such file or run.
+        ValueError: The name is malformed, a file is damaged or not one of our models, or an average
+            cannot be rebuilt as exactly as asked.
+    """
+    tensors, metadata = read(spec)
+    net = Precond.from_tensors(tensors, metadata, str(spec))
+    return Model(str(spec), net, _encoder(metadata), metadata)
+
+
+def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, in the types in which they are stored, and metadata of a model by name.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`load`, but any tensors will do.
+    """
+    text = str(spec)
+    run, at, query = text.rpartition("@")
+    if at and not Path(text).exists():
+        rebuilt = _rebuild(run, query, text)
+        return rebuilt.state_dict or {}, rebuilt.metadata
+    file = Path(text)
+    if file.is_dir():
+        found = [file / name for name in _IN_FOLDERS if (file / name).is_file()]
+        file = found[0] if found else file / _IN_FOLDERS[0]
+    if not file.is_file():
+        raise FileNotFoundError(f"no model at {file}; give a file, a run, or RUN@sigma_rel=0.10")
+    return load_tensors(file)
+
+
+def from_reconstruction(rebuilt: Reconstruction, name: str) -> Model:
+    """A model of a reconstruction that carries its ``state_dict``."""
+    assert rebuilt.state_dict is not None, name
+    net = Precond.from_tensors(rebuilt.state_dict, rebuilt.metadata, name)
+    return Model(name, net, _encoder(rebuilt.metadata), rebuilt.metadata)
+
+
+def _rebuild(run: str, query: str, text: str) -> Reconstruction:
+    values: dict[str, str] = {}
+    for part in query.split(","):
+        key, equals, value = part.partition("=")
+        known = key in ("sigma_rel", "gamma", "nimg", "max_error")
+        if not run or not known or not equals or key in values:
+            raise ValueError(
+                f"{text} is no file and must name its average as RUN@sigma_rel=0.10 or"
+                " RUN@gamma=6.9,nimg=64Mi"
+            )
+        values[key] = value
+    nimg = parse_count(values.pop("nimg", None))
+    max_error = _number("max_error", values.pop("max_error", f"{MAX_ERROR}"), text)
+    if len(values) != 1 or not isinstance(nimg, int | None):
+        raise ValueError(f"{text} must give one of sigma_rel and gamma, and nimg as in 64Mi")
+    key, value = values.popitem()
+    length = _number(key, value, text)
+    sigma_rel, gamma = (length, None) if key == "sigma_rel" else (None, length)
+    plans = plan_targets(run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg)
+    if not plans[0].predicted_error <= max_error:
+        raise ValueError(
+            f"{text} would have a predicted error of {plans[0].predicted_error:.1e}, above"
+            f" {max_error:g}: the snapshots cannot give this length; choose another, or allow it by"
+            f" adding ,max_error={2 * plans[0].predicted_error:.1g}"
+        )
+    return next(build(plans))
+
+
+def _number(key: str, value: str, text: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{key} in {text} must be a number, got {value!r}") from None
+
+
+def _encoder(metadata: dict[str, str]) -> Encoder:
+    return encoder_from_json(metadata["encoder"]) if "encoder" in metadata else PixelEncoder()

@@ -1,0 +1,60 @@
+"""Cosine attention: self-attention over the pixels of features, magnitude-preserving like a layer.
+
+Queries, keys and values have RMS 1 per head and pixel, so that logits are bounded and need no scale
+that is learned (arXiv 2312.02696, Eq. 30 and Fig. 22).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edm2lite.network.kernels.dispatch import is_plain_autograd
+from edm2lite.network.kernels.unit_rms import unit_rms
+from edm2lite.network.layers import MPConv
+
+
+class QKVConv(MPConv):
+    """Queries, keys and values of an attention: a 1x1 convolution from C to 3*C channels.
+
+    The rows of the stored weight interleave as (heads, C_head, 3), as in the released networks; the
+    output has its channels in the order (3, heads, C_head), which no pass over memory has to undo.
+    """
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__(channels, 3 * channels, (1, 1))
+        self.num_heads = num_heads
+
+    def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
+        rows = super().normalized_weight(dtype, gain).unflatten(0, (self.num_heads, -1, 3))
+        return rows.movedim(2, 0).flatten(0, 2)
+
+
+def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Self-attention over pixels with q, k and v of RMS 1 per head.
+
+    Logits are ``q . k / sqrt(C_head)``, bounded by sqrt(C_head) in absolute value.
+
+    Args:
+        qkv: [N, 3*C, H, W], channels in the order (3, heads, C_head).
+        num_heads: Divides C.
+
+    Returns:
+        [N, C, H, W].
+    """
+    n, c3, h, w = qkv.shape
+    parts = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, num_heads, c3 // (3 * num_heads))
+    q, k, v = unit_rms(parts, dim=4).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, C_head]
+    return _attend(q, k, v).transpose(1, 2).reshape(n, h, w, c3 // 3).permute(0, 3, 1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # Fused kernels lack forward and second derivatives. Where these may be asked for, and a CPU
+    # loses little, the products are written out.
+    by_hand = q.device.type in ("cpu", "meta") and torch.is_grad_enabled()
+    if not torch.compiler.is_compiling() and (by_hand or not is_plain_autograd()):
+        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)

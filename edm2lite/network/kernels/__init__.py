@@ -1,0 +1,1 @@
+"""Faster ways to compute what the layers define; each is held to the plain form by a test."""

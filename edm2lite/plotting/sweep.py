@@ -1,0 +1,130 @@
+"""Pictures of sweeps: a curve with its band, a heat map, a curve per group."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edm2lite.metrics.interval import Verdict
+from edm2lite.plotting.figures import new_figure, save_figure
+from edm2lite.sweep.cells import AXES, Point, best, varying
+from edm2lite.sweep.table import METRIC, named
+
+_YLABEL = {"fd": "Fréchet distance", "loss": "held-out denoising loss"}
+
+
+def plot_curve(
+    path: Path, points: Sequence[Point], verdict: Verdict, metric: str, title: str
+) -> None:
+    """Length on a log axis against the metric, the best marked; raw weights as a line.
+
+    Args:
+        path: The picture.
+        points: All; those of fewer images than the most are drawn thin.
+        verdict: On those of most images.
+        metric: ``fd`` or ``loss``.
+        title: Above it.
+    """
+    figure, axes = new_figure()
+    lowest = best(points)
+    averaged = sorted((p for p in points if p.sigma_rel is not None), key=_length)
+    for num in sorted({p.num for p in averaged}):
+        curve = [p for p in averaged if p.num == num]
+        final = num == lowest.num
+        color = "tab:blue" if final else "tab:gray"
+        _band(axes, curve, color, f"{num} images", marker="o" if final else ".")
+    axes.axvspan(100 * verdict.low, 100 * verdict.high, color="tab:red", alpha=0.08, lw=0)
+    name = f"best: {named('sigma_rel', lowest.sigma_rel)}, {METRIC[metric]} {lowest.value:.4g}"
+    axes.plot([100 * _length(lowest)], [lowest.value], "*", ms=16, color="tab:red", label=name)
+    for raw in (p for p in points if p.sigma_rel is None):
+        if raw.value < 4 * max(p.value for p in averaged):
+            text = f"raw last weights, {METRIC[metric]} {raw.value:.4g}"
+            axes.axhline(raw.value, color="tab:gray", ls="--", label=text)
+    _along_lengths(axes, [_length(p) for p in averaged])
+    axes.set_ylabel(_YLABEL[metric])
+    axes.set_title(title, fontsize=9)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(path, figure)
+
+
+def plot_heat(path: Path, points: Sequence[Point], metric: str, title: str) -> None:
+    """Length by the second axis, the metric as colour and number; the best cell framed."""
+    points = [p for p in points if p.sigma_rel is not None]
+    _, axis, *_ = varying(points)
+    lengths = sorted({_length(p) for p in points})
+    others = sorted({getattr(p, axis) for p in points})
+    grid = np.full((len(others), len(lengths)), np.nan)
+    for p in points:
+        grid[others.index(getattr(p, axis)), lengths.index(_length(p))] = p.value
+    lowest = best(points)
+    figure, axes = new_figure((1.6 + 0.75 * len(lengths), 1.4 + 0.55 * len(others)))
+    shown = axes.imshow(np.log(grid), cmap="viridis_r", origin="lower", aspect="auto")
+    middle = np.nanmean(np.log(grid))
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            color = "black" if np.log(value) < middle else "white"
+            place = {"ha": "center", "va": "center", "fontsize": 8}
+            axes.text(column, row, f"{value:.3g}", color=color, **place)
+    from matplotlib.patches import Rectangle
+
+    corner = lengths.index(_length(lowest)) - 0.5, others.index(getattr(lowest, axis)) - 0.5
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="tab:red", lw=2.5))
+    axes.set_xticks(range(len(lengths)), [f"{100 * s:.3g}" for s in lengths])
+    axes.set_yticks(range(len(others)), [named(axis, value) for value in others])
+    axes.set_xlabel("EMA length sigma_rel, % of training time")
+    axes.set_ylabel(AXES[axis])
+    axes.set_title("\n".join(textwrap.wrap(title, 12 + 12 * len(lengths))), fontsize=9)
+    ticks = np.geomspace(np.nanmin(grid), np.nanmax(grid), 4)
+    bar = figure.colorbar(shown, ticks=np.log(ticks))
+    bar.ax.set_yticklabels([f"{tick:.3g}" for tick in ticks])
+    bar.set_label(_YLABEL[metric])
+    save_figure(path, figure)
+
+
+def plot_groups(path: Path, points: Sequence[Point], metric: str, title: str) -> None:
+    """A curve for each group of tensors, the others held; a line where all have one length."""
+    figure, axes = new_figure()
+    for group in dict.fromkeys(p.group for p in points if p.group):
+        curve = sorted((p for p in points if p.group in (group, "")), key=_length)
+        axes.plot([100 * _length(p) for p in curve], [p.value for p in curve], ".-", label=group)
+    for base in (p for p in points if not p.group and p.sigma_rel is not None):
+        text = f"all at {named('sigma_rel', base.sigma_rel)}"
+        axes.axhline(base.value, color="tab:gray", ls="--", label=text)
+    _along_lengths(axes, sorted({_length(p) for p in points}))
+    axes.set_xlabel("EMA length of the group alone, % of training time")
+    axes.set_ylabel(_YLABEL[metric])
+    axes.set_title(title, fontsize=9)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(path, figure)
+
+
+def _length(point: Point) -> float:
+    assert point.sigma_rel is not None
+    return point.sigma_rel
+
+
+def _band(axes: Any, curve: Sequence[Point], color: str, label: str, marker: str) -> None:
+    lengths = [100 * _length(p) for p in curve]
+    axes.plot(lengths, [p.value for p in curve], marker=marker, color=color, label=label, ms=5)
+    low, high = [p.low for p in curve], [p.high for p in curve]
+    axes.fill_between(lengths, low, high, color=color, alpha=0.15, lw=0)
+    if len(curve) == 1:  # a band of one point has no width
+        axes.vlines(lengths, low, high, color=color, lw=3, alpha=0.4)
+
+
+def _along_lengths(axes: Any, lengths: Sequence[float]) -> None:
+    """A log axis with ticks at the lengths, as far apart as their names need."""
+    axes.set_xscale("log")
+    wide = np.log(max(lengths) / min(lengths)) / 12
+    ticks: list[float] = []
+    for length in lengths:
+        if not ticks or np.log(length / ticks[-1]) >= wide:
+            ticks.append(length)
+    axes.set_xticks([100 * s for s in ticks], [f"{100 * s:.3g}" for s in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("EMA length sigma_rel, % of training time")
+    axes.grid(alpha=0.25)

@@ -1,0 +1,34 @@
+"""From noise to images: noise levels, solvers, guidance, and files of generated images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edm2lite.lazy import exports
+
+if TYPE_CHECKING:
+    from edm2lite.sampling.guidance import Guided as Guided
+    from edm2lite.sampling.guidance import Inpaint as Inpaint
+    from edm2lite.sampling.levels import cosine_sigmas as cosine_sigmas
+    from edm2lite.sampling.levels import first_state as first_state
+    from edm2lite.sampling.levels import karras_sigmas as karras_sigmas
+    from edm2lite.sampling.levels import linear_sigmas as linear_sigmas
+    from edm2lite.sampling.levels import sigmas_from as sigmas_from
+    from edm2lite.sampling.settings import Sampling as Sampling
+    from edm2lite.sampling.solvers import dpmpp_2m as dpmpp_2m
+    from edm2lite.sampling.solvers import dpmpp_2m_steps as dpmpp_2m_steps
+    from edm2lite.sampling.solvers import euler as euler
+    from edm2lite.sampling.solvers import euler_steps as euler_steps
+    from edm2lite.sampling.solvers import heun as heun
+    from edm2lite.sampling.solvers import heun_steps as heun_steps
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "edm2lite.sampling.guidance": "Guided Inpaint",
+        "edm2lite.sampling.levels": "cosine_sigmas first_state karras_sigmas linear_sigmas"
+        " sigmas_from",
+        "edm2lite.sampling.settings": "Sampling",
+        "edm2lite.sampling.solvers": "dpmpp_2m dpmpp_2m_steps euler euler_steps heun heun_steps",
+    },
+)

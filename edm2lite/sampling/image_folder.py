@@ -1,0 +1,234 @@
+"""A folder or ZIP of generated images: what should be in it, what is, and what is missing.
+
+``<seed / 1000>/<seed>.png``, with ``dataset.json`` (classes) and ``settings.json`` (how they were
+drawn). Several processes may fill one folder, each with seeds of its own: every file appears whole,
+and what they all write is the same. A ZIP is filled as a folder beside it, ``images.zip.parts``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edm2lite.atomic import replacing
+from edm2lite.sampling.generate import GeneratedBatch
+
+_HOST = socket.gethostname()
+
+
+class ImageFolder:
+    """Images by seed in ``path``: a ZIP if it ends in .zip, otherwise a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.is_zip = path.suffix.lower() == ".zip"
+        self.folder = path.with_name(path.name + ".parts") if self.is_zip else path
+        self._wanted: dict[int, int] = {}
+
+    def open(
+        self, settings: Mapping[str, Any], seeds: Sequence[int], classes: Sequence[int] | None
+    ) -> list[int]:
+        """Check that the place is free or holds images of these settings; begin to fill it.
+
+        Args:
+            settings: How the images are drawn, as JSON can hold it.
+            seeds: That should be there when all is done.
+            classes: Of each.
+
+        Returns:
+            Positions in ``seeds`` of the images that are missing.
+
+        Raises:
+            ValueError: It holds images of other settings, or one of ``seeds`` with another class.
+        """
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("every seed must come once, some come twice")
+        if not self.is_zip and self.path.is_file():
+            raise ValueError(f"{self.path} is a file; give a folder, or a name that ends in .zip")
+        self._check_settings(json.loads(json.dumps(settings)))
+        labels = self._labels()
+        self._wanted = dict(zip(seeds, classes, strict=True)) if classes is not None else {}
+        clash = [s for s, c in self._wanted.items() if labels.get(s, c) != c]
+        if clash:
+            raise ValueError(
+                f"{self.path} holds seed {clash[0]} as class {labels[clash[0]]}; give another --out"
+            )
+        with self._archive() as archive:
+            packed = set(archive.namelist()) if archive is not None else set()
+        missing = [
+            i for i, s in enumerate(seeds) if self._name(s) not in packed and not self.has(s)
+        ]
+        if missing or not self.is_zip:
+            _put_json(self.folder / "settings.json", settings)
+            self._add_labels()  # before the images: an image always has its class
+        return missing
+
+    def has(self, seed: int) -> bool:
+        """Whether the folder holds the image; an empty file is what a power cut leaves of one."""
+        file = self.folder / self._name(seed)
+        return file.is_file() and file.stat().st_size > 0
+
+    def write(self, batch: GeneratedBatch) -> None:
+        """Add images."""
+        for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
+            save_png(self.folder / self._name(seed), image)
+
+    def wait(self, seeds: Sequence[int], arrived: Callable[[int], None]) -> None:
+        """Return when other processes have written all ``seeds``; ``arrived`` hears how many."""
+        while seeds:
+            left = [seed for seed in seeds if not self.has(seed)]
+            arrived(len(seeds) - len(left))
+            seeds = left
+            if seeds:
+                time.sleep(0.2)
+
+    def finish(self) -> None:
+        """Pack what is to be a ZIP; for one process, when every image is there."""
+        if not self.folder.is_dir():
+            return
+        self._add_labels()  # again, should another command have added its own meanwhile
+        _remove_abandoned(self.folder)
+        if not self.is_zip:
+            return
+        own = {p.relative_to(self.folder).as_posix(): p for p in self.folder.rglob("*.*")}
+        own = {name: path for name, path in own.items() if not path.name.startswith(".")}
+        with self._archive() as old, replacing(self.path, "wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name in sorted({*own, *(old.namelist() if old is not None else ())}):
+                    data = own[name].read_bytes() if name in own or old is None else old.read(name)
+                    archive.writestr(zipfile.ZipInfo(name), data)  # stored: a PNG is compressed
+        shutil.rmtree(self.folder)
+
+    def images(self, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """[C, H, W] of each seed."""
+        names = [self._name(seed) for seed in seeds]
+        if self.is_zip:
+            with zipfile.ZipFile(self.path) as archive:
+                return [_pixels(archive.read(name)) for name in names]
+        return [_pixels((self.path / name).read_bytes()) for name in names]
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        data = self._read("settings.json")
+        if data is None:
+            if self.is_zip and self.path.exists() or _visible(self.folder):
+                raise ValueError(
+                    f"{self.path} holds something else than images of this command (it has no"
+                    " settings.json); give another --out"
+                )
+            return
+        there = json.loads(data)
+        different = [k for k in {**there, **settings} if there.get(k) != settings.get(k)]
+        if different:
+            said = ", ".join(
+                f"{k} ({_text(there.get(k))}, now {_text(settings.get(k))})" for k in different
+            )
+            raise ValueError(
+                f"{self.path} holds images of other {said}; remove it, or give another --out"
+            )
+
+    def _labels(self) -> dict[int, int]:
+        data = self._read("dataset.json")
+        table = [] if data is None else json.loads(data)["labels"]
+        return {int(Path(name).stem): label for name, label in table}
+
+    def _add_labels(self) -> None:
+        labels = self._labels()
+        if not self._wanted.items() <= labels.items():
+            rows = [[self._name(s), c] for s, c in sorted({**labels, **self._wanted}.items())]
+            _put_json(self.folder / "dataset.json", {"labels": rows})
+
+    def _name(self, seed: int) -> str:
+        return f"{seed // 1000:06d}/{seed:06d}.png"
+
+    def _read(self, name: str) -> bytes | None:
+        """A file of the folder, or else of the ZIP, which may have been made before."""
+        if (self.folder / name).is_file():
+            return (self.folder / name).read_bytes()
+        with self._archive() as archive:
+            if archive is None or name not in archive.namelist():
+                return None
+            return archive.read(name)
+
+    @contextlib.contextmanager
+    def _archive(self) -> Iterator[zipfile.ZipFile | None]:
+        if not self.is_zip or not self.path.exists():
+            yield None
+            return
+        try:
+            archive = zipfile.ZipFile(self.path)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{self.path} is no ZIP file ({error}); remove it") from error
+        with archive:
+            yield archive
+
+
+def save_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """uint8 [C, H, W], C = 1 or 3, to a PNG file, atomically."""
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
+    _put(path, buffer.getvalue())  # no fsync: images are cheap to make again
+
+
+def mosaic(images: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """Images [C, H, W] in rows of ``columns``, a line of white apart; small ones enlarged."""
+    channels, height, width = images[0].shape
+    zoom = max(1, 48 // height)
+    gap = max(1, zoom // 2)
+    rows = -(-len(images) // columns)
+    step_y, step_x = height * zoom + gap, width * zoom + gap
+    out = np.full((channels, rows * step_y + gap, columns * step_x + gap), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * step_y, gap + i % columns * step_x
+        large = image.repeat(zoom, axis=1).repeat(zoom, axis=2)
+        out[:, y : y + height * zoom, x : x + width * zoom] = large
+    return out
+
+
+def _pixels(data: bytes) -> NDArray[np.uint8]:
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _visible(folder: Path) -> bool:
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _put_json(path: Path, value: Any) -> None:
+    _put(path, json.dumps(value).encode())
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Bytes into a file that appears whole; processes may do this at once, with the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _text(value: object) -> str:
+    return "default" if value is None else json.dumps(value)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove unfinished files of processes of this machine that are no more: a kill leaves one."""
+    for path in folder.rglob(f".*.{_HOST}.*.partial"):
+        pid = path.name.removesuffix(".partial").rpartition(".")[2]
+        with contextlib.suppress(PermissionError):  # somebody else's, and alive
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""Noise levels of a sampling run, from the first to 0, and the noise that it begins with."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def karras_sigmas(
+    num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
+    """Noise levels ``(a + i/(N-1) (b - a))**rho`` with a, b the max, min level to the 1/rho.
+
+    Args:
+        num_steps: N, at least 1; a single step goes from sigma_max to 0.
+        sigma_min: Last positive level.
+        sigma_max: First level.
+        rho: Larger values take shorter steps near sigma_min.
+
+    Returns:
+        [N + 1] float64, decreasing, ending in 0 (EDM, Eq. 5).
+
+    Raises:
+        ValueError: No step, or levels out of order.
+    """
+    _check_range(num_steps, sigma_min, sigma_max)
+    if math.isinf(sigma_max):
+        raise ValueError("sigma_max must be finite here; only cosine levels begin at infinity")
+    return _with_zero(_ramp(num_steps, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho)
+
+
+def linear_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+    """Noise levels at equal distances: :func:`karras_sigmas` with rho = 1."""
+    return karras_sigmas(num_steps, sigma_min, sigma_max, rho=1.0)
+
+
+def cosine_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+    """Noise levels ``tan(angle)`` at equal distances of the angle; those of a cosine schedule.
+
+    Arguments and result are those of :func:`karras_sigmas`; sigma_max may be infinite, see
+    Note [sigma = infinity].
+    """
+    _check_range(num_steps, sigma_min, sigma_max)
+    sigmas = torch.tan(_ramp(num_steps, math.atan(sigma_max), math.atan(sigma_min)))
+    sigmas[0] = sigma_max  # tan(atan(inf)) is 1.6e16
+    return _with_zero(sigmas)
+
+
+def user_sigmas(levels: Sequence[float]) -> Tensor:
+    """[N + 1] float64 of given levels, with the 0 at the end added where it is missing.
+
+    Raises:
+        ValueError: They do not decrease, or one is negative or no number.
+    """
+    sigmas = [float(level) for level in levels]
+    sigmas += [0.0] if sigmas and sigmas[-1] > 0 else []
+    if len(sigmas) < 2 or not all(a > b >= 0 for a, b in itertools.pairwise(sigmas)):
+        raise ValueError(f"noise levels must decrease and be positive, got {list(levels)}")
+    return torch.tensor(sigmas, dtype=torch.float64)
+
+
+def sigmas_from(sigmas: Tensor, sigma: float) -> Tensor:
+    """``sigma`` and the levels below it: image-to-image starts there, at image + sigma * noise.
+
+    Raises:
+        ValueError: ``sigma`` is not above 0.
+    """
+    if not sigma > 0:
+        raise ValueError(f"the level to start from must be positive, got {sigma}")
+    return torch.cat([sigmas.new_tensor([sigma]), sigmas[sigmas < sigma]])
+
+
+def first_state(noise: Tensor, sigmas: Tensor) -> Tensor:
+    """x to start from: noise of standard deviation ``sigmas[0]``, of 1 where that is infinite."""
+    sigma = float(sigmas[0])
+    return noise if math.isinf(sigma) else noise * sigma
+
+
+def _ramp(num_steps: int, first: float, last: float) -> Tensor:
+    return torch.linspace(first, last, num_steps, dtype=torch.float64)
+
+
+def _with_zero(sigmas: Tensor) -> Tensor:
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

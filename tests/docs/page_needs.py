@@ -1,0 +1,196 @@
+"""What a page's reader is taken to have, what is made smaller, and what must come of it.
+
+Each function prepares the working directory, yields while the page is run, and then checks.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import TINY
+from pages import run, write_config
+from PIL import Image
+
+
+class Page:
+    """A page in a test.
+
+    Attributes:
+        names: The variables that its Python blocks share.
+        printed: Output by command, or by the first line of a Python block.
+        small: Makes a command smaller before it is run.
+    """
+
+    def __init__(self, request, monkeypatch):
+        self.fixture, self.monkeypatch = request.getfixturevalue, monkeypatch
+        self.names, self.printed, self.small = {}, {}, lambda line: line
+
+    def finished_run(self, name="runs/digits"):
+        """The run of the tests, under the name that the page gives it."""
+        shutil.copytree(self.fixture("run_dir"), name)
+
+
+def tiny_training(line):
+    """The same training run with a network and a duration that take a second."""
+    if "-m edm2lite.training digits " not in line:
+        return line
+    return line + "".join(f" --set {change}" for change in TINY)
+
+
+def readme(page):
+    page.names |= {"model": torch.nn.Linear(3, 1), "nimg": 32}
+    yield
+    page.names["model"].load_state_dict(page.names["best"].state_dict)
+
+
+def ema(page):
+    from ema_pytorch import PostHocEMA
+
+    from edm2lite.ema import list_snapshots
+
+    net = torch.nn.Linear(2, 2)
+    other = PostHocEMA(
+        net, sigma_rels=(0.05, 0.28), update_every=10, checkpoint_folder="FOLDER",
+        checkpoint_every_num_steps=50,
+    )  # fmt: skip
+    for _ in range(100):
+        other.update()
+    yield
+    rows = [line.split() for line in page.printed["import torch"].splitlines()]
+    assert [row[0] for row in rows] == ["0.03", "0.07", "0.13"]
+    errors = [float(row[1]) for row in rows]
+    # noise of standard deviation 1 at lr 0.05 leaves about 0.1 per weight in the raw iterates; the
+    # longer the average the less
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.15
+    assert all(float(row[-1]) < 0.02 for row in rows)
+    assert len(list_snapshots("runs/mine")) == 60
+
+
+def sweep(page):
+    page.finished_run()
+    small = {"--num": "66", "--steps": "1", "--sigma-rel": "0.05,0.2", "--guidance": "1,1.5"}
+
+    def shrink(line):
+        line = line.replace("12800", "640").replace("38400,64000", "640,1280")
+        for option, value in small.items():
+            line = re.sub(rf"{option} \S+", f"{option} {value}", line)
+        return line
+
+    page.small = shrink
+    run("edm2lite classifier --out runs/digits/classifier.safetensors")
+    run(
+        "edm2lite evaluate stats digits --extractor digits"
+        " --weights runs/digits/classifier.safetensors --out runs/digits/reference.safetensors"
+    )
+    yield
+    used = {word for line in page.printed for word in line.split() if word.startswith("--")}
+    assert used >= {"--search", "--guidance", "--groups", "--metric", "--at"}
+    for folder in ("length", "guidance", "groups", "loss"):
+        made = {path.name for path in Path("sweeps", folder).iterdir()}
+        assert made >= {"sweep.csv", "sweep.png", "sweep.md", "sweep.html", "sweep.jsonl"}
+
+
+def sampling(page):
+    page.finished_run()
+    # the run of the tests is short, and has no snapshot at the time that the page shows
+    page.small = lambda line: line.replace("nimg=12800", "nimg=640")
+    yield
+    first = next(text for name, text in page.printed.items() if name == "import torch")
+    assert len(first.splitlines()) == 32
+    names = page.names
+    assert names["image"].dtype == torch.uint8 and names["image"].shape == (1, 1, 8, 8)
+    assert torch.equal(names["filled"][:, :, 4:], names["x"][:, :, 4:])
+    assert not torch.equal(names["filled"][:, :, :4], names["x"][:, :, :4])
+
+
+def data(page):
+    from edm2lite.training.config import load_config
+
+    shutil.copytree(page.fixture("photos"), "photos")
+    shutil.copytree(page.fixture("vae"), "vae")
+    yield
+    assert len(list(Path("images").rglob("*.png"))) == 4
+    for name in ("sheet.png", "decoded.png"):
+        with Image.open(name) as sheet:
+            assert sheet.width > 500
+    assert load_config("runs/photos/config.yaml").encoder.vae == str(Path("vae").resolve())
+    assert load_config("runs/photos-ar/config.yaml").data.buckets
+
+
+def network(page):
+    page.small = tiny_training
+    yield
+    costs = page.printed["edm2lite magnitudes --flops"].splitlines()
+    small = next(line for line in costs if line.startswith("edm2-img512-s "))
+    assert small.split()[1:] == ["280.213", "100.23", "0.593", "100.82"]
+    with Image.open("magnitudes.png") as picture:
+        assert picture.width > 500
+    assert Path("net.safetensors").is_file()
+
+
+def training(page):
+    write_config("CONFIG", {})
+    for k in range(2):  # latents as those of the EDM2 paper are stored
+        Path("DATASET").mkdir(exist_ok=True)
+        np.save(f"DATASET/{k}.npy", np.ones((8, 64, 64), np.float32))
+    labels = [["0.npy", 0], ["1.npy", 999]]
+    Path("DATASET/dataset.json").write_text(json.dumps({"labels": labels}))
+    # the page's RUN is any run; here it is that of CONFIG by then
+    page.small = lambda line: tiny_training(line.replace("-s --out RUN", "-s --out ANOTHER"))
+    yield
+    (dry_run,) = (text for line, text in page.printed.items() if "--dry-run" in line)
+    assert "280" in dry_run and not Path("ANOTHER").exists()
+    assert Path("RUN/last.safetensors").is_file() and Path("runs/digits/curves.png").is_file()
+
+
+def objectives(page):
+    runs = {
+        "objectives/edm2": ("edm", "lognormal", {}),
+        "objectives/v": ("v", "cosine", {}),
+        "objectives/flow": ("flow", "logit_normal", {}),
+        "zero_terminal_snr/with": ("trigflow", "ddpm", {"zero_terminal_snr": True}),
+    }
+    for name, (parametrization, kind, more) in runs.items():
+        net = {"parametrization": parametrization, "unet": {"...": None}}
+        write_config(f"runs/{name}/config.yaml", {"net": net, "loss": {"kind": kind, **more}})
+    yield
+    with Image.open("objectives.png") as picture:
+        assert picture.width > 500
+
+
+def importing(page):
+    from interop.official_files import SMALL, random_net, write
+    from test_hub import Hub
+
+    import edm2lite.models.hub
+    from edm2lite.models.hub import save_pretrained
+
+    page.finished_run()
+    write(Path("edm2-img64-s-1073741-0.075.pkl"), random_net(SMALL))
+    for kimg in (1048, 2097, 3145, 4194):
+        for length in ("0.050", "0.100"):
+            write(Path("00000-edm2-img512-xs", f"n-{kimg:07d}-{length}.pkl"), random_net(SMALL))
+    hub = Hub()
+    page.monkeypatch.setattr(edm2lite.models.hub, "_huggingface_hub", lambda: hub)
+    hub.hf_hub_download = lambda repo_id, filename, revision: str(
+        save_pretrained(hub.content, "cache", licence="mit") / filename
+    )
+    yield
+    assert hub.made == {"me/edm2-digits": {"private": False, "exist_ok": True}}
+    assert page.names["model"].identity == hub.content.identity
+
+
+NEEDS = {
+    "README.md": readme,
+    "data.md": data,
+    "ema.md": ema,
+    "import.md": importing,
+    "network.md": network,
+    "objectives.md": objectives,
+    "sampling.md": sampling,
+    "sweep.md": sweep,
+    "training.md": training,
+}

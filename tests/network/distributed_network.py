@@ -1,0 +1,65 @@
+"""Run by test_network_use under torchrun: DDP and FSDP2 give the gradients of one process."""
+
+import copy
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.network.layers import normalize_weights_, whole
+from edm2lite.network.unet import Block, UNetConfig
+
+UNET = UNetConfig(
+    img_resolution=8, img_channels=2, label_dim=5, model_channels=16, channel_mult=(1, 2),
+    num_blocks=1, attn_resolutions=(4,), head_channels=16,
+)  # fmt: skip
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    alone = Precond(PrecondConfig(unet=UNET))
+    with torch.no_grad():
+        for p in alone.parameters():
+            p.mul_(1.3).add_(0.3 if p.numel() == 1 else 0)  # off the sphere, gains open
+    images, noise = torch.randn(2, 4, 2, 8, 8)
+    labels, sigma = torch.arange(4), torch.rand(4) + 0.1
+    replicated, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
+    mesh = init_device_mesh("cpu", (2,))
+    for block in sharded.modules():
+        if isinstance(block, Block):
+            fully_shard(block, mesh=mesh)
+    # the loss is the root: it calls net and net.logvar, whose weights it gathers for both
+    sharded_loss = fully_shard(DenoisingLoss(sharded), mesh=mesh)
+
+    DenoisingLoss(alone)(images, labels, sigma, noise).mean().backward()
+    mine = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    share = images[mine], labels[mine], sigma[mine], noise[mine]
+    replicated_loss = DistributedDataParallel(DenoisingLoss(replicated))  # must outlive backward
+    replicated_loss(*share).mean().backward()
+    sharded_loss(*share).mean().backward()
+    for name, p in alone.named_parameters():
+        assert p.grad is not None, name
+        for other in (replicated, sharded):
+            grad = whole(other.get_parameter(name).grad)
+            # the two halves of the batch are summed in another order
+            torch.testing.assert_close(grad, p.grad, rtol=1e-4, atol=1e-5 * p.grad.abs().max())
+
+    normalize_weights_(alone)
+    normalize_weights_(sharded)
+    for name, p in alone.named_parameters():
+        torch.testing.assert_close(whole(sharded.get_parameter(name).detach()), p.detach())
+    dist.barrier()  # or one may tear down its end while the other still talks
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # torch's threads, ended by the interpreter instead, abort it once in a while
+
+
+if __name__ == "__main__":
+    main()

@@ -55,7 +55,7 @@ class Asked:
         if guided and self.metric == "loss":
             raise click.UsageError("--metric loss is of the network alone, leave out --guidance")
         several = sum(len(values or ()) > 1 for values in self.others)
-        if several and (self.search or self.groups) or several > 1:
+        if (several and (self.search or self.groups)) or several > 1:
             raise click.UsageError(
                 "a table has two axes: next to the length, give a list for one of --at, --guidance,"
                 " --guide-sigma-rel, and for none with --search or --groups"

@@ -77,7 +77,7 @@ def _title(asked: Asked, final: Sequence[Point]) -> str:
 def _print(points: Sequence[Point], axes: Sequence[str], lowest: Point, metric: str) -> None:
     from edm2lite.sweep.table import METRIC, named
 
-    kinds = {axis: "" for axis in axes} | {"gamma": "", METRIC[metric]: ".4f", "from": ".4f"}
+    kinds = dict.fromkeys(axes, "") | {"gamma": "", METRIC[metric]: ".4f", "from": ".4f"}
     kinds |= {"to": ".4f", "images": "d", "": ""}
     rows = [
         [

@@ -209,7 +209,8 @@ def _storage_errors(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings that a single process saves alone (it is meant to), and of torch 2.6
-    about its own storages."""
+    about its own storages.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is .* a single process", UserWarning)
         warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)

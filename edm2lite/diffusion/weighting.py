@@ -73,7 +73,7 @@ class Weighting:
         return self.kind == "uncertainty"
 
     def __call__(self, sigma: Tensor, sigma_data: float) -> Tensor:
-        """lambda at noise levels above 0, of any shape; at infinity its limit."""
+        """Lambda at noise levels above 0, of any shape; at infinity its limit."""
         return WEIGHTINGS[self.kind](sigma / sigma_data, self) / sigma_data**2
 
     def vanishes_at_infinity(self) -> bool:

@@ -37,7 +37,7 @@ class PixelEncoder:
         return (images.float() - self.shift) / self.scale
 
     def decode(self, x: Tensor) -> Tensor:
-        """float [N, C, H, W] -> uint8, rounded to nearest and clipped."""
+        """Float [N, C, H, W] -> uint8, rounded to nearest and clipped."""
         return (x.float() * self.scale + self.shift + 0.5).clamp(0, 255).to(torch.uint8)
 
     def to_json(self) -> str:
@@ -105,7 +105,7 @@ class LatentEncoder:
         )
 
     def decode(self, x: Tensor) -> Tensor:
-        """float [N, C, H, W] -> images, uint8 on the device of ``x``; loads the autoencoder.
+        """Float [N, C, H, W] -> images, uint8 on the device of ``x``; loads the autoencoder.
 
         Raises:
             ValueError, ImportError: As :func:`edm2lite.models.autoencoder.load_autoencoder`.

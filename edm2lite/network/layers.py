@@ -227,7 +227,7 @@ def _rows_here(weight: Tensor) -> Tensor:
     """The rows that this process holds, as a plain tensor that shares their memory."""
     if not hasattr(weight, "placements"):
         return weight
-    if any(p.is_partial() or p.is_shard() and not p.is_shard(0) for p in weight.placements):
+    if any(p.is_partial() or (p.is_shard() and not p.is_shard(0)) for p in weight.placements):
         raise ValueError(f"weights must be sharded by rows, got {weight.placements}")
     return weight.to_local()  # type: ignore[attr-defined]  # of DTensor
 

@@ -79,7 +79,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x [N, C_in, H, W], emb [N, C_emb] float32 -> [N, C_out, H', W'] in the dtype of x."""
+        """X [N, C_in, H, W], emb [N, C_emb] float32 -> [N, C_out, H', W'] in the dtype of x."""
         if self.resample == "down":
             x = downsample(x)
         if self.flavor == "enc":

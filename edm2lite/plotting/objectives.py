@@ -16,7 +16,7 @@ POINTS = 2001
 
 
 def noise_grid(objectives: Mapping[str, Objective]) -> Tensor:
-    """ln sigma where the densities are, [2001] float64."""
+    """Ln sigma where the densities are, [2001] float64."""
     places = [objective.loss.location() for objective in objectives.values()]
     low = min(middle - 4 * half for middle, half in places)
     high = max(middle + 4 * half for middle, half in places)

@@ -123,7 +123,7 @@ class ImageFolder:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         data = self._read("settings.json")
         if data is None:
-            if self.is_zip and self.path.exists() or _visible(self.folder):
+            if (self.is_zip and self.path.exists()) or _visible(self.folder):
                 raise ValueError(
                     f"{self.path} holds something else than images of this command (it has no"
                     " settings.json); give another --out"

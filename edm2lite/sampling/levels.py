@@ -75,7 +75,7 @@ def sigmas_from(sigmas: Tensor, sigma: float) -> Tensor:
 
 
 def first_state(noise: Tensor, sigmas: Tensor) -> Tensor:
-    """x to start from: noise of standard deviation ``sigmas[0]``, of 1 where that is infinite."""
+    """X to start from: noise of standard deviation ``sigmas[0]``, of 1 where that is infinite."""
     sigma = float(sigmas[0])
     return noise if math.isinf(sigma) else noise * sigma
 

@@ -103,7 +103,7 @@ def heun_steps(
             sigma = higher
         D_x = _call(denoise_i, x, sigma)
         x_next = _euler(x, D_x, sigma, sigma_next)
-        if 0 < sigma_next and sigma < math.inf:
+        if sigma_next > 0 and sigma < math.inf:
             slope = (x - D_x) / sigma
             slope_next = (x_next - _call(denoise_i, x_next, sigma_next)) / sigma_next
             x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
@@ -122,7 +122,7 @@ def dpmpp_2m_steps(denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor) -> It
     for i, (denoise_i, sigma, sigma_next) in enumerate(_steps(denoise, sigmas)):
         D_x = _call(denoise_i, x, sigma)
         target = D_x
-        h = math.log(sigma / sigma_next) if 0 < sigma_next and sigma < math.inf else math.inf
+        h = math.log(sigma / sigma_next) if sigma_next > 0 and sigma < math.inf else math.inf
         if D_before is not None and h < math.inf:
             target = D_x + (D_x - D_before) * (h / (2 * h_before))
         x = _euler(x, target, sigma, sigma_next)
@@ -131,17 +131,17 @@ def dpmpp_2m_steps(denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor) -> It
 
 
 def euler(denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor) -> Tensor:
-    """x at ``sigmas[-1]`` by :func:`euler_steps`."""
+    """X at ``sigmas[-1]`` by :func:`euler_steps`."""
     return _last(euler_steps(denoise, x, sigmas))
 
 
 def heun(denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor, **churn: Any) -> Tensor:
-    """x at ``sigmas[-1]`` by :func:`heun_steps`, which see."""
+    """X at ``sigmas[-1]`` by :func:`heun_steps`, which see."""
     return _last(heun_steps(denoise, x, sigmas, **churn))
 
 
 def dpmpp_2m(denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor) -> Tensor:
-    """x at ``sigmas[-1]`` by :func:`dpmpp_2m_steps`."""
+    """X at ``sigmas[-1]`` by :func:`dpmpp_2m_steps`."""
     return _last(dpmpp_2m_steps(denoise, x, sigmas))
 
 
@@ -162,5 +162,5 @@ def _call(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
 
 
 def _euler(x: Tensor, D_x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """x at ``sigma_next`` if D_x stays as it is."""
+    """X at ``sigma_next`` if D_x stays as it is."""
     return D_x + sigma_next * x if math.isinf(sigma) else D_x + sigma_next / sigma * (x - D_x)

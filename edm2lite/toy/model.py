@@ -38,7 +38,7 @@ class ToyNet(nn.Module):
         normalize_weights_(self)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x [N, 2], sigma [N] or a scalar, labels [N] or None -> denoised [N, 2]."""
+        """X [N, 2], sigma [N] or a scalar, labels [N] or None -> denoised [N, 2]."""
         sigma = sigma.expand(len(x))[:, None]
         total = sigma**2 + SIGMA_DATA**2
         u = x * total.rsqrt()

@@ -197,13 +197,12 @@ def test_applied_shows_the_average_and_restores_the_weights_exactly():
             p.add_(torch.randn_like(p))
     ema.update(20)
     own = {n: p.clone() for n, p in net.state_dict().items()}
-    with pytest.raises(KeyError):
-        with ema.applied(0.1):
-            torch.testing.assert_close(
-                net[0].weight, ema.state_dict_of(0.1)["0.weight"], rtol=0, atol=0
-            )
-            assert not net[0].weight.equal(own["0.weight"])
-            raise KeyError
+    with pytest.raises(KeyError), ema.applied(0.1):
+        torch.testing.assert_close(
+            net[0].weight, ema.state_dict_of(0.1)["0.weight"], rtol=0, atol=0
+        )
+        assert not net[0].weight.equal(own["0.weight"])
+        raise KeyError
     assert all(p.equal(own[n]) for n, p in net.state_dict().items())
 
 

@@ -20,7 +20,7 @@ KINDS = [
     for flavor, resample, attention, in_channels in itertools.product(
         ("enc", "dec"), ("keep", "up", "down"), (False, True), (8, 16)
     )
-    if not (flavor == "enc" and resample == "up" or flavor == "dec" and resample == "down")
+    if not ((flavor == "enc" and resample == "up") or (flavor == "dec" and resample == "down"))
 ]
 
 

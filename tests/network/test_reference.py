@@ -13,7 +13,7 @@ from edm2lite.network.layers import normalize_weights_
 from edm2lite.network.unet import UNetConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from reference import reference_denoiser, reference_of  # noqa: E402  (benchmarks are no package)
+from reference import reference_denoiser, reference_of
 
 UNET = UNetConfig(
     img_resolution=16, img_channels=2, label_dim=5, model_channels=16, channel_mult=(1, 2, 2),

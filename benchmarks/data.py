@@ -72,7 +72,7 @@ def make_pngs(path: Path, count: int) -> Path:
 def training_step(batch: int) -> Callable[[], int]:
     """A step of the XXS preset; returns the images it took."""
     unet = UNetConfig(img_resolution=64, img_channels=4, label_dim=1000, model_channels=64)
-    loss = DenoisingLoss(Precond(PrecondConfig(unet=unet)))
+    loss = DenoisingLoss(Precond(PrecondConfig(backbone=unet)))
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
     x, noise = torch.randn(2, batch, 4, 64, 64) / 2
     labels, sigma = torch.zeros(batch, dtype=torch.int64), torch.ones(batch)

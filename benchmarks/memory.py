@@ -18,7 +18,6 @@ from torch import Tensor
 
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
-from edm2lite.network.flops import num_parameters
 from edm2lite.training.dry_run import activation_bytes, kept_bytes, kept_in
 
 GIB = 2**30
@@ -29,12 +28,12 @@ CLAIM = 0.8
 def reference_bytes(config: PrecondConfig, batch_size: int) -> int:
     with torch.device("meta"):
         other: Any = Reference(config)  # has the interface of Precond
-        return kept_bytes(DenoisingLoss(other).train(), config.unet, batch_size)
+        return kept_bytes(DenoisingLoss(other).train(), config.backbone, batch_size)
 
 
 def compiled_bytes(config: PrecondConfig, batch_size: int) -> float:
     loss = DenoisingLoss(Precond(config)).train()
-    unet, measured = config.unet, []
+    unet, measured = config.backbone, []
     for n in (1, 2):
         torch._dynamo.reset()
         compiled = torch.compile(
@@ -69,10 +68,10 @@ def main(networks: str, batch_size: int, dtypes: str) -> None:
     worst = 0.0
     for name in networks.split(","):
         for dtype in dtypes.split(","):
-            config = PrecondConfig(unet=NETWORKS[name], dtype=dtype)  # type: ignore[arg-type]
+            config = PrecondConfig(backbone=NETWORKS[name], dtype=dtype)  # type: ignore[arg-type]
             theirs = reference_bytes(config, batch_size)
             ours = [activation_bytes(config, batch_size), compiled_bytes(config, batch_size)]
-            fixed = PER_PARAMETER * num_parameters(config)
+            fixed = PER_PARAMETER * config.num_parameters()
             in_all = [(kept + fixed) / (theirs + fixed) for kept in ours]
             worst = max(worst, in_all[1]) if name == "s" else worst
             cells = [f"{theirs / GIB:.3g}"]

@@ -15,7 +15,7 @@ from edm2lite.dataset import open_dataset
 from edm2lite.models.loading import Model, load
 from edm2lite.plotting.figures import image_grid
 from edm2lite.sampling.generate import Generator
-from edm2lite.sampling.guidance import APG, Guided, Inpaint, Labelled
+from edm2lite.sampling.guidance import APG, Conditioned, Guided, Inpaint
 from edm2lite.sampling.levels import first_state, karras_sigmas, sigmas_from
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sampling.solvers import heun, heun_steps
@@ -70,7 +70,7 @@ def _steps(model: Model) -> tuple[list[Row], list[str]]:
     net = model.net.prepare_for_sampling()
     generator = torch.Generator().manual_seed(3)
     x = first_state(torch.randn(1, 1, 8, 8, generator=generator), sigmas)
-    states = list(heun_steps(Labelled(net, torch.tensor([5])), x, sigmas))[1::2]
+    states = list(heun_steps(Conditioned(net, torch.tensor([5])), x, sigmas))[1::2]
     scaled = [s.x * 0.5 / (s.sigma**2 + 0.25) ** 0.5 for s in states]  # to the data's deviation
     rows = [
         ("x", model.encoder.decode(torch.cat(scaled)).numpy()),
@@ -93,10 +93,10 @@ def _editing(model: Model, guide: Model) -> list[Row]:
     noised = x + sigma * noise
     net = model.net.prepare_for_sampling()
     weaker = guide.net.prepare_for_sampling()
-    varied = heun(Labelled(net, labels), noised, sigmas)
+    varied = heun(Conditioned(net, labels), noised, sigmas)
     mask = torch.zeros(8, 8)
     mask[:4] = 1
-    guided = Guided(Labelled(net, labels), Labelled(weaker, labels), 1.5)
+    guided = Guided(Conditioned(net, labels), Conditioned(weaker, labels), 1.5)
     sigmas = karras_sigmas(32)
     filled = heun(Inpaint(guided, x, mask), x + sigmas[0].float() * noise, sigmas)
 

@@ -186,7 +186,7 @@ class Reference(nn.Module):
     def __init__(self, config: PrecondConfig):
         super().__init__()
         self.config = config
-        self.unet = UNet(config.unet)
+        self.unet = UNet(config.backbone)
         self.logvar_fourier = Fourier(config.logvar_channels)
         self.logvar_linear = Conv(config.logvar_channels, 1)
 
@@ -196,7 +196,7 @@ class Reference(nn.Module):
         """x [N, C, H, W], sigma [N] or scalar, labels [N] classes or [N, label_dim] or None."""
         sigma = sigma.float().expand(len(x)).reshape(-1, 1, 1, 1)
         if labels is not None and labels.ndim == 1:
-            labels = F.one_hot(labels, self.config.unet.label_dim)
+            labels = F.one_hot(labels, self.config.backbone.label_dim)
         if labels is not None:
             labels = labels.float()
         data = self.config.sigma_data

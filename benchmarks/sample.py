@@ -36,7 +36,7 @@ def network(config: UNetConfig, device: torch.device) -> Precond:
     """Random weights, with gains that let every layer reach the output."""
     torch.manual_seed(0)
     dtype = "bfloat16" if device.type == "cuda" else "float32"
-    net = Precond(PrecondConfig(unet=config, dtype=dtype))
+    net = Precond(PrecondConfig(backbone=config, dtype=dtype))
     for name, parameter in net.named_parameters():
         if name.endswith("gain"):
             parameter.data.fill_(0.5)
@@ -48,7 +48,7 @@ def straightforward(
 ) -> Callable[[], None]:
     """A run of the plain loop over ``num`` images."""
     denoise = reference_denoiser(net)
-    unet = net.config.unet
+    unet = net.config.backbone
     sigmas = karras_sigmas(num_steps).float().to(device)
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.ema.profile import sigma_rel_to_gamma
-from edm2lite.network.flops import count_macs, num_parameters
+from edm2lite.network.flops import count_macs
 from edm2lite.network.layers import normalize_weights_
 
 NIMG = 10**6
@@ -86,8 +86,8 @@ def main(name: str, batch_size: int, dtype: str, rounds: int, compiled: bool, de
     """
     where = torch.device(device)
     torch.manual_seed(0)
-    config = PrecondConfig(unet=NETWORKS[name], dtype=dtype)  # type: ignore[arg-type]
-    unet = config.unet
+    config = PrecondConfig(backbone=NETWORKS[name], dtype=dtype)  # type: ignore[arg-type]
+    unet = config.backbone
     shape = (batch_size, unet.img_channels, unet.img_resolution, unet.img_resolution)
     labels = torch.arange(batch_size) % unet.label_dim
     batch = (torch.randn(shape) / 2, labels, torch.rand(batch_size) + 0.1, torch.randn(shape))
@@ -116,9 +116,9 @@ def main(name: str, batch_size: int, dtype: str, rounds: int, compiled: bool, de
     for _ in range(rounds):
         for key, run in runs.items():
             times[key].append(seconds(run, where))
-    macs = count_macs(config).total
+    macs = count_macs(config.backbone).total
     click.echo(
-        f"{name}: {num_parameters(config)} parameters, {macs / 1e9:.2f} GMAC, batch {batch_size},"
+        f"{name}: {config.num_parameters()} parameters, {macs / 1e9:.2f} GMAC, batch {batch_size},"
         f" {dtype}, {rounds} rounds, {where}, {torch.get_num_threads()} threads,"
         f" torch {torch.__version__}, {platform.machine()}, {rate / 1e9:.0f} GFLOP/s at best\n"
     )

@@ -66,7 +66,7 @@ def train(run_dir: Path, data: Path, batch: int, microbatch: int, steps: int) ->
         "edm2-img64-xs",
         [
             f"data.source={data}",
-            "net.unet.model_channels=64",
+            "net.backbone.model_channels=64",
             "net.dtype=float32",
             f"batch_size={batch}",
             f"microbatch={microbatch}",

@@ -35,6 +35,9 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+MODEL_FORMAT = "edm2lite.model/1"
+"""``format`` in the metadata of files that hold the weights of a model."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BLANK = "0" * 32
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors library

@@ -13,8 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start; tensor
 torch.set_num_threads(1)
 
 TINY = (
-    "net.unet.model_channels=16",
-    "net.unet.head_channels=16",
+    "net.backbone.model_channels=16",
+    "net.backbone.head_channels=16",
     "batch_size=32",
     "total_nimg=1280",
     "status_nimg=320",

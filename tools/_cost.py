@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from edm2lite.config_file import shipped
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.models.loading import load
-from edm2lite.network.flops import count_macs, num_parameters
+from edm2lite.network.flops import count_macs
 
 from ._cli import table
-from ._config import network, shipped
+from ._config import network
 
 
 def cost_table(model: str | None) -> str:
@@ -15,8 +16,8 @@ def cost_table(model: str | None) -> str:
     configs = presets() if model is None else {model: load(model).net.config}
     rows = []
     for name, config in configs.items():
-        macs = count_macs(config)
-        counts = (num_parameters(config) / 1e6, macs.convolution / 1e9, macs.matmul / 1e9)
+        macs = count_macs(config.backbone)
+        counts = (config.num_parameters() / 1e6, macs.convolution / 1e9, macs.matmul / 1e9)
         rows.append([name, *counts, macs.total / 1e9])
     columns = {"network": "", "parameters, M": ".3f", "convolutions, GMAC": ".2f"}
     return table({**columns, "matrix products, GMAC": ".3f", "total, GMAC": ".2f"}, rows)
@@ -24,5 +25,5 @@ def cost_table(model: str | None) -> str:
 
 def presets() -> dict[str, PrecondConfig]:
     """The networks of the shipped configurations, by size."""
-    found = {name: network(values, name) for name, values in shipped().items()}
-    return dict(sorted(found.items(), key=lambda item: (num_parameters(item[1]), item[0])))
+    found = {name: network(name) for name in shipped()}
+    return dict(sorted(found.items(), key=lambda item: (item[1].num_parameters(), item[0])))

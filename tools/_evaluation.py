@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from edm2lite import processes
+
 from ._cli import progress, table
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from edm2lite.dataset import ImageDataset
@@ -36,11 +36,11 @@ def write_stats(
     from edm2lite.metrics.fidelity import FeatureStats
     from edm2lite.metrics.moments import Moments
 
-    rank, world = _share()
+    rank, world = (processes.rank(), processes.world_size())
     if keep and world > 1:
         raise ValueError("--features keeps features of one process; leave torchrun or --features")
     dataset = _images(source)
-    extractor = open_extractor(name, weights, _device())
+    extractor = open_extractor(name, weights, processes.device())
     moments, features = Moments(), []
     starts = range(rank * batch, len(dataset), world * batch)
     for begin in progress(starts, desc="features", unit="batch", disable=rank > 0):
@@ -90,7 +90,7 @@ class Scoring:
         from edm2lite.metrics.extractors import open_extractor
         from edm2lite.metrics.fidelity import FeatureStats, extractor_weights
 
-        rank, world = _share()
+        rank, world = (processes.rank(), processes.world_size())
         if world > 1 and self.cache is None:
             raise click.UsageError("under torchrun give --cache, a folder that all processes see")
         opened = []
@@ -103,7 +103,9 @@ class Scoring:
                     f"kid and prc need features in {path}; make it with edm2lite evaluate stats"
                     " --features"
                 )
-            opened.append((reference, open_extractor(reference.extractor, file, _device()), wanted))
+            opened.append(
+                (reference, open_extractor(reference.extractor, file, processes.device()), wanted)
+            )
         missing = set(names) - {name for _, _, wanted in opened for name in wanted}
         if missing:
             kind = "dinov2-vit-l-14" if "fd_dinov2" in missing else "inception-v3-compat"
@@ -125,7 +127,7 @@ class Scoring:
         from edm2lite.metrics.rows import Rows
 
         key, make, num = self._make(extractor, reference)
-        rank, world = _share()
+        rank, world = (processes.rank(), processes.world_size())
         rows = Rows(folder, key, rank, world)
         with progress(total=num, desc=extractor.name, unit="img", disable=rank > 0) as bar:
             rows.fill(num, make, bar.update)
@@ -145,7 +147,7 @@ class Scoring:
         if _is_model(self.source):
             sampling = Sampling(num_steps=self.steps)
             features = GeneratedFeatures(
-                extractor, sampling, self.batch, _device(), reference.check_images
+                extractor, sampling, self.batch, processes.device(), reference.check_images
             )
             return *features.of(load(self.source), None, 1.0), self.num or 50_000
         dataset = _images(self.source)
@@ -238,14 +240,3 @@ def _read(dataset: ImageDataset, indices: range) -> Tensor:
     import torch
 
     return torch.from_numpy(dataset.images(indices))
-
-
-def _share() -> tuple[int, int]:
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _device() -> torch.device:
-    import torch
-
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
+from edm2lite import processes
+
 from ._cli import progress, table
 
 if TYPE_CHECKING:
     from edm2lite.models.loading import Model
+    from edm2lite.network.conditioning import Conditioning
     from edm2lite.sampling.generate import Generator
     from edm2lite.sampling.image_folder import ImageFolder
 
@@ -32,7 +34,7 @@ def list_recipes(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
 
 def fill(generators: list[Generator], folders: list[ImageFolder]) -> None:
     """Generate what is missing: this process its share, the first one then waits for the others."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = processes.rank(), processes.world_size()
     missing = [
         folder.open(generator.settings, generator.seeds, generator.labels)
         for generator, folder in zip(generators, folders, strict=True)
@@ -49,7 +51,8 @@ def fill(generators: list[Generator], folders: list[ImageFolder]) -> None:
                 folder.finish()
 
 
-def draw(path: Path, generators: list[Generator], folders: list[ImageFolder]) -> None:
+def draw(path: Path, generators: list[Generator], folders: list[ImageFolder], chosen: bool) -> None:
+    """Draw the images; in rows of one of each class where classes were ``chosen`` in turn."""
     from edm2lite.plotting import figures as plots
     from edm2lite.sampling.image_folder import mosaic, save_png
 
@@ -61,23 +64,36 @@ def draw(path: Path, generators: list[Generator], folders: list[ImageFolder]) ->
             path,
             [np.stack(row) for row in rows],
             names,
-            [str(c) for c in first.classes or first.seeds],
+            [str(c) for c in first.labels or first.seeds],
         )
         return
-    num = first.model.net.config.unet.label_dim
-    in_turn = first.classes is not None and 2 <= num <= 32 and len(set(first.classes)) > 1
+    num = num_classes(first.model)
+    in_turn = chosen and 2 <= num <= 32 and len(set(first.labels or ())) > 1
     save_png(path, mosaic(rows[0], num if in_turn else math.ceil(math.sqrt(len(rows[0])))))
 
 
-def classes_from(text: str | None, seeds: list[int], model: Model) -> list[int] | None:
-    label_dim = model.net.config.unet.label_dim
+def num_classes(model: Model) -> int:
+    """Number of classes of a model, 0 without any."""
+    from edm2lite.network.conditioning import ClassLabel
+
+    conditions = model.net.config.backbone.conditions
+    return sum(c.num_classes for c in conditions if isinstance(c, ClassLabel))
+
+
+def conditioning_from(text: str | None, seeds: list[int], model: Model) -> Conditioning | None:
+    """What ``--class`` asks for; None leaves it to the generator."""
+    import torch
+
+    from edm2lite.network.conditioning import Conditioning
+
     if text is None:
         return None
-    if text == "all" and label_dim:
-        return [seed % label_dim for seed in seeds]
+    count = num_classes(model)
+    if text == "all" and count:
+        return Conditioning({"label": torch.tensor([seed % count for seed in seeds])})
     if not text.isdigit():
-        raise ValueError(f"--class must be a number or all, got {text!r} for {label_dim} classes")
-    return [int(text)] * len(seeds)
+        raise ValueError(f"--class must be a number or all, got {text!r} for {count} classes")
+    return Conditioning({"label": torch.full((len(seeds),), int(text))})
 
 
 def folder_name(model: Model) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from edm2lite import processes
 
 from ._cli import FLOATS, INTERVAL, SIZE
 
@@ -95,7 +96,7 @@ def _steps(sampling: Sampling, kind: str, low: float, high: float) -> tuple[int,
     levels = sampling.levels()
     first, last = interval_steps(levels, low, high)
     span = f"({levels[last + 1].item():.4g}, {levels[first].item():.4g}]"
-    if os.environ.get("RANK", "0") == "0":
+    if processes.rank() == 0:
         click.echo(f"guided: steps {first}-{last}, noise levels {span}", err=True)
     return first, last
 

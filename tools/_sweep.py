@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from edm2lite import processes
 
 from ._cli import progress
 
@@ -76,7 +77,7 @@ def sweep(asked: Asked) -> None:
 
     from . import _sweep_output as output
 
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = processes.rank(), processes.world_size()
     lengths = sorted(set(asked.sigma_rel or asked.span))
     ends: Sequence[int | None] = asked.at or [None]
     plans = [plan_targets(asked.run, sigma_rel=lengths, nimg=n)[0] for n in ends]
@@ -100,7 +101,6 @@ def sweep(asked: Asked) -> None:
 
 
 def _metric(asked: Asked) -> Metric:
-    import torch
 
     from edm2lite.dataset import open_dataset
     from edm2lite.metrics.extractors import open_extractor
@@ -109,9 +109,7 @@ def _metric(asked: Asked) -> Metric:
     from edm2lite.sweep.loss import LEVELS
     from edm2lite.sweep.metrics import Fidelity, GeneratedFeatures, HeldOutLoss
 
-    cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    device = processes.device()
     if asked.ref is None:
         dataset = open_dataset(str(asked.data))
         if len(dataset) < asked.num:
@@ -173,13 +171,14 @@ def _grouped(asked: Asked, measurer: Measurer, base: Sequence[Point]) -> list[Po
     """The best point of ``base``, and each group of tensors at each length with the rest there."""
     import dataclasses
 
+    from edm2lite.models.loading import load
     from edm2lite.sweep.cells import best
-    from edm2lite.sweep.groups import GROUPS
 
-    names = list(GROUPS) if asked.groups == "all" else str(asked.groups).split(",")
-    unknown = [name for name in names if name not in GROUPS]
+    groups = load(asked.run).net.config.backbone.groups
+    names = list(groups) if asked.groups == "all" else str(asked.groups).split(",")
+    unknown = [name for name in names if name not in groups]
     if unknown:
-        raise ValueError(f"groups are {', '.join(GROUPS)}, or all; got {unknown[0]!r}")
+        raise ValueError(f"groups are {', '.join(groups)}, or all; got {unknown[0]!r}")
     held = best(base)
     lengths = [point.sigma_rel for point in base if point.sigma_rel not in (None, held.sigma_rel)]
     cells = [held.cell] + [

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from edm2lite import processes
+
 from ._cli import SEEDS, user_errors
-from ._generation import classes_from, draw, fill, folder_name, list_recipes
+from ._generation import conditioning_from, draw, fill, folder_name, list_recipes
 from ._sampling import from_recipe, sampling_options, take_sampling
 
 
@@ -93,8 +94,6 @@ def main(
       torchrun --nproc_per_node=8 -m edm2lite.tools.generate --recipe edm2-img512-s-autog-fid \\
         --weights weights --seeds 0-49999 --dtype bfloat16 --compile --out images.zip
     """  # fmt: skip
-    import torch
-
     from edm2lite.models.loading import Model, load
     from edm2lite.sampling.generate import Generator
     from edm2lite.sampling.image_folder import ImageFolder
@@ -106,15 +105,13 @@ def main(
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else "cpu"
     other: Model | Literal["unlabelled"] | None = None
     if guide is not None:
         other = "unlabelled" if guide == "unlabelled" else load(guide)
     generators = [
         Generator(
-            model, seeds, classes_from(classes, seeds, model), sampling, other, batch,
-            torch.device(device), compile,
+            model, seeds, conditioning_from(classes, seeds, model), sampling, other, batch,
+            processes.device(), compile,
         )
         for model in map(load, models)
     ]  # fmt: skip
@@ -123,10 +120,10 @@ def main(
         raise ValueError(f"models must have different names, got {', '.join(names)}")
     folders = [ImageFolder(out if len(names) == 1 else out / name) for name in names]
     fill(generators, folders)
-    if os.environ.get("RANK", "0") == "0":
+    if processes.rank() == 0:
         click.echo(f"{len(seeds) * len(models)} images in {out}")
         if grid is not None:
-            draw(grid, generators, folders)
+            draw(grid, generators, folders, classes is not None)
             click.echo(f"{grid}")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edm2lite.models.loading import Model
+    from edm2lite.network.conditioning import Conditioning
     from edm2lite.network.magnitudes import Magnitude
 
 _PATH = click.Path(path_type=Path, dir_okay=False)
@@ -96,24 +97,22 @@ def _table(layers: list[Magnitude], updates: dict[str, float | None], limit: flo
     return table({**columns, "weight": "", "update": "", "": ""}, rows)
 
 
-def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Tensor | None]:
-    """[N, C, H, W] of standard deviation sigma_data, and classes or None."""
+def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Conditioning]:
+    """[N, C, H, W] of standard deviation sigma_data, and what the network is told about them."""
     import torch
 
     from edm2lite.dataset import open_dataset
+    from edm2lite.network.conditioning import values_of
 
     config = model.net.config
-    unet = config.unet
+    network = config.backbone
     if data is None:
-        shape = (num, unet.img_channels, unet.img_resolution, unet.img_resolution)
+        shape = (num, network.img_channels, network.img_resolution, network.img_resolution)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-        labels = torch.arange(num) % unet.label_dim if unet.label_dim else None
-        return noise * config.sigma_data, labels
+        return noise * config.sigma_data, values_of(network.conditions, "in_turn", range(num))
     dataset = open_dataset(data)
     rows = range(0, len(dataset), max(1, len(dataset) // num))[:num]
-    labels = None
-    if unet.label_dim and dataset.labels is not None:
-        labels = torch.from_numpy(dataset.labels[list(rows)])
+    told = dataset.conditioning(rows).only(network.condition_names)
     raw = torch.from_numpy(dataset.images(rows))
     drawn = torch.randn(len(rows), *dataset.image_shape, generator=torch.Generator().manual_seed(1))
-    return model.encoder.encode(raw, drawn), labels
+    return model.encoder.encode(raw, drawn), told

@@ -44,9 +44,9 @@ def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
     """
     from edm2lite.plotting.objectives import plot_objectives
 
-    from ._config import objective, read_config
+    from ._config import objective
 
-    found = {source: objective(read_config(source), source) for source in dict.fromkeys(configs)}
+    found = {source: objective(source) for source in dict.fromkeys(configs)}
     click.echo(_table(found))
     plot_objectives(out, found, std)
     click.echo(str(out))

@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 import edm2lite
+from edm2lite import processes
 
 from . import distributed
 from .config import RunConfig, load_config, shipped
@@ -53,8 +54,8 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
         if dry_run:
             from .dry_run import report
 
-            text = report(run_config, out, distributed.expected_world_size())
-            if distributed.expected_rank() == 0:
+            text = report(run_config, out, processes.world_size())
+            if processes.rank() == 0:
                 click.echo(text)
         else:
             distributed.recorded(partial(_train, run_config, out))

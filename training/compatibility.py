@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from edm2lite.dataset import ImageDataset
-from edm2lite.models.encoders import PixelEncoder
+from edm2lite.models.encoders import LatentEncoder
 
 from .config import RunConfig
 from .data import make_order
@@ -20,7 +20,7 @@ def with_encoder(config: RunConfig, dataset: ImageDataset) -> RunConfig:
         ValueError: The encoder is of another kind than the data set, or something is still missing.
     """
     encoder = config.encoder
-    if isinstance(encoder, PixelEncoder):
+    if not isinstance(encoder, LatentEncoder):
         if dataset.encoder is None:
             return config
         raise ValueError(f"{dataset.name} holds latents, encoder.kind must be latents")
@@ -46,39 +46,36 @@ def with_encoder(config: RunConfig, dataset: ImageDataset) -> RunConfig:
 
 def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
     """Raise ValueError unless the network takes the images and labels of the data set."""
-    unet = config.net.unet
+    network = config.net.backbone
     channels = dataset.image_shape[0]
-    if channels != unet.img_channels:
+    if channels != network.img_channels:
         raise ValueError(
-            f"net.unet.img_channels must be the {channels} channels of {dataset.name}, got"
-            f" {unet.img_channels}"
-        )
-    if unet.cond_channels:
-        raise ValueError(
-            f"net.unet.cond_channels must be 0 here, got {unet.cond_channels}: data sets hold no"
-            " conditioning images; train such a network in a loop of your own"
+            f"net.backbone.img_channels must be the {channels} channels of {dataset.name}, got"
+            f" {network.img_channels}"
         )
     _check_sizes(config, dataset)
     make_order(dataset, config.data, config.seed, config.batch_size)
-    if unet.label_dim and unet.label_dim != dataset.label_dim:
+    missing = set(network.conditions) - set(dataset.conditions)
+    if missing:
+        has = ", ".join(c.describe() for c in dataset.conditions) or "no condition"
         raise ValueError(
-            f"net.unet.label_dim must be the {dataset.label_dim} classes of {dataset.name}, or 0"
-            f" for an unconditional network; got {unet.label_dim}"
+            f"net.backbone must take what {dataset.name} has ({has}) or less, got"
+            f" {min(c.describe() for c in missing)}"
         )
 
 
 def _check_sizes(config: RunConfig, dataset: ImageDataset) -> None:
     """The resolution of the network is the longer side; of several sizes, it lies among them."""
-    unet = config.net.unet
+    network = config.net.backbone
     sizes = np.unique(dataset.all_sizes(), axis=0)
-    factor = 2 ** (len(unet.channel_mult) - 1)
+    factor = network.size_multiple
     low = sizes.min() if len(sizes) > 1 else sizes.max()
     odd = sizes[(sizes % factor).any(axis=1)]
-    if len(odd) or not low <= unet.img_resolution <= sizes.max():
+    if len(odd) or not low <= network.img_resolution <= sizes.max():
         height, width = odd[0] if len(odd) else sizes[0]
         among = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
         raise ValueError(
-            f"net.unet.img_resolution must be the size of the images of {dataset.name}"
-            f" ({height} x {width}{among}), got {unet.img_resolution}; sides must be multiples of"
+            f"net.backbone.img_resolution must be the size of the images of {dataset.name}"
+            f" ({height} x {width}{among}), got {network.img_resolution}; sides must be multiples of"
             f" {factor}"
         )

@@ -1,7 +1,7 @@
 """RunConfig: everything that defines a training run, and its text form.
 
 Values come from the dataclass defaults, then the YAML file, then ``--set a.b=c``
-(:mod:`edm2lite.training.config_file`). The classes are plain dataclasses.
+(:mod:`edm2lite.config_file`). The classes are plain dataclasses.
 """
 
 from __future__ import annotations
@@ -11,38 +11,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import BeforeValidator
 
-from edm2lite.diffusion.ddpm import DDPM
-from edm2lite.diffusion.noise_density import VP, Cosine, LogitNormal, LogNormal, LogUniform, Mode
+from edm2lite import config_file
+from edm2lite.config_file import shipped as shipped
+from edm2lite.diffusion.noise_density import LogNormal, NoiseDensity
 from edm2lite.diffusion.objective import check_objective
-from edm2lite.diffusion.precond import PrecondConfig
+from edm2lite.diffusion.precond import PrecondConfig, upgraded_run
 from edm2lite.diffusion.weighting import Weighting
 from edm2lite.ema.profile import sigma_rel_to_gamma
-from edm2lite.models.encoders import LatentEncoder, PixelEncoder
+from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.units import parse_count
 
-from . import config_file
-from .config_file import shipped as shipped
 from .data import DataConfig
 
 Nimg = Annotated[int, BeforeValidator(parse_count)]
-AnyEncoder = Annotated[
-    Annotated[PixelEncoder, Tag("pixels")] | Annotated[LatentEncoder, Tag("latents")],
-    Discriminator(lambda value: value.get("kind", "pixels")),
-]
-
-AnyDensity = Annotated[
-    Annotated[LogNormal, Tag("lognormal")]
-    | Annotated[LogUniform, Tag("log_uniform")]
-    | Annotated[LogitNormal, Tag("logit_normal")]
-    | Annotated[Cosine, Tag("cosine")]
-    | Annotated[VP, Tag("vp")]
-    | Annotated[Mode, Tag("mode")]
-    | Annotated[DDPM, Tag("ddpm")],
-    Discriminator(lambda value: value.get("kind", "lognormal")),
-]
-
 CADENCES = (
     "total_nimg",
     "status_nimg",
@@ -150,8 +133,8 @@ class RunConfig:
 
     data: DataConfig
     net: PrecondConfig
-    encoder: AnyEncoder = field(default_factory=PixelEncoder)
-    loss: AnyDensity = field(default_factory=LogNormal)
+    encoder: Encoder = field(default_factory=PixelEncoder)
+    loss: NoiseDensity = field(default_factory=LogNormal)
     weighting: Weighting = field(default_factory=Weighting)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -212,13 +195,13 @@ MAY_CHANGE = (
 
 
 def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """The configuration of a run; see :func:`edm2lite.training.config_file.load`.
+    """The configuration of a run; see :func:`edm2lite.config_file.load`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Unknown key, wrong type or value, with the dotted path.
     """
-    return config_file.load(RunConfig, source, overrides)
+    return config_file.load(RunConfig, source, overrides, upgrade=upgraded_run)
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:

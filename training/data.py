@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.dataset.order import Balanced, Bucketed, Order, Stream
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.seeding import Purpose, rng
 
 CHUNK = 16  # samples that one worker prepares at a time
@@ -51,7 +52,7 @@ class Batch:
 
     Attributes:
         images: [N, ...] as stored: pixels [C, H, W] uint8, or latents [2C, H, W] float32.
-        labels: [N] int64 (-1: none), [N, L] float32, or None.
+        conditioning: What the network is told about each image.
         z: [N] standard normal, from which the noise level is made.
         noise: [N, C, H, W] standard normal.
         latent_noise: [N, C, H, W] standard normal, with which latents are drawn; None for pixels.
@@ -59,7 +60,7 @@ class Batch:
     """
 
     images: Tensor
-    labels: Tensor | None
+    conditioning: Conditioning
     z: Tensor
     noise: Tensor
     latent_noise: Tensor | None
@@ -77,7 +78,7 @@ def make_order(dataset: ImageDataset, data: DataConfig, seed: int, batch_size: i
             "data.flip must be false for latents: the latents of a mirrored image are others; store"
             " mirrored images too by edm2lite dataset convert --mirror, and encode them"
         )
-    if data.label_dropout and dataset.labels is None:
+    if data.label_dropout and not dataset.conditions:
         raise ValueError(f"data.label_dropout must be 0, {dataset.name} has no labels")
     if data.buckets:
         if data.class_balanced:
@@ -172,7 +173,7 @@ class BatchSource:
             images=_empty(
                 count, stored, height, width, dtype=torch.float32 if latents else torch.uint8
             ),
-            labels=self._labels(rows),
+            conditioning=self.dataset.conditioning(rows),
             z=_empty(count),
             noise=_empty(count, channels, height, width),
             latent_noise=_empty(count, channels, height, width) if latents else None,
@@ -192,8 +193,8 @@ class BatchSource:
                 drop, flip = rng(self.seed, position, Purpose.AUGMENTATION).random(2)
                 if self.data.flip and flip < 0.5:
                     image = image[..., ::-1]
-                if batch.labels is not None and drop < self.data.label_dropout:
-                    batch.labels[i] = 0 if batch.labels.is_floating_point() else -1
+                if drop < self.data.label_dropout:
+                    batch.conditioning.drop_(i)
             images[i] = image
             generator = rng(self.seed, position, Purpose.TRAINING)
             generator.standard_normal(dtype=np.float32, out=z[i : i + 1])
@@ -201,10 +202,6 @@ class BatchSource:
             if batch.latent_noise is not None:
                 generator = rng(self.seed, position, Purpose.LATENT)
                 generator.standard_normal(dtype=np.float32, out=batch.latent_noise.numpy()[i])
-
-    def _labels(self, rows: NDArray[np.int64]) -> Tensor | None:
-        labels = self.dataset.labels
-        return None if labels is None else torch.from_numpy(labels[rows])
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

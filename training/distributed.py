@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from edm2lite import processes
+
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
 
@@ -26,8 +28,7 @@ def process_group() -> Iterator[torch.device]:
     In a group an uncaught exception ends the process at once, after its traceback: threads that
     wait for other ranks would keep it, and so the whole run, from ending.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = processes.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
@@ -90,16 +91,6 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def expected_world_size() -> int:
-    """How many processes torchrun started, before they have met."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def expected_rank() -> int:
-    """Which of them this process is."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def host_group() -> Group:

@@ -12,8 +12,9 @@ from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import planning
+from edm2lite.network.backbone import BackboneConfig
+from edm2lite.network.conditioning import examples
 from edm2lite.network.flops import count_macs
-from edm2lite.network.unet import UNetConfig
 
 from .checkpoint import finished
 from .compatibility import check_fit, with_encoder
@@ -62,17 +63,16 @@ def activation_bytes(config: PrecondConfig, num_images: int) -> int:
     counted once. torch.compile keeps less.
     """
     with torch.device("meta"):
-        return kept_bytes(DenoisingLoss(Precond(config)).train(), config.unet, num_images)
+        return kept_bytes(DenoisingLoss(Precond(config)).train(), config.backbone, num_images)
 
 
-def kept_bytes(loss: DenoisingLoss, unet: UNetConfig, num_images: int) -> int:
+def kept_bytes(loss: DenoisingLoss, network: BackboneConfig, num_images: int) -> int:
     """The same of a loss that is on the meta device already."""
     with torch.device("meta"):
-        images = torch.empty(
-            num_images, unet.img_channels, unet.img_resolution, unet.img_resolution
-        )
-        labels = torch.empty(num_images, unet.label_dim) if unet.label_dim else None
-    return kept_in(lambda: loss(images, labels, images[:, 0, 0, 0], torch.empty_like(images)), loss)
+        side = network.img_resolution
+        images = torch.empty(num_images, network.img_channels, side, side)
+        told = examples(network.conditions, num_images, side, side)
+    return kept_in(lambda: loss(images, told, images[:, 0, 0, 0], torch.empty_like(images)), loss)
 
 
 def kept_in(run: Callable[[], object], module: nn.Module) -> int:
@@ -109,7 +109,7 @@ def _start(config: RunConfig, run_dir: Path) -> str:
 def _work(config: RunConfig, world_size: int, num_params: int) -> Iterable[tuple[str, str]]:
     share = config.batch_size // world_size
     passes = -(-share // config.microbatch)
-    macs = count_macs(config.net).total
+    macs = count_macs(config.net.backbone).total
     yield "parameters", f"{num_params}"
     yield "GMACs", f"{macs / 1e9:.4g} per image and evaluation; training takes 3 times that"
     yield (

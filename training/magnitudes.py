@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from edm2lite.diffusion.objective import noised
 from edm2lite.diffusion.precond import Precond
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.magnitudes import (
     Magnitude,
     Meter,
@@ -39,14 +41,14 @@ class MagnitudeLog:
 
     def __init__(self, net: Precond, run_dir: Path, interval: int, nimg: int):
         self._net, self._path, self._interval = net, run_dir / "magnitudes.jsonl", interval
-        self._seen: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
+        self._seen: tuple[Tensor, Tensor, Tensor, Conditioning] | None = None
         self._latest: dict[str, dict[str, float]] = {}
         if interval and distributed.rank() == 0:
             keep_until(self._path, nimg)
 
-    def see(self, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None) -> None:
+    def see(self, images: Tensor, noise: Tensor, sigma: Tensor, told: Conditioning) -> None:
         """What the network is given; the last of a step is measured."""
-        self._seen = images, noise, sigma, labels
+        self._seen = images, noise, sigma, told
 
     @contextmanager
     def around(self, nimg: int) -> Iterator[None]:
@@ -78,9 +80,9 @@ def _measure(
     images: Tensor,
     noise: Tensor,
     sigma: Tensor,
-    labels: Tensor | None,
+    told: Conditioning,
     updates: dict[str, float],
 ) -> list[Magnitude]:
     with Meter(net) as meter:
-        net(images + sigma[:, None, None, None] * noise, sigma, labels)
+        net(noised(images, sigma, noise), sigma, told)
     return meter.magnitudes(updates)

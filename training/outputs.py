@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edm2lite.diffusion.precond import FORMAT, Precond
+from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA, stale
 from edm2lite.ema.source import named, on_host
-from edm2lite.tensorfile import save_tensors
+from edm2lite.tensorfile import MODEL_FORMAT, save_tensors
 
 from . import distributed
 from .config import RunConfig
@@ -85,7 +85,7 @@ class Outputs:
         tensors = on_host(named(self.net), torch.float32, keep=self._main)
         if self._main:
             extra = {"run": self.ema.run, "nimg": str(nimg), "average": "none"}
-            metadata = {"format": FORMAT, **self._metadata, **extra}
+            metadata = {"format": MODEL_FORMAT, **self._metadata, **extra}
             save_tensors(self.run_dir / "last.safetensors", tensors, metadata)
             for path in stale.settle(self.snapshots):
                 logger.warning("%s differs from what the run wrote when it came by again", path)

@@ -18,7 +18,6 @@ from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond
 from edm2lite.diffusion.weighting import Weighting
 from edm2lite.ema.source import local
-from edm2lite.network.unet import Block
 
 from . import distributed
 
@@ -53,7 +52,7 @@ class Shared:
         self.net = net
         self.is_sharded = mode == "fsdp" and distributed.is_group()
         if compiled:
-            for module in _blocks(net) if self.is_sharded else [net.unet]:
+            for module in net.backbone.blocks() if self.is_sharded else [net.backbone]:
                 module.compile()
         self.loss: nn.Module = DenoisingLoss(net, weighting)
         if self.is_sharded:
@@ -90,7 +89,7 @@ class Shared:
     def _shard(self, device: torch.device) -> None:
         check_fsdp(torch.__version__)
         mesh = init_device_mesh(device.type, (distributed.world_size(),))
-        for module in (*_blocks(self.net), self.net):
+        for module in (*self.net.backbone.blocks(), self.net):
             fully_shard(module, mesh=mesh)
         net: Any = self.net
         net.logvar = partial(_no_view, net.logvar)
@@ -128,7 +127,3 @@ def _replicated(loss: nn.Module, device: torch.device) -> nn.Module:
 def _no_view(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The result, as a tensor of its own: FSDP2 warns of views, which hide from its hooks."""
     return function(x).clone()
-
-
-def _blocks(net: Precond) -> list[nn.Module]:
-    return [module for module in net.modules() if isinstance(module, Block)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from edm2lite.atomic import replacing
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.models.encoders import Encoder
+from edm2lite.network.conditioning import values_of
+from edm2lite.sampling.guidance import Conditioned
 from edm2lite.sampling.levels import karras_sigmas
 from edm2lite.sampling.solvers import heun
 from edm2lite.seeding import Purpose, normals, rng
@@ -37,10 +38,10 @@ def sample_grids(
     Classes follow each other, the same seeds always start from the same noise, and the network is
     left as it was. Every rank of a sharded network must call this.
     """
-    unet = net.config.unet
+    network = net.config.backbone
     device = next(net.parameters()).device
     sigmas = karras_sigmas(num_steps).float().to(device)
-    shape = (unet.img_channels, unet.img_resolution, unet.img_resolution)
+    shape = (network.img_channels, network.img_resolution, network.img_resolution)
     for sigma_rel in ema.sigma_rels:
         images = []
         net.eval()
@@ -48,10 +49,8 @@ def sample_grids(
             for begin in range(0, count, batch_size):
                 seeds = range(begin, min(begin + batch_size, count))
                 x = normals([rng(seed, 0, Purpose.GENERATION) for seed in seeds], shape).to(device)
-                labels = None
-                if unet.label_dim:
-                    labels = torch.tensor([seed % unet.label_dim for seed in seeds], device=device)
-                x = heun(partial(net, labels=labels), x * sigmas[0], sigmas)
+                told = values_of(network.conditions, "in_turn", seeds).to(device)
+                x = heun(Conditioned(net, told), x * sigmas[0], sigmas)
                 images.append(encoder.decode(x).cpu())
         net.train()
         yield sigma_rel, tile(torch.cat(images).numpy())

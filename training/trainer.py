@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from edm2lite.dataset import open_dataset
+from edm2lite.diffusion.objective import LossTerms
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.models.encoders import PixelEncoder
 from edm2lite.network.layers import normalize_weights_
 from edm2lite.seeding import Purpose, rng
 
@@ -68,8 +68,6 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.net = Precond(config.net).train()
         self.shared = Shared(self.net, config.weighting, config.parallel, config.compile, device)
-        self._u: list[Tensor] = []  # of the samples of this step
-        self.net.logvar_linear.register_forward_hook(self._keep_u)
         self.optimizer = adam(self.net, config.optim, device)
         self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=open_run(config, run_dir))
         self.outputs = Outputs(
@@ -138,24 +136,24 @@ class Trainer:
         config = self.config
         micro = self.batches.batch(self.nimg)
         share = config.batch_size // distributed.world_size()
-        losses, sigmas, self._u = [], [], []
+        terms: list[LossTerms] = []
+        sigmas = []
         for i, batch in enumerate(micro):
             sigma = config.loss.sigma(batch.z.to(self.device, non_blocking=True))
             sigmas.append(sigma)
             with nullcontext() if i + 1 == len(micro) else self.shared.gradients_kept():
-                losses.append(self._backward(batch, sigma, share))
+                terms.append(self._backward(batch, sigma, share))
         gradient = mend_gradients(self.shared, config.optim.loss_scale)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        found = torch.cat(losses)
+        losses, u = (torch.cat(parts) for parts in zip(*terms, strict=True))
         indices = torch.cat([torch.from_numpy(batch.indices) for batch in micro])
         indices = indices.to(self.device, non_blocking=True)
-        u = torch.cat(self._u) if self._u else torch.zeros_like(found)  # a fixed weighting has none
-        self.figures.add_losses(found, u, torch.cat(sigmas), indices)
+        self.figures.add_losses(losses, u, torch.cat(sigmas), indices)
         self.figures.add_step(self.nimg, gradient)
-        return found
+        return losses
 
     def lr(self) -> float:
         """Learning rate of the step that starts now."""
@@ -172,31 +170,26 @@ class Trainer:
         """Whether something that happens every ``interval`` images, and at the end, is due."""
         return self.nimg % interval == 0 or self.nimg >= self.config.total_nimg
 
-    def _backward(self, batch: Batch, sigma: Tensor, share: int) -> Tensor:
-        """Add the gradient of the mean loss per sample; returns the loss per element [N]."""
-        if self.config.net.unet.dropout:  # masks follow the samples, not the process or the restart
-            seed = rng(self.config.seed, int(batch.indices[0]), Purpose.DROPOUT)
-            torch.manual_seed(int(seed.integers(2**63)))
+    def _backward(self, batch: Batch, sigma: Tensor, share: int) -> LossTerms:
+        """Add the gradient of the mean loss per sample; returns the loss per element, and u."""
+        # dropout masks follow the samples, not the process or the restart
+        seed = rng(self.config.seed, int(batch.indices[0]), Purpose.DROPOUT)
+        torch.manual_seed(int(seed.integers(2**63)))
         images = self._encoded(batch)
-        labels = None
-        if batch.labels is not None and self.config.net.unet.label_dim:
-            labels = batch.labels.to(self.device, non_blocking=True)
+        names = self.config.net.backbone.condition_names
+        told = batch.conditioning.only(names).to(self.device, non_blocking=True)
         noise = batch.noise.to(self.device, non_blocking=True)
-        self.magnitudes.see(images, noise, sigma, labels)
-        losses = self.shared.loss(images, labels, sigma, noise)
+        self.magnitudes.see(images, noise, sigma, told)
+        losses, u = self.shared.loss(images, told, sigma, noise)
         (losses.sum() / share * self.config.optim.loss_scale).backward()
-        return losses.detach() / images[0].numel()
+        return LossTerms(losses.detach() / images[0].numel(), u)
 
     def _encoded(self, batch: Batch) -> Tensor:
         raw = batch.images.to(self.device, non_blocking=True)
-        encoder = self.config.encoder
-        if isinstance(encoder, PixelEncoder):
-            return encoder.encode(raw)
-        assert batch.latent_noise is not None
-        return encoder.encode(raw, batch.latent_noise.to(self.device, non_blocking=True))
-
-    def _keep_u(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._u.append(output.detach().squeeze(1))
+        noise = batch.latent_noise
+        if noise is not None:
+            noise = noise.to(self.device, non_blocking=True)
+        return self.config.encoder.encode(raw, noise)
 
     def _monitor(self) -> Monitor:
         total, board = self.config.total_nimg, self.config.tensorboard

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edm2lite.dataset.labels import Labels
 from edm2lite.models.encoders import LatentEncoder
+from edm2lite.network.conditioning import ClassLabel, Condition, Conditioning
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class ImageDataset:
     def label_dim(self) -> int:
         """Number of classes, or length of the label vectors; 0 without labels."""
         return 0 if self.table is None else self.table.label_dim
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What a network can be told about the images."""
+        return (ClassLabel(self.label_dim),) if self.label_dim else ()
+
+    def conditioning(self, indices: Sequence[int] | NDArray[np.int64]) -> Conditioning:
+        """Everything that a network can be told about some of the images."""
+        if self.labels is None:
+            return Conditioning()
+        return Conditioning({"label": torch.from_numpy(self.labels[np.asarray(indices)])})
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:

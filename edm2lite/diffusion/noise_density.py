@@ -12,10 +12,26 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from edm2lite.kinds import Kinds
+
+DENSITIES: Kinds[type[NoiseDensity]] = Kinds(
+    "density of noise levels",
+    {
+        "lognormal": "edm2lite.diffusion.noise_density:LogNormal",
+        "log_uniform": "edm2lite.diffusion.noise_density:LogUniform",
+        "logit_normal": "edm2lite.diffusion.noise_density:LogitNormal",
+        "cosine": "edm2lite.diffusion.noise_density:Cosine",
+        "vp": "edm2lite.diffusion.noise_density:VP",
+        "mode": "edm2lite.diffusion.noise_density:Mode",
+        "ddpm": "edm2lite.diffusion.ddpm:DDPM",
+    },
+)
+"""Densities of noise levels by ``kind``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +45,8 @@ class NoiseDensity(abc.ABC):
 
     kind: str
     shift: float = 1.0
+
+    kinds: ClassVar[Kinds[type[NoiseDensity]]] = DENSITIES
 
     def __post_init__(self) -> None:
         check_positive(self, "shift")

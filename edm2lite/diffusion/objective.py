@@ -7,34 +7,30 @@ a density of noise levels (:mod:`edm2lite.diffusion.noise_density`) and a weight
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from edm2lite.diffusion.ddpm import DDPM
-from edm2lite.diffusion.noise_density import (
-    VP,
-    Cosine,
-    LogitNormal,
-    LogNormal,
-    LogUniform,
-    Mode,
-    NoiseDensity,
-)
+from edm2lite.diffusion.noise_density import NoiseDensity
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.diffusion.weighting import Weighting, weight_on
+from edm2lite.network.conditioning import Conditioning
 
-DENSITIES: dict[str, type[NoiseDensity]] = {
-    "lognormal": LogNormal,
-    "log_uniform": LogUniform,
-    "logit_normal": LogitNormal,
-    "cosine": Cosine,
-    "vp": VP,
-    "mode": Mode,
-    "ddpm": DDPM,
-}
-"""By ``kind``."""
+
+class LossTerms(NamedTuple):
+    """What one forward pass of the loss gives for each sample.
+
+    Attributes:
+        loss: [N] float32, summed over the elements of each sample; its mean is minimized.
+        u: [N] float32, the uncertainty that the network states, without gradient; 0 where the
+            weighting is fixed.
+    """
+
+    loss: Tensor
+    u: Tensor
 
 
 class DenoisingLoss(nn.Module):
@@ -43,6 +39,10 @@ class DenoisingLoss(nn.Module):
     ``loss = sum of lambda(sigma) / e**u * (D_x - y)**2 + u`` over elements, with u = logvar(sigma);
     at its minimum over u every noise level contributes equally (Eqs. 14 to 16 and 21). A fixed
     weighting has no u, and the network's uncertainty head is frozen: it would get no gradient.
+
+    Args:
+        net: The denoiser.
+        weighting: Weight lambda of noise levels. [default: the learned uncertainty]
     """
 
     def __init__(self, net: Precond, weighting: Weighting | None = None):
@@ -55,30 +55,25 @@ class DenoisingLoss(nn.Module):
     def forward(
         self,
         images: Tensor,
-        labels: Tensor | None,
+        conditioning: Conditioning | Mapping[str, Tensor] | Tensor | None,
         sigma: Tensor,
         noise: Tensor,
-        cond: Tensor | None = None,
-    ) -> Tensor:
+    ) -> LossTerms:
         """Loss of each sample, summed over its elements.
 
         Args:
             images: [N, C, H, W] clean, of standard deviation sigma_data.
-            labels: As :meth:`Precond.forward` takes them.
+            conditioning: What the network is told, as :meth:`Precond.forward` takes it.
             sigma: [N] noise levels; at infinity the network sees the noise alone.
             noise: [N, C, H, W] standard normal.
-            cond: As :meth:`Precond.forward` takes it.
-
-        Returns:
-            [N] float32.
         """
-        D_x = self.net(noised(images, sigma, noise), sigma, labels, cond)
+        D_x = self.net(noised(images, sigma, noise), sigma, conditioning)
         weight = self.weighting(sigma, self.net.config.sigma_data)
         square = (D_x - images).square().sum(dim=(1, 2, 3))
         if not self.weighting.is_learned:
-            return weight * square
+            return LossTerms(weight * square, torch.zeros_like(square))
         u = self.net.logvar(sigma)
-        return weight / u.exp() * square + images[0].numel() * u
+        return LossTerms(weight / u.exp() * square + images[0].numel() * u, u.detach())
 
 
 def noised(images: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -128,7 +123,7 @@ def check_objective(net: PrecondConfig, density: NoiseDensity, weighting: Weight
     """Raise ValueError, with the reason, if the three cannot go together."""
     if not density.mass_at_infinity:
         return
-    reason = net.why_not_infinity()
+    reason = net.infinite_sigma_error()
     if reason is not None:
         raise ValueError(
             f"loss {density.kind} with zero terminal SNR trains at sigma = infinity, which this"

@@ -94,7 +94,9 @@ def embedding_of(parametrization: Parametrization, embedding: Embedding | None) 
     return embedding or PARAMETRIZATIONS[parametrization].embedding
 
 
-def why_not_infinity(parametrization: Parametrization, embedding: Embedding | None) -> str | None:
+def infinite_sigma_error(
+    parametrization: Parametrization, embedding: Embedding | None
+) -> str | None:
     """Why such a network cannot denoise at sigma = infinity, or None if it can."""
     if PARAMETRIZATIONS[parametrization].limits is None:
         return (
@@ -128,11 +130,11 @@ class Scalings:
     ) -> Scalings:
         """At noise levels above 0; infinity as Note [sigma = infinity] has it.
 
-        Where :func:`why_not_infinity` has a reason, c_out or c_noise is infinite or NaN there.
+        Where :func:`infinite_sigma_error` has a reason, c_out or c_noise is infinite or NaN there.
         """
         form = PARAMETRIZATIONS[parametrization]
         c_noise = EMBEDDINGS[embedding_of(parametrization, embedding)](sigma, sigma_data)
-        if form.limits is None or why_not_infinity(parametrization, embedding) is not None:
+        if form.limits is None or infinite_sigma_error(parametrization, embedding) is not None:
             c_in = (sigma**2 + sigma_data**2).rsqrt()
             return cls(*form.skip_out(sigma, sigma_data), c_in, c_noise)
         # the finite formulas never see infinity: its NaN would reach derivatives

@@ -1,8 +1,8 @@
-"""Precond: a U-Net made into a denoiser D(x; sigma, labels), and its file.
+"""Precond: a network made into a denoiser D(x; sigma, conditioning), and its file.
 
-``D_x = c_skip x + c_out F(c_in x; c_noise, labels)`` (Eqs. 4 to 8; other parametrisations are in
-:mod:`edm2lite.diffusion.parametrization`), with the uncertainty head ``logvar(sigma)`` that weighs
-the training loss (Eq. 21).
+``D_x = c_skip x + c_out F(c_in x; c_noise, conditioning)`` (Eqs. 4 to 8; other parametrizations are
+in :mod:`edm2lite.diffusion.parametrization`), with the uncertainty head ``logvar(sigma)`` that
+weighs the training loss (Eq. 21).
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from torch import Tensor, nn
 
 from edm2lite.diffusion import parametrization
 from edm2lite.diffusion.parametrization import Embedding, Parametrization, Scalings
+from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
+from edm2lite.network.conditioning import Conditioning, check_conditioning, is_readable
 from edm2lite.network.layers import MPConv, MPFourier, normalize_weights_
-from edm2lite.network.unet import UNet, UNetConfig
-from edm2lite.tensorfile import load_tensors, save_tensors
-
-FORMAT = "edm2lite.model/1"
+from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecondConfig:
-    """A denoiser: its U-Net and what surrounds it.
+    """A denoiser: its network and what surrounds it.
 
     Attributes:
-        unet: Shape of the network.
+        backbone: Configuration of the network.
         sigma_data: Standard deviation of the training images.
-        logvar_channels: Fourier features of the uncertainty head.
-        dtype: In which the U-Net computes; parameters and everything around it are float32.
-        parametrization: What the U-Net predicts, see :mod:`edm2lite.diffusion.parametrization`.
-        embedding: How it is told of the noise level; None is the parametrisation's own. ``angle``
-            and ``time`` can say that there is nothing but noise, ``log`` cannot.
+        logvar_channels: Number of Fourier features in the uncertainty head.
+        dtype: Floating-point type in which the network computes; parameters and everything around
+            it are float32.
+        parametrization: What the network predicts, see :mod:`edm2lite.diffusion.parametrization`.
+        embedding: Function of sigma that tells the network of the noise level; None is the usual
+            one of the parametrization. ``angle`` and ``time`` can say that there is nothing but
+            noise, ``log`` cannot.
     """
 
-    unet: UNetConfig
+    backbone: BackboneConfig
     sigma_data: float = 0.5
     logvar_channels: int = 128
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -60,26 +61,37 @@ class PrecondConfig:
         """Coefficients at noise levels, each shaped like ``sigma``."""
         return Scalings.at(sigma, self.sigma_data, self.parametrization, self.embedding)
 
-    def why_not_infinity(self) -> str | None:
+    def infinite_sigma_error(self) -> str | None:
         """Why the network cannot denoise at sigma = infinity, or None if it can."""
-        return parametrization.why_not_infinity(self.parametrization, self.embedding)
+        return parametrization.infinite_sigma_error(self.parametrization, self.embedding)
+
+    def num_parameters(self) -> int:
+        """Parameters, those of the uncertainty head included; nothing is allocated."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in Precond(self).parameters())
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        """One line of JSON, for the metadata of a file."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["backbone"] = self.backbone.to_dict()
+        return json.dumps(values, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> PrecondConfig:
+    def from_json(cls, text: str, *, trusted: bool = False) -> PrecondConfig:
         """The configuration in the metadata of a model file.
 
+        Args:
+            text: What :meth:`to_json` gave, in this version or in 0.1.
+            trusted: Whether a network of the user's may be imported, see
+                :class:`edm2lite.kinds.Kinds`.
+
         Raises:
-            ValueError: Keys or values that this version does not know.
+            ValueError: If there are keys or values that this version does not know.
         """
         try:
-            values: dict[str, Any] = json.loads(text)
-            unet: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("unet").items()
-            }
-            return cls(unet=UNetConfig(**unet), **values)
+            values = upgraded(json.loads(text))
+            backbone = backbone_from_dict(values.pop("backbone"), trusted=trusted)
+            return cls(backbone=backbone, **values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"model configuration must be one this version can build, found {error}; it may be"
@@ -87,60 +99,83 @@ class PrecondConfig:
             ) from error
 
 
+def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a PrecondConfig as text; those of version 0.1 had a U-Net under ``unet``."""
+    changed = dict(values)
+    if "unet" in changed:
+        changed = {"backbone": {"kind": "unet", **changed.pop("unet")}, **changed}
+    return changed
+
+
+def upgraded_run(values: dict[str, Any]) -> dict[str, Any]:
+    """The content of a run's YAML file with its ``net`` :func:`upgraded`."""
+    net = values.get("net")
+    return {**values, "net": upgraded(net)} if isinstance(net, dict) else values
+
+
 class Precond(nn.Module):
-    """The denoiser. ``forward`` has no side effects; its weights start on their sphere."""
+    """The denoiser. ``forward`` has no side effects; its weights start on their sphere.
+
+    Example:
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, label_dim=10, model_channels=32,
+        ...                   channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,))
+        >>> net = Precond(PrecondConfig(backbone=unet))
+        >>> net(torch.randn(2, 1, 8, 8), sigma=1.0, conditioning=torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     def __init__(self, config: PrecondConfig):
         super().__init__()
         self.config = config
-        self.unet = UNet(config.unet)
+        self.add_module(config.backbone.tensor_prefix, config.backbone.build())
         self.logvar_fourier = MPFourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1)
         normalize_weights_(self)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network F."""
+        net: Backbone = getattr(self, self.config.backbone.tensor_prefix)
+        return net
 
     def forward(
         self,
         x: Tensor,
         sigma: Tensor | float,
-        labels: Tensor | None = None,
-        cond: Tensor | None = None,
+        conditioning: Conditioning | Mapping[str, Tensor] | Tensor | None = None,
     ) -> Tensor:
         """The denoised images D_x.
 
         Args:
             x: [N, C, H, W] clean images plus noise of standard deviation ``sigma``; H and W
-                multiples of 2**(levels - 1).
+                multiples of the network's ``size_multiple``.
             sigma: [N] or a scalar, > 0; at infinity ``x`` is noise of standard deviation 1.
-            labels: [N] class indices, [N, label_dim] conditioning vectors, or None. The index -1
-                is no class, the zero vector; None is that for all images. Vectors have L2 norm 1,
-                as the one-hot vector of a class, or 0 for no condition.
-            cond: [N, cond_channels, H, W] of unit variance, noise-free, e.g. an image to upscale.
+            conditioning: What the network is told besides; a tensor stands for labels, [N] class
+                indices (-1: none) or [N, label_dim] vectors. None tells it nothing.
 
         Returns:
             [N, C, H, W] float32.
 
         Raises:
-            ValueError: Images, noise levels, labels or a conditioning image that do not fit the
-                network.
+            ValueError: If images, noise levels or conditioning do not fit the network.
         """
-        self._check_images(x, cond)
+        told = Conditioning.of(conditioning)
+        self._check_images(x)
+        check_conditioning(told, self.config.backbone.conditions, x)
         x = x.float()
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         self._check_levels(sigma)
         s = self.config.scalings(sigma[:, None, None, None])
         dtype = getattr(torch, self.config.dtype)
-        F_x = self.unet(
-            (s.c_in * x).to(dtype),
-            s.c_noise.flatten(),
-            self._label_vectors(labels),
-            None if cond is None else cond.to(dtype),
-        )
+        F_x = self.backbone((s.c_in * x).to(dtype), s.c_noise.flatten(), told)
         return s.c_skip * x + s.c_out * F_x.float()
 
     def logvar(self, sigma: Tensor) -> Tensor:
         """u(sigma), log of the expected weighted loss per element: [N] -> [N] float32 (Eq. 21)."""
         c_noise = self.config.scalings(sigma).c_noise
-        return self.logvar_linear(self.logvar_fourier(c_noise)).squeeze(1)
+        u: Tensor = self.logvar_linear(self.logvar_fourier(c_noise)).squeeze(1)
+        return u
 
     def prepare_for_sampling(self, *, for_graph: bool = False) -> Precond:
         """Normalise, scale and cast every weight once; for evaluation only. Returns the network.
@@ -160,49 +195,24 @@ class Precond(nn.Module):
                 module.prepare(dtype, for_graph)
         return self
 
-    def _check_images(self, x: Tensor, cond: Tensor | None) -> None:
-        unet = self.config.unet
-        factor = 2 ** (len(unet.channel_mult) - 1)
+    def _check_images(self, x: Tensor) -> None:
+        shape = self.config.backbone
+        multiple = shape.size_multiple
         if (
             x.ndim != 4
-            or x.shape[1] != unet.img_channels
-            or x.shape[2] % factor
-            or x.shape[3] % factor
+            or x.shape[1] != shape.img_channels
+            or x.shape[2] % multiple
+            or x.shape[3] % multiple
         ):
             raise ValueError(
-                f"images must be [N, {unet.img_channels}, H, W] with H and W multiples of {factor},"
-                f" got {list(x.shape)}"
-            )
-        shape = None if cond is None else cond.shape
-        wanted = (len(x), unet.cond_channels, *x.shape[2:]) if unet.cond_channels else None
-        if shape != wanted:
-            raise ValueError(
-                f"cond must be {wanted and list(wanted)} for this network and these images, got"
-                f" {shape and list(shape)}"
+                f"images must be [N, {shape.img_channels}, H, W] with H and W multiples of"
+                f" {multiple}, got {list(x.shape)}"
             )
 
     def _check_levels(self, sigma: Tensor) -> None:
-        reason = self.config.why_not_infinity()
-        if reason is not None and _is_readable(sigma) and sigma.isinf().any():
+        reason = self.config.infinite_sigma_error()
+        if reason is not None and is_readable(sigma) and sigma.isinf().any():
             raise ValueError(f"sigma must be finite for this network, got infinity: {reason}")
-
-    def _label_vectors(self, labels: Tensor | None) -> Tensor | None:
-        label_dim = self.config.unet.label_dim
-        if labels is None:
-            return None
-        if not label_dim:
-            raise ValueError("labels must be None for an unconditional network, got a tensor")
-        if labels.ndim == 1 and not labels.is_floating_point():
-            if _is_readable(labels):
-                _check_classes(labels, label_dim)
-            classes = torch.arange(label_dim, device=labels.device)
-            return (labels[:, None] == classes).float()
-        if labels.ndim != 2 or labels.shape[1] != label_dim:
-            raise ValueError(
-                f"labels must be [N] class indices or [N, {label_dim}] vectors, got"
-                f" {list(labels.shape)} {labels.dtype}"
-            )
-        return labels.float()
 
     def save(self, path: str | Path, extra: Mapping[str, str] | None = None) -> Path:
         """Write weights and configuration to one safetensors file, atomically.
@@ -211,7 +221,7 @@ class Precond(nn.Module):
             path: Final name.
             extra: Further metadata strings.
         """
-        metadata = {"format": FORMAT, "model": self.config.to_json(), **(extra or {})}
+        metadata = {"format": MODEL_FORMAT, "model": self.config.to_json(), **(extra or {})}
         return save_tensors(Path(path), self.state_dict(), metadata)
 
     @classmethod
@@ -238,8 +248,7 @@ class Precond(nn.Module):
                 " another model can be reconstructed, but only their own code can load them"
             )
         with torch.device("meta"):
-            net = cls.__new__(cls)
-            cls.__init__(net, PrecondConfig.from_json(metadata["model"]))
+            net = cls(PrecondConfig.from_json(metadata["model"]))
         own = net.state_dict()
         floats = {  # gains are scalars in the released networks, vectors of length 1 here
             k: v.float().reshape(own[k].shape if v.ndim == 0 and k in own else v.shape)
@@ -258,20 +267,3 @@ class Precond(nn.Module):
                 f"{origin} must hold finite weights, {bad[0]} does not; use another file"
             )
         return net.eval().requires_grad_(False)
-
-
-def _is_readable(values: Tensor) -> bool:
-    """Whether a look at the values is free: it would stall a GPU, and break a graph or a vmap."""
-    return (
-        values.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
-    )
-
-
-def _check_classes(labels: Tensor, label_dim: int) -> None:
-    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-    if not -1 <= low <= high < label_dim:
-        raise ValueError(
-            f"class indices must be 0 to {label_dim - 1}, or -1 for none, got {low} to {high}"
-        )

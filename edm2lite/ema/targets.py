@@ -24,8 +24,8 @@ from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.sample import fit_model
 from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
 from edm2lite.ema.solve import Solution, solve_calibrated, solve_paper
+from edm2lite.tensorfile import MODEL_FORMAT
 
-FORMAT = "edm2lite.model/1"
 SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
 
 
@@ -205,7 +205,7 @@ def _metadata(
     if isinstance(target, PowerFunction):
         length["gamma"] = repr(target.gamma)
     return {
-        "format": FORMAT,
+        "format": MODEL_FORMAT,
         "run": used[-1].run,
         "nimg": str(target.nimg),
         **length,

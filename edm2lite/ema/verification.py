@@ -13,9 +13,8 @@ from torch import Tensor
 
 from edm2lite.ema.snapshot import snapshot_folder
 from edm2lite.ema.stream import Progress, weighted_sums
-from edm2lite.ema.targets import FORMAT
 from edm2lite.ema.workers import Crew
-from edm2lite.tensorfile import Header, read_header, verify
+from edm2lite.tensorfile import MODEL_FORMAT, Header, read_header, verify
 
 
 def verify_reconstruction(
@@ -64,7 +63,7 @@ def verify_reconstruction(
 
 def _recorded_inputs(header: Header) -> list[dict[str, Any]]:
     """Entries file, digest, coefficient of the metadata."""
-    if header.metadata.get("format") != FORMAT or "inputs" not in header.metadata:
+    if header.metadata.get("format") != MODEL_FORMAT or "inputs" not in header.metadata:
         raise ValueError(f"{header.path} must be a file that reconstruct_ema wrote and is another")
     inputs = json.loads(header.metadata["inputs"])
     if not inputs:

@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 
 from edm2lite.atomic import sync
-from edm2lite.diffusion.precond import FORMAT
 from edm2lite.ema.profile import PowerFunction, sigma_rel_to_gamma
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.stream import Progress
 from edm2lite.interop.edm2_network import Network, read_network
-from edm2lite.tensorfile import save_tensors
+from edm2lite.tensorfile import MODEL_FORMAT, save_tensors
 
 NAME = re.compile(r"(.+)-(\d{7,})-(\d\.\d{3})\.pkl")
 
@@ -71,7 +70,7 @@ def import_file(
     if target.exists():
         raise ValueError(f"the result must go to a new file, {target} exists; give another --out")
     network = read_network(path, progress)
-    metadata = {"format": FORMAT, **network.description, **_source(path, network)}
+    metadata = {"format": MODEL_FORMAT, **network.description, **_source(path, network)}
     average = Average.of(path)
     if average is not None:
         metadata["nimg"] = str(average.nimg)

@@ -59,15 +59,16 @@ def configuration(parts: Mapping[str, Instance], num_tensors: int) -> PrecondCon
     unet = {ours: values[name] for name, ours in _UNET.items() if name in values}
     around = {name: values[name] for name in ("sigma_data", "logvar_channels") if name in values}
     try:
+        network = UNetConfig(**unet)
         config = PrecondConfig(
-            unet=UNetConfig(**unet),
+            backbone=network,
             dtype="float16" if values.get("use_fp16", True) else "float32",
             **around,
         )
     except ValueError as error:
         raise ValueError(f"describes a network that ours cannot be: {error}") from error
-    levels, blocks = len(config.unet.channel_mult), 2 * config.unet.num_blocks + 1
-    widest = config.unet.model_channels * max(config.unet.channel_mult)
+    levels, blocks = len(network.channel_mult), 2 * network.num_blocks + 1
+    widest = network.model_channels * max(network.channel_mult)
     if _TENSORS_OF_BLOCK * levels * blocks > num_tensors or widest > _MAX:
         raise ValueError(
             f"describes {levels * blocks} blocks of up to {widest} channels, which the"

@@ -28,6 +28,7 @@ from edm2lite.interop.torch_records import (
     plain,
     tensor,
 )
+from edm2lite.network.unet import UNetConfig
 
 _BLOCK = 64 * 2**20
 _CLASSES = ("UNet", "Block", "MPConv", "MPFourier", "ModuleDict")
@@ -105,8 +106,9 @@ def _network(
     count = sum(shape.numel() for shape in expected.values())
     if 2 * count > num_bytes:  # half precision: tensors that share memory would multiply it
         raise ValueError(f"describes {count} weights, more than its {num_bytes} bytes can hold")
-    _check_heads(parts, expected, config.unet.head_channels)
-    encoder = encoder_of(as_instance(outer.get("encoder"), "encoder"), config.unet.img_channels)
+    assert isinstance(config.backbone, UNetConfig)
+    _check_heads(parts, expected, config.backbone.head_channels)
+    encoder = encoder_of(as_instance(outer.get("encoder"), "encoder"), config.backbone.img_channels)
     tensors = {name: _weight(records[name], name, shape) for name, shape in expected.items()}
     return tensors, {"model": config.to_json(), "encoder": encoder.to_json()}
 

@@ -6,18 +6,63 @@ as JSON in every model file, so that a model can always turn its output into ima
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from edm2lite.kinds import Kinds
+
+ENCODERS: Kinds[type[Encoder]] = Kinds(
+    "encoder",
+    {
+        "pixels": "edm2lite.models.encoders:PixelEncoder",
+        "latents": "edm2lite.models.encoders:LatentEncoder",
+    },
+)
+"""Encoders by ``kind``."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class PixelEncoder:
+class Encoder(abc.ABC):
+    """Description of the way between stored images and what the network sees.
+
+    Attributes:
+        kind: Name in :data:`ENCODERS`.
+    """
+
+    kind: str
+
+    kinds: ClassVar[Kinds[type[Encoder]]] = ENCODERS
+
+    is_random: ClassVar[bool] = False
+    """Whether :meth:`encode` draws from a distribution that is stored, with the noise given."""
+
+    @abc.abstractmethod
+    def encode(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What the network sees, [N, C, H, W] float32, of what is stored.
+
+        Args:
+            raw: [N, ...] as the data set stores it.
+            noise: [N, C, H, W] standard normal; without it, encoders that draw give the mean.
+        """
+
+    @abc.abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Float [N, C, H, W] -> images, uint8 on the device of ``x``."""
+
+    def to_json(self) -> str:
+        """Description that travels in every model file."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelEncoder(Encoder):
     """Pixels, shifted and scaled: ``x = (image - shift) / scale``.
 
     The defaults map 0..255 to -1..1. For a data set of other contrast, shift by its mean and scale
@@ -32,21 +77,17 @@ class PixelEncoder:
         if not self.scale > 0:
             raise ValueError(f"encoder.scale must be positive, got {self.scale}")
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """uint8 [N, C, H, W] -> float32. Pixels are exact: ``noise`` plays no part."""
-        return (images.float() - self.shift) / self.scale
+        return (raw.float() - self.shift) / self.scale
 
     def decode(self, x: Tensor) -> Tensor:
         """Float [N, C, H, W] -> uint8, rounded to nearest and clipped."""
         return (x.float() * self.scale + self.shift + 0.5).clamp(0, 255).to(torch.uint8)
 
-    def to_json(self) -> str:
-        """Description that travels in every model file."""
-        return _to_json(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class LatentEncoder:
+class LatentEncoder(Encoder):
     """Latents of an autoencoder: ``x = (latent - mean) / std * sigma_data``, per channel.
 
     The data set holds mean and standard deviation of each image's latent distribution, so a fresh
@@ -60,6 +101,8 @@ class LatentEncoder:
         sigma_data: Standard deviation of what the denoiser sees.
         input_range: Of the images that the autoencoder takes and gives.
     """
+
+    is_random: ClassVar[bool] = True
 
     kind: Literal["latents"] = "latents"
     vae: str | None = None
@@ -92,15 +135,16 @@ class LatentEncoder:
             input_range=self.input_range or other.input_range,
         )
 
-    def encode(self, raw: Tensor, noise: Tensor) -> Tensor:
-        """A draw from each stored distribution, standardised: [N, C, H, W] float32.
+    def encode(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A draw from each stored distribution, standardized: [N, C, H, W] float32.
 
         Args:
             raw: [N, 2C, H, W], C channels of means, then C of standard deviations.
-            noise: [N, C, H, W] standard normal.
+            noise: [N, C, H, W] standard normal; without it the means are taken.
         """
         mean, std = raw.float().chunk(2, dim=1)
-        return (mean + std * noise - _channels(self.mean, raw.device)) * (
+        drawn = mean if noise is None else mean + std * noise
+        return (drawn - _channels(self.mean, raw.device)) * (
             self.sigma_data / _channels(self.std, raw.device)
         )
 
@@ -120,12 +164,6 @@ class LatentEncoder:
         latents = x.float() * (std / self.sigma_data) + mean
         return autoencoder.decode(latents, self.input_range)
 
-    def to_json(self) -> str:
-        """Description that travels in every model file."""
-        return _to_json(self)
-
-
-Encoder = PixelEncoder | LatentEncoder
 
 EDM2_LATENTS = LatentEncoder(
     vae="stabilityai/sd-vae-ft-mse",
@@ -134,8 +172,6 @@ EDM2_LATENTS = LatentEncoder(
     input_range="0..1",
 )
 """What the EDM2 paper's latents are: images of 0..1 where that autoencoder was made for -1..1."""
-
-KINDS: dict[str, Any] = {"pixels": PixelEncoder, "latents": LatentEncoder}
 
 
 def encoder_from_json(text: str) -> Encoder:
@@ -149,15 +185,10 @@ def encoder_from_json(text: str) -> Encoder:
 
 def encoder_from_dict(values: dict[str, Any]) -> Encoder:
     """As :func:`encoder_from_json`, from the parsed description."""
-    kind = values.get("kind")
-    if kind not in KINDS:
-        raise ValueError(
-            f"encoder kind must be one of {', '.join(KINDS)}, got {kind!r}; it needs a newer"
-            " version"
-        )
+    cls: Any = ENCODERS.find(str(values.get("kind")), trusted=False, name="encoder kind")
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        encoder: Encoder = KINDS[kind](**settings)
+        encoder: Encoder = cls(**settings)
         return encoder
     except TypeError as error:
         raise ValueError(f"encoder description must be one this version knows: {error}") from error
@@ -167,7 +198,3 @@ def encoder_from_dict(values: dict[str, Any]) -> Encoder:
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """[C, 1, 1], copied to a device once."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-
-
-def _to_json(encoder: Encoder) -> str:
-    return json.dumps(dataclasses.asdict(encoder), separators=(",", ":"))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from edm2lite.atomic import replacing
-from edm2lite.diffusion.precond import FORMAT, Precond
+from edm2lite.diffusion.precond import Precond
 from edm2lite.models.loading import EXPORTED, Model, load, read
 from edm2lite.models.model_card import model_card
-from edm2lite.tensorfile import read_header, save_tensors
+from edm2lite.tensorfile import MODEL_FORMAT, read_header, save_tensors
 
 CARD = "README.md"
 
@@ -56,7 +56,7 @@ def save_pretrained(
     if taken:
         raise ValueError(f"the result must go to a new folder, {taken[0]} exists; give another")
     model_card(metadata, licence, name)  # that one can be written
-    path = save_tensors(folder / EXPORTED, tensors, {**metadata, "format": FORMAT})
+    path = save_tensors(folder / EXPORTED, tensors, {**metadata, "format": MODEL_FORMAT})
     with replacing(folder / CARD) as file:
         file.write(model_card(read_header(path).metadata, licence, name))
     return folder

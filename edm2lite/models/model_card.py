@@ -35,17 +35,18 @@ def model_card(metadata: Mapping[str, str], licence: str, name: str) -> str:
 
 
 def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
-    unet = config.unet
+    shape = config.backbone
     with torch.device("meta"):
         count = sum(p.numel() for p in Precond(config).parameters())
-    size = f"{unet.img_resolution} x {unet.img_resolution} x {unet.img_channels}"
-    labels = f"conditioned on {unet.label_dim} labels" if unet.label_dim else "unconditional"
+    size = f"{shape.img_resolution} x {shape.img_resolution} x {shape.img_channels}"
+    told = " and ".join(c.describe() for c in shape.conditions)
+    told = f"conditioned on {told}" if told else "unconditional"
     encoder = metadata.get("encoder")
     pixels = f"\n\nFrom images to what the network sees: `{_text(encoder)}`." if encoder else ""
     return (
         "A denoiser with the magnitude-preserving network of EDM2 (config G,"
         f" [arXiv 2312.02696](https://arxiv.org/abs/2312.02696)): {count / 1e6:.3f} M parameters,"
-        f" {size}, {labels}, computes in {config.dtype}.{pixels}"
+        f" {size}, {told}, computes in {config.dtype}.{pixels}"
     )
 
 
@@ -95,12 +96,12 @@ def _inputs(metadata: Mapping[str, str]) -> list[str]:
 
 
 def _use(config: PrecondConfig, name: str) -> str:
-    labels = ", labels" if config.unet.label_dim else ""
+    told = ", conditioning" if config.backbone.conditions else ""
     return f"""```python
 from edm2lite.models.hub import from_pretrained
 
 model = from_pretrained({name!r})  # or the path of a folder with these files
-D_x = model.net(x, sigma{labels})  # x: clean images plus noise of standard deviation sigma
+D_x = model.net(x, sigma{told})  # x: clean images plus noise of standard deviation sigma
 ```
 
 From the shell, with a folder of these files:

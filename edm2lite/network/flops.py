@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm2lite.diffusion.precond import Precond, PrecondConfig
-from edm2lite.network.layers import MPConv
+from edm2lite.network.backbone import BackboneConfig
+from edm2lite.network.conditioning import examples
+from edm2lite.network.layers import MPUpConv
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Macs:
     """Multiply-accumulates of one image, exact integers.
 
     Attributes:
-        convolution: Of all convolutions.
-        matmul: Of linear layers and of the two products in attention.
+        convolution: Those of all convolutions.
+        matmul: Those of linear layers and of the two products in attention.
     """
 
     convolution: int
@@ -31,40 +32,40 @@ class Macs:
 
     @property
     def total(self) -> int:
+        """The sum of both."""
         return self.convolution + self.matmul
 
 
-def count_macs(config: PrecondConfig, height: int | None = None, width: int | None = None) -> Macs:
-    """MACs of one evaluation of D for one image.
+def count_macs(config: BackboneConfig, height: int | None = None, width: int | None = None) -> Macs:
+    """MACs of one evaluation of the network for one image.
 
     The table of the paper also counts the 2x2 resampling filters as depthwise convolutions,
     56064 MACs per base channel at 64x64; here they are means and copies.
 
     Args:
-        config: Of the network; it is built without memory.
-        height: Of the image. [default: the training resolution]
-        width: The same.
+        config: Configuration of the network, which is built without memory.
+        height: Height of the image. [default: the training resolution]
+        width: Width of the image. [default: the training resolution]
+
+    Example:
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> count_macs(UNetConfig(img_resolution=64, img_channels=4, model_channels=64)).total
+        14146969600
     """
-    convolutions: list[int] = []
+    saved: list[int] = []
 
-    def count(layer: MPConv, _: object, output: Tensor) -> None:
-        convolutions.append(layer.weight.numel() * output.shape[2:].numel())
+    def count_saved(layer: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(layer, MPUpConv)
+        saved.append(layer.saved_macs(output))
 
-    unet = config.unet
-    shape = (1, unet.img_channels, height or unet.img_resolution, width or unet.img_resolution)
+    height, width = height or config.img_resolution, width or config.img_resolution
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        net = Precond(config).eval()
+        net = config.build().eval()
         for module in net.modules():
-            if isinstance(module, MPConv) and module.weight.ndim == 4:
-                module.register_forward_hook(count)
-        labels = torch.empty(1, unet.label_dim) if unet.label_dim else None
-        net(torch.empty(shape), torch.empty(1), labels)
-    counts = counter.get_flop_counts()["Global"]
-    matmul = counter.get_total_flops() - counts.get(torch.ops.aten.convolution, 0)
-    return Macs(sum(convolutions), matmul // 2)
-
-
-def num_parameters(config: PrecondConfig) -> int:
-    """Parameters of a network, the uncertainty head included; it is built without memory."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Precond(config).parameters())
+            if isinstance(module, MPUpConv):
+                module.register_forward_hook(count_saved)
+        x = torch.empty(1, config.img_channels, height, width)
+        net(x, torch.empty(1), examples(config.conditions, 1, height, width))
+    convolution = counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0)
+    matmul = counter.get_total_flops() - convolution
+    return Macs(convolution // 2 + sum(saved), matmul // 2)

@@ -194,6 +194,10 @@ class MPUpConv(MPConv):
         weight = super().normalized_weight(torch.float32, gain).transpose(0, 1)
         return _pairs(_pairs(weight, 2), 3).to(dtype)
 
+    def saved_macs(self, output: Tensor) -> int:
+        """Multiply-accumulates of the plain 3x3 convolution that this one does without."""
+        return 5 * self.weight.shape[0] * self.weight.shape[1] * output.shape[2:].numel()
+
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, 2 H, 2 W]."""
         return F.conv_transpose2d(x, weight, stride=2, padding=1)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.layers import MPConv, whole
 
 
@@ -143,20 +144,20 @@ class Meter:
 def measure_denoiser(
     denoise: nn.Module,
     images: Tensor,
-    labels: Tensor | None = None,
+    conditioning: Conditioning | None = None,
     *,
     P_mean: float = -0.4,
     P_std: float = 1.0,
     batch_size: int = 64,
 ) -> list[Magnitude]:
-    """Magnitudes within a denoiser ``(x, sigma, labels)`` for noised images.
+    """Magnitudes within a denoiser ``(x, sigma, conditioning)`` for noised images.
 
     Noise levels are the quantiles of ``ln sigma ~ N(P_mean, P_std**2)``, in random order; what is
     random comes from a fixed seed.
 
     Args:
         images: [N, C, H, W] of standard deviation sigma_data, on the device of the network.
-        labels: As the network takes them.
+        conditioning: What the network is told about each image.
     """
     generator = torch.Generator().manual_seed(0)
     normal = NormalDist(P_mean, P_std)
@@ -164,10 +165,11 @@ def measure_denoiser(
     sigma = levels.exp()[torch.randperm(len(images), generator=generator)].to(images.device)
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     x = images + sigma[:, None, None, None] * noise
+    told = conditioning or Conditioning()
     with Meter(denoise) as meter, torch.no_grad():
         for begin in range(0, len(images), batch_size):
             part = slice(begin, begin + batch_size)
-            denoise(x[part], sigma[part], None if labels is None else labels[part])
+            denoise(x[part], sigma[part], told.rows(part))
     return meter.magnitudes()
 
 

@@ -1,4 +1,4 @@
-"""The magnitude-preserving U-Net of EDM2, config G: ``F(x, c_noise, labels)``.
+"""The magnitude-preserving U-Net of EDM2, config G: ``F(x, c_noise, conditioning)``.
 
 Wiring (paper, Figs. 21 and 22): an encoder of residual blocks whose every output is kept, a decoder
 that takes them back in reverse order by MP-Cat, attention at the low resolutions, one embedding of
@@ -8,13 +8,17 @@ noise level and class that modulates every block. Tensor names follow the releas
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2lite.network.attention import QKVConv, cosine_attention
+from edm2lite.network.backbone import Backbone, BackboneConfig
+from edm2lite.network.conditioning import ClassLabel, Condition, ConditionImage, Conditioning
 from edm2lite.network.kernels.recompute import clip, modulated_silu
 from edm2lite.network.layers import (
     SILU_RMS,
@@ -29,19 +33,110 @@ from edm2lite.network.layers import (
     pixel_norm,
     upsample,
 )
-from edm2lite.network.unet_config import UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(BackboneConfig):
+    """Shape of a U-Net: widths, depths, where it attends, and the shares of its sums.
+
+    Attributes:
+        img_resolution: Side of the training images; fixes where attention sits.
+        img_channels: Channels of images or latents.
+        label_dim: Number of classes, or length of a conditioning vector; 0 for none.
+        cond_channels: Channels of a conditioning image that is given beside the noisy one; 0 for
+            none.
+        model_channels: Base width C; level i has ``C * channel_mult[i]`` channels.
+        channel_mult: One factor per resolution, from full resolution downwards.
+        num_blocks: Residual blocks per resolution in the encoder (one more in the decoder).
+        attn_resolutions: Resolutions whose blocks attend.
+        head_channels: Channels of an attention head.
+        dropout: Probability within the residual branch.
+        label_balance, concat_balance, res_balance, attn_balance: Share t of the class embedding, of
+            the skip connection, and of the two residual branches.
+        clip_act: Activations are clipped to +-clip_act at the end of a block (for fp16).
+    """
+
+    kind: Literal["unet"] = "unet"
+    label_dim: int = 0
+    cond_channels: int = 0
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_blocks: int = 3
+    attn_resolutions: tuple[int, ...] = (16, 8)
+    head_channels: int = 64
+    dropout: float = 0.0
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    res_balance: float = 0.3
+    attn_balance: float = 0.3
+    clip_act: float = 256.0
+
+    tensor_prefix: ClassVar[str] = "unet"  # as in the released networks
+    groups: ClassVar[Mapping[str, str]] = {
+        "embedding": r"unet\.emb_|emb_(linear|gain)",
+        "attention": r"\.attn_",
+        "encoder": r"unet\.enc\.",
+        "decoder": r"unet\.dec\.",
+        "output": r"unet\.out_",
+    }
+
+    def __post_init__(self) -> None:
+        if self.img_resolution % self.size_multiple:
+            raise ValueError(
+                f"img_resolution must be a multiple of {self.size_multiple} with {len(self.channel_mult)}"
+                f" entries in channel_mult, got {self.img_resolution}"
+            )
+        widths = [self.model_channels * m for m in self.channel_mult]
+        attending = [widths[-1]] + [  # the first decoder block always attends
+            width
+            for i, width in enumerate(widths)
+            if self.img_resolution >> i in self.attn_resolutions
+        ]
+        for width in attending:
+            if width % self.head_channels:
+                raise ValueError(
+                    f"a level that attends must have a multiple of head_channels ="
+                    f" {self.head_channels} channels, got {width}; change model_channels,"
+                    " channel_mult or head_channels"
+                )
+        if min(self.label_dim, self.cond_channels) < 0:
+            raise ValueError("label_dim and cond_channels must be at least 0 (0 for none)")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+    @property
+    def emb_channels(self) -> int:
+        """Width of the embedding: that of the widest level."""
+        return self.model_channels * max(self.channel_mult)
+
+    @property
+    def size_multiple(self) -> int:
+        """The resolution is halved once per level."""
+        return 1 << (len(self.channel_mult) - 1)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """A class label, a condition image, both or none."""
+        label = (ClassLabel(self.label_dim),) if self.label_dim else ()
+        image = (ConditionImage(self.cond_channels),) if self.cond_channels else ()
+        return (*label, *image)
+
+    def build(self) -> UNet:
+        """The network, with random weights."""
+        return UNet(self)
 
 
 class Block(nn.Module):
     """One residual block of the encoder or the decoder, with optional resampling and attention.
 
     Args:
-        config: Of the whole network.
-        in_channels: Width of the input.
+        config: Configuration of the network that the block is part of.
+        in_channels: Width of the input, skip connection included.
         out_channels: Width of the output.
         flavor: The encoder normalises pixels, and widens on the main path first.
         resample: What happens to the resolution at the entry.
         attention: Whether self-attention follows the convolutions.
+        takes_skip: Whether the input is joined with a skip connection of the encoder.
     """
 
     def __init__(
@@ -52,9 +147,11 @@ class Block(nn.Module):
         flavor: Literal["enc", "dec"],
         resample: Literal["keep", "up", "down"] = "keep",
         attention: bool = False,
+        takes_skip: bool = False,
     ):
         super().__init__()
         self.config, self.flavor, self.resample = config, flavor, resample
+        self.takes_skip = takes_skip
         self.num_heads = out_channels // config.head_channels if attention else 0
         res_in = out_channels if flavor == "enc" else in_channels
         # The factors of mp_silu and mp_sum are in the weights of the layer after and before.
@@ -103,11 +200,13 @@ class Block(nn.Module):
         return clip(x, self.config.clip_act)
 
 
-class UNet(nn.Module):
-    """The raw network F; :class:`edm2lite.diffusion.precond.Precond` makes a denoiser of it.
+class UNet(Backbone):
+    """The network F; :class:`edm2lite.diffusion.precond.Precond` makes a denoiser of it.
 
     Gains are vectors of length 1, not scalars, so that FSDP2 can shard every parameter.
     """
+
+    config: UNetConfig
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -161,53 +260,61 @@ class UNet(nn.Module):
             for i in range(config.num_blocks + 1):
                 attention = res in config.attn_resolutions
                 self.dec[f"{res}x{res}_block{i}"] = Block(
-                    config, channels + skips.pop(), width, "dec", attention=attention
+                    config,
+                    channels + skips.pop(),
+                    width,
+                    "dec",
+                    attention=attention,
+                    takes_skip=True,
                 )
                 channels = width
         return channels
 
-    def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """c_noise [N], labels [N, label_dim] or None -> embedding [N, C_emb], all float32.
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return [
+            block for block in (*self.enc.values(), *self.dec.values()) if block is not self.stem
+        ]
 
-        Without labels a conditional network sees the zero vector, as in EDM2.
+    def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
+        """Embedding of noise level and class, which modulates every block.
+
+        Args:
+            c_noise: [N] float32.
+            label: [N] class indices or [N, label_dim] vectors; without it a conditional network
+                sees the zero vector, as in EDM2.
+
+        Returns:
+            [N, C_emb] float32.
         """
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
-            if labels is None:
-                labels = emb.new_zeros(1, self.config.label_dim)
-            label_emb = self.emb_label(labels * math.sqrt(self.config.label_dim))
+            vectors = emb.new_zeros(1, self.config.label_dim)
+            if label is not None:
+                vectors = ClassLabel(self.config.label_dim).vectors(label)
+            label_emb = self.emb_label(vectors * math.sqrt(self.config.label_dim))
             emb = mp_sum(emb, label_emb.expand_as(emb), self.config.label_balance)
         return mp_silu(emb)
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        labels: Tensor | None = None,
-        cond: Tensor | None = None,
-    ) -> Tensor:
-        """F_x of unit-variance input.
-
-        Args:
-            x: [N, C, H, W] in the dtype to compute in; H and W multiples of 2**(levels-1).
-            c_noise: [N] float32.
-            labels: [N, label_dim] float32 of L2 norm 1 (one-hot for classes) or 0, or None.
-            cond: [N, cond_channels, H, W] of unit variance, in the dtype of ``x``, or None if the
-                network takes none.
-
-        Returns:
-            [N, C, H, W] in the dtype of ``x``; zero at initialisation.
-        """
-        emb = self.embed(c_noise, labels)
-        given = [x] if cond is None else [x, cond]
-        x = torch.cat([*given, torch.ones_like(x[:, :1])], dim=1)
+    def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+        """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""
+        emb = self.embed(c_noise, conditioning.get("label"))
+        image = conditioning.get("image")
+        inputs = [x] if image is None else [x, image.to(x.dtype)]
+        x = torch.cat([*inputs, torch.ones_like(x[:, :1])], dim=1)
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last: faster convolutions
-        skips = []
-        for block in self.enc.values():
-            x = block(x) if isinstance(block, MPConv) else block(x, emb)
+        x = self.stem(x)
+        skips = [x]
+        for block in list(self.enc.values())[1:]:
+            x = block(x, emb)
             skips.append(x)
-        for name, block in self.dec.items():
-            if "block" in name:
+        for block in self.dec.values():
+            if block.takes_skip:
                 x = mp_cat(x, skips.pop(), self.config.concat_balance)
             x = block(x, emb)
         return self.out_conv(x, gain=self.out_gain)
+
+    @property
+    def stem(self) -> nn.Module:
+        """The convolution that the encoder begins with."""
+        return next(iter(self.enc.values()))

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from edm2lite.models.loading import Model
-from edm2lite.sampling.guidance import Guided, Labelled, Network, Rescale
+from edm2lite.network.backbone import BackboneConfig
+from edm2lite.network.conditioning import Conditioning, check_conditioning, values_of
+from edm2lite.sampling.guidance import Conditioned, Guided, Network, Rescale
 from edm2lite.sampling.levels import first_state
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sampling.solvers import Denoise, Stepwise
@@ -34,13 +36,18 @@ faster there (docs/sampling.md), and a larger last one would be filled up for no
 class GeneratedBatch:
     """Attributes:
     seeds: [N] of the images.
-    labels: [N] class of each, or None.
+    conditioning: What the network was told about each of them.
     images: [N, C, H, W] uint8 on the CPU.
     """
 
     seeds: list[int]
-    labels: list[int] | None
+    conditioning: Conditioning
     images: Tensor
+
+    @property
+    def labels(self) -> list[int] | None:
+        """Class of each image, None for a network without classes."""
+        return _classes(self.conditioning)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class Generator:
     Attributes:
         model: Generates; its weights are prepared for sampling on first use.
         seeds: One per image, each at least 0.
-        classes: One per seed; None draws them from the seeds, see :func:`classes_of`.
+        conditioning: What the network is told, one row per seed; None draws what can be drawn
+            (classes) from the seeds.
         sampling: How.
         guide: For guidance: another model, or "unlabelled" for ``model`` without its labels, which
             it must have seen so in training (label dropout).
@@ -64,7 +72,7 @@ class Generator:
 
     model: Model
     seeds: Sequence[int]
-    classes: Sequence[int] | None = None
+    conditioning: Conditioning | None = None
     sampling: Sampling = Sampling()
     guide: Model | Literal["unlabelled"] | None = None
     batch_size: int = 64
@@ -72,15 +80,14 @@ class Generator:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        label_dim = self.model.net.config.unet.label_dim
-        if self.classes is not None:
-            if not label_dim:
-                raise ValueError(f"{self.model.name} has no classes, leave them out")
-            bad = [c for c in self.classes if not 0 <= c < label_dim]
-            if bad:
-                raise ValueError(
-                    f"classes of {self.model.name} are 0 to {label_dim - 1}, got {bad[0]}"
-                )
+        if self.conditioning is None:
+            found = values_of(self._backbone.conditions, "drawn", self.seeds)
+            object.__setattr__(self, "conditioning", found)
+        images = torch.empty(len(self.seeds), *self.shape, device="meta")
+        try:
+            check_conditioning(self.told, self._backbone.conditions, images)
+        except ValueError as error:
+            raise ValueError(f"{self.model.name}: {error}") from None
         _check_size(self.model, self.sampling)
         _check_guide(self.model, self.guide, self.sampling)
         _check_levels(self.model, self.sampling)
@@ -88,8 +95,18 @@ class Generator:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network works on."""
-        unet = self.model.net.config.unet
-        return unet.img_channels, *(self.sampling.size or (unet.img_resolution,) * 2)
+        shape = self._backbone
+        return shape.img_channels, *(self.sampling.size or (shape.img_resolution,) * 2)
+
+    @property
+    def told(self) -> Conditioning:
+        """What the network is told about the image of each seed."""
+        assert self.conditioning is not None  # set at construction
+        return self.conditioning
+
+    @property
+    def _backbone(self) -> BackboneConfig:
+        return self.model.net.config.backbone
 
     @property
     def rows(self) -> int:
@@ -102,10 +119,7 @@ class Generator:
     @property
     def labels(self) -> list[int] | None:
         """Class of each seed, None for a model without classes."""
-        label_dim = self.model.net.config.unet.label_dim
-        if not label_dim:
-            return None
-        return classes_of(self.seeds, label_dim) if self.classes is None else list(self.classes)
+        return _classes(self.told)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,12 +134,8 @@ class Generator:
 
     def part(self, positions: Sequence[int]) -> Generator:
         """The same for some of the seeds."""
-        labels = self.labels
-        return dataclasses.replace(
-            self,
-            seeds=[self.seeds[i] for i in positions],
-            classes=None if labels is None else [labels[i] for i in positions],
-        )
+        seeds = [self.seeds[i] for i in positions]
+        return dataclasses.replace(self, seeds=seeds, conditioning=self.told.rows(positions))
 
     def __len__(self) -> int:
         return math.ceil(len(self.seeds) / self.rows)
@@ -156,54 +166,49 @@ class Generator:
 
     @torch.no_grad()
     def _batch(self, net: Network, other: Network | None, part: slice) -> GeneratedBatch:
-        unet = self.model.net.config.unet
         seeds = list(self.seeds[part])
-        classes = list(self.classes[part]) if self.classes is not None else None
-        if classes is None and unet.label_dim:
-            classes = classes_of(seeds, unet.label_dim)
+        conditioning = self.told.rows(part)
         empty = self.rows - len(seeds)  # filled with copies of the last image
         generators = [rng(s, 0, Purpose.GENERATION) for s in seeds + seeds[-1:] * empty]
 
         def noise() -> Tensor:
             return normals(generators, self.shape).to(self.device)
 
-        labels = None
-        if classes is not None:
-            labels = torch.tensor(classes + classes[-1:] * empty, device=self.device)
+        told = conditioning.rows([*range(len(seeds)), *[len(seeds) - 1] * empty]).to(self.device)
         x = first_state(noise(), self.sampling.levels())
-        x = self.sampling.solve(self._denoiser(net, other, labels), x, noise)
+        x = self.sampling.solve(self._denoiser(net, other, told), x, noise)
         if not x.isfinite().all():
             raise ValueError(
                 f"images of seeds {seeds[0]} to {seeds[-1]} came out as NaN or infinite; use weaker"
                 " guidance, or a dtype of wider range (float32, or bfloat16 for float16)"
             )
         images = self.model.encoder.decode(x).cpu()[: len(seeds)]
-        return GeneratedBatch(seeds, classes, images)
+        return GeneratedBatch(seeds, conditioning, images)
 
     def _denoiser(
-        self, net: Network, other: Network | None, labels: Tensor | None
+        self, net: Network, other: Network | None, told: Conditioning
     ) -> Denoise | Stepwise:
-        main, s = Labelled(net, labels), self.sampling
+        main, s = Conditioned(net, told), self.sampling
         if self.guide is None:
             return main
         if isinstance(self.guide, Model):
             assert other is not None
-            guide = Labelled(other, labels if self.guide.net.config.unet.label_dim else None)
+            names = self.guide.net.config.backbone.condition_names
+            guide = Conditioned(other, told.only(names))
         else:
-            assert labels is not None
-            guide = Labelled(net, torch.full_like(labels, -1))
+            guide = main.unconditional()
         sigma_data = self.model.net.config.sigma_data
         rescale = Rescale(share=s.rescale, sigma_data=sigma_data) if s.rescale else None
         return Guided(main, guide, s.guidance, s.interval, rescale, s.apg)
 
 
-def classes_of(seeds: Sequence[int], label_dim: int) -> list[int]:
-    """The class of each seed where none is given, uniform in 0 to label_dim - 1."""
-    return [int(rng(seed, 1, Purpose.GENERATION).integers(label_dim)) for seed in seeds]
+def _classes(conditioning: Conditioning) -> list[int] | None:
+    label = conditioning.get("label")
+    return None if label is None or label.is_floating_point() else label.tolist()
 
 
 def _check_size(model: Model, sampling: Sampling) -> None:
-    factor = 2 ** (len(model.net.config.unet.channel_mult) - 1)
+    factor = model.net.config.backbone.size_multiple
     if sampling.size is not None and any(n < 1 or n % factor for n in sampling.size):
         height, width = sampling.size
         raise ValueError(
@@ -215,7 +220,7 @@ def _check_size(model: Model, sampling: Sampling) -> None:
 def _check_guide(
     model: Model, guide: Model | Literal["unlabelled"] | None, sampling: Sampling
 ) -> None:
-    unet = model.net.config.unet
+    own = model.net.config.backbone
     if guide is None:
         if sampling.guidance != 1:
             raise ValueError(
@@ -223,14 +228,14 @@ def _check_guide(
                 " 'unlabelled' for a model that was trained with label dropout"
             )
     elif isinstance(guide, Model):
-        other = guide.net.config.unet
+        other = guide.net.config.backbone
         if guide.identity == model.identity:
             raise ValueError(
                 f"the guide must be weaker than {model.name}, {guide.name} has the same weights;"
                 " for the model without its classes say 'unlabelled'"
             )
         for what in ("img_channels", "img_resolution"):
-            mine, its = getattr(unet, what), getattr(other, what)
+            mine, its = getattr(own, what), getattr(other, what)
             if mine != its:
                 raise ValueError(
                     f"the guide must work on the same images as {model.name}: {what} is {mine},"
@@ -240,17 +245,21 @@ def _check_guide(
             raise ValueError(
                 f"the guide must see images as {model.name} does, {guide.name} has another encoder"
             )
-        if other.label_dim not in (0, unet.label_dim):
+        missing = set(other.conditions) - set(own.conditions)
+        if missing:
             raise ValueError(
-                f"the guide must have the classes of {model.name} ({unet.label_dim}) or none,"
-                f" {guide.name} has {other.label_dim}"
+                f"the guide must take what {model.name} takes"
+                f" ({', '.join(c.describe() for c in own.conditions) or 'no condition'}) or less,"
+                f" {guide.name} takes {min(c.describe() for c in missing)}"
             )
-    elif not unet.label_dim:
-        raise ValueError(f"{model.name} has no classes, it cannot be its own unlabelled guide")
+    elif not own.conditions:
+        raise ValueError(
+            f"{model.name} takes no condition, it cannot be its own unconditional guide"
+        )
 
 
 def _check_levels(model: Model, sampling: Sampling) -> None:
-    reason = model.net.config.why_not_infinity()
+    reason = model.net.config.infinite_sigma_error()
     if reason is not None and sampling.levels()[0].isinf():
         raise ValueError(
             f"{model.name} cannot begin at sigma = infinity: {reason}; give a finite sigma_max"

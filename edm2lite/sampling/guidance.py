@@ -17,20 +17,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.solvers import Denoise, Stepwise, per_step
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A network with the labels of a batch: ``denoise(x, sigma)``."""
+class Conditioned:
+    """A network with what it is told about a batch: ``denoise(x, sigma)``."""
 
     net: Network
-    labels: Tensor | None
+    conditioning: Conditioning
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.net(x, sigma, self.labels)
+        """D_x of x [N, C, H, W] at the scalar level sigma."""
+        return self.net(x, sigma, self.conditioning)
+
+    def unconditional(self) -> Conditioned:
+        """The same network without its condition: the guide of classifier-free guidance."""
+        return Conditioned(self.net, self.conditioning.unconditional())
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class APG:
 class Guided:
     """Guidance of ``main`` away from ``guide``, for a sampler.
 
-    Where both are :class:`Labelled` with the same network, one call computes them together.
+    Where both are :class:`Conditioned` with the same network, one call computes them together.
 
     Attributes:
         main: What is to be improved.
@@ -175,14 +181,13 @@ class _GuidedStep:
 
 def _both(main: Denoise, guide: Denoise, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     if (
-        isinstance(main, Labelled)
-        and isinstance(guide, Labelled)
+        isinstance(main, Conditioned)
+        and isinstance(guide, Conditioned)
         and main.net is guide.net
-        and main.labels is not None
-        and guide.labels is not None
+        and set(main.conditioning) == set(guide.conditioning)
     ):
-        labels = torch.cat([main.labels, guide.labels])
-        D_main, D_guide = main.net(torch.cat([x, x]), sigma, labels).chunk(2)
+        told = Conditioning.cat([main.conditioning, guide.conditioning])
+        D_main, D_guide = main.net(torch.cat([x, x]), sigma, told).chunk(2)
         return D_main, D_guide
     return main(x, sigma), guide(x, sigma)
 

@@ -11,25 +11,22 @@ from torch import Tensor
 from edm2lite.diffusion.precond import Precond
 from edm2lite.models.loading import Model
 
-GROUPS = {
-    "embedding": r"unet\.emb_|emb_(linear|gain)",
-    "attention": r"\.attn_",
-    "encoder": r"unet\.enc\.",
-    "decoder": r"unet\.dec\.",
-    "output": r"unet\.out_",
-}
-"""Name -> pattern; a tensor belongs to the first that fits."""
 
+def group_of(name: str, groups: Mapping[str, str]) -> str:
+    """Group of a tensor; "" for those in none, as the uncertainty head, which no image depends on.
 
-def group_of(name: str) -> str:
-    """Group of a tensor; "" for those that images do not depend on (the uncertainty head)."""
-    return next((group for group, pattern in GROUPS.items() if re.search(pattern, name)), "")
+    Args:
+        name: Name of the tensor in the denoiser.
+        groups: ``groups`` of the network's configuration.
+    """
+    return next((group for group, pattern in groups.items() if re.search(pattern, name)), "")
 
 
 def mixed(rest: Model, own: Model, group: str) -> Model:
     """``rest`` with the tensors of ``group`` from ``own``."""
+    groups = rest.net.config.backbone.groups
     tensors: Mapping[str, Tensor] = {
-        name: own.net.state_dict()[name] if group_of(name) == group else value
+        name: own.net.state_dict()[name] if group_of(name, groups) == group else value
         for name, value in rest.net.state_dict().items()
     }
     inputs = json.dumps([group, own.identity, rest.identity])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,14 +55,13 @@ class DenoisingRows:
             clean = encoder.encode(raw, normals(generators, shape).to(self.device))
         else:
             clean = encoder.encode(raw)
-        labels = None
-        if self.dataset.labels is not None and self.model.net.config.unet.label_dim:
-            labels = torch.from_numpy(np.asarray(self.dataset.labels)[filled]).to(self.device)
+        names = self.model.net.config.backbone.condition_names
+        told = self.dataset.conditioning(filled).only(names).to(self.device)
         sigma_data = self.model.net.config.sigma_data
         columns = []
         for sigma in self.levels:
             noise = normals(generators, shape).to(self.device)
-            error = net(clean + sigma * noise, torch.tensor(sigma, device=self.device), labels)
+            error = net(clean + sigma * noise, torch.tensor(sigma, device=self.device), told)
             weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
             columns.append(weight * (error.float() - clean).square().mean(dim=(1, 2, 3)))
         return torch.stack(columns, dim=1)[: len(indices)].cpu()
@@ -75,8 +73,8 @@ def check_dataset(model: Model, dataset: ImageDataset) -> None:
     Raises:
         ValueError: They are of another shape, kind or number of classes.
     """
-    unet = model.net.config.unet
-    shape = (unet.img_channels, unet.img_resolution, unet.img_resolution)
+    own = model.net.config.backbone
+    shape = (own.img_channels, own.img_resolution, own.img_resolution)
     latents = isinstance(model.encoder, LatentEncoder)
     if dataset.sizes is not None or tuple(dataset.image_shape) != shape:
         raise ValueError(
@@ -86,8 +84,10 @@ def check_dataset(model: Model, dataset: ImageDataset) -> None:
     if latents != (dataset.encoder is not None):
         kind = "latents" if latents else "pixels"
         raise ValueError(f"--data must hold {kind} for {model.name}, {dataset.name} does not")
-    if unet.label_dim and dataset.label_dim != unet.label_dim:
+    missing = set(own.conditions) - set(dataset.conditions)
+    if missing:
+        has = ", ".join(c.describe() for c in dataset.conditions) or "no condition"
         raise ValueError(
-            f"--data must have the {unet.label_dim} classes of {model.name}, {dataset.name} has"
-            f" {dataset.label_dim}"
+            f"--data must have {min(c.describe() for c in missing)} for {model.name},"
+            f" {dataset.name} has {has}"
         )

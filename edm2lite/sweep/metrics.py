@@ -20,6 +20,7 @@ from edm2lite.metrics.influence import influences, moments_of, square_root
 from edm2lite.metrics.moments import Array
 from edm2lite.metrics.rows import SHOWN, Make
 from edm2lite.models.loading import Model
+from edm2lite.network.conditioning import ClassLabel, values_of
 from edm2lite.sampling.generate import Generator
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sweep.loss import DenoisingRows, check_dataset
@@ -82,14 +83,12 @@ class GeneratedFeatures:
 
     def of(self, model: Model, guide: Any, guidance: float) -> tuple[dict[str, Any], Make]:
         sampling = dataclasses.replace(self.sampling, guidance=guidance)
-        label_dim = model.net.config.unet.label_dim
+        conditions = model.net.config.backbone.conditions
 
         def generator(images: range) -> Generator:
             seeds = [self.first_seed + i for i in images]
-            classes = [seed % label_dim for seed in seeds] if label_dim else None
-            return Generator(
-                model, seeds, classes, sampling, guide, self.batch, self.device,
-            )  # fmt: skip
+            told = values_of(conditions, "in_turn", seeds)
+            return Generator(model, seeds, told, sampling, guide, self.batch, self.device)
 
         def make(wanted: range) -> tuple[Tensor, Tensor]:
             features, shown = [], []
@@ -106,7 +105,7 @@ class GeneratedFeatures:
 
         e = self.extractor
         key = {**generator(range(1)).settings, "extractor": e.name, "digest": e.weights_digest}
-        key |= {"classes": label_dim, "first_seed": self.first_seed}
+        key |= {"classes": _num_classes(model), "first_seed": self.first_seed}
         return key, make
 
 
@@ -146,13 +145,19 @@ class Fidelity:
         moments = moments_of(parts, num)
         stats = FeatureStats.of(moments[0], self.features.extractor, model.name)
         check_same_features(stats, self.reference)
-        classes = model.net.config.unet.label_dim
+        classes = _num_classes(model)
         spread = influences(parts, moments, self.reference.mean, self._root, classes)
         return Measured(frechet_distance(stats, self.reference), spread, {})
 
     @functools.cached_property
     def _root(self) -> Array:
         return square_root(self.reference.cov)
+
+
+def _num_classes(model: Model) -> int:
+    """Classes that come in turn, 0 without any."""
+    conditions = model.net.config.backbone.conditions
+    return sum(c.num_classes for c in conditions if isinstance(c, ClassLabel))
 
 
 @dataclass(frozen=True)

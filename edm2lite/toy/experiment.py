@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.plotting import figures as plots
-from edm2lite.sampling.guidance import Guided, Labelled
+from edm2lite.sampling.guidance import Conditioned, Guided
 from edm2lite.sampling.levels import first_state, karras_sigmas
 from edm2lite.sampling.solvers import Denoise, Stepwise, heun
 from edm2lite.toy.density import Mixture
@@ -66,11 +67,14 @@ def compare(
     plans = {k: dataclasses.replace(p, seed=p.seed + 3 * seed) for k, p in PLANS.items()}
     nets = {name: train(plan, classes, progress) for name, plan in plans.items()}
     labels = torch.zeros(num, dtype=torch.int64)
-    main = Labelled(nets["main"], labels)
+    told = Conditioning.of(labels)
+    main = Conditioned(nets["main"], told)
     denoisers: dict[str, Denoise | Stepwise] = {
         "no guidance": main,
-        "classifier-free guidance": Guided(main, Labelled(nets["unconditional"], None), cfg),
-        "autoguidance": Guided(main, Labelled(nets["guide"], labels), autoguidance),
+        "classifier-free guidance": Guided(
+            main, Conditioned(nets["unconditional"], Conditioning()), cfg
+        ),
+        "autoguidance": Guided(main, Conditioned(nets["guide"], told), autoguidance),
     }
     generator = torch.Generator().manual_seed(0)
     sigmas = karras_sigmas(32, sigma_max=SIGMA_MAX)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.layers import MPConv, MPFourier, mp_silu, normalize_weights_
 from edm2lite.toy.density import SIGMA_DATA, Mixture
 
@@ -37,16 +38,19 @@ class ToyNet(nn.Module):
         self.out_gain = nn.Parameter(torch.zeros([]))
         normalize_weights_(self)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """X [N, 2], sigma [N] or a scalar, labels [N] or None -> denoised [N, 2]."""
+    def forward(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning | Tensor | None = None
+    ) -> Tensor:
+        """Denoised points [N, 2] of x [N, 2], sigma [N] or a scalar, and their classes."""
         sigma = sigma.expand(len(x))[:, None]
         total = sigma**2 + SIGMA_DATA**2
         u = x * total.rsqrt()
         parts = [u, sigma.log() / 4, torch.ones_like(sigma)]
         parts += [fourier(u[:, i]) for i, fourier in enumerate(self.fourier)]
         if self.num_classes:
-            assert labels is not None
-            one_hot = nn.functional.one_hot(labels, self.num_classes)
+            one_hot = nn.functional.one_hot(
+                Conditioning.of(conditioning)["label"], self.num_classes
+            )
             parts.append(one_hot * math.sqrt(self.num_classes))
         h = torch.cat(parts, 1)
         for layer in self.hidden:

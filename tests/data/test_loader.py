@@ -13,7 +13,7 @@ from edm2lite.models.encoders import EDM2_LATENTS
 from edm2lite.seeding import Purpose, normals, rng
 from edm2lite.training.data import BatchSource, DataConfig
 
-FIELDS = ("images", "labels", "z", "noise", "latent_noise")
+FIELDS = ("images", "label", "z", "noise", "latent_noise")
 
 
 def pixels(sizes=None, labels=None, channels=3, count=40):
@@ -45,8 +45,12 @@ def source(dataset, batch_size=8, microbatch=8, rank=0, world_size=1, seed=1, **
     )  # fmt: skip
 
 
+def field(batch, name):
+    return batch.conditioning.get(name) if name == "label" else getattr(batch, name)
+
+
 def joined(batches, name):
-    parts = [getattr(b, name) for b in batches]
+    parts = [field(b, name) for b in batches]
     return None if parts[0] is None else torch.cat(parts)
 
 
@@ -79,7 +83,7 @@ def test_processes_micro_batches_threads_and_restarts_do_not_matter(case):
             parts += other.batch(8 * k)
             other.close()
         for name in FIELDS:
-            a, b = getattr(whole[k], name), joined(parts, name)
+            a, b = field(whole[k], name), joined(parts, name)
             assert a is b is None or a.equal(b), (case, k, name)
     one.close()
 
@@ -101,7 +105,7 @@ def test_labels_are_dropped_with_the_given_probability(vectors):
     table = Labels(np.ones((40, 3), np.float32), 3) if vectors else Labels(CLASSES, 5)
     dataset = dataclasses.replace(pixels(), table=table)
     loader = source(dataset, label_dropout=0.2)
-    labels = torch.cat([loader.batch(8 * k)[0].labels for k in range(100)])
+    labels = torch.cat([loader.batch(8 * k)[0].conditioning["label"] for k in range(100)])
     dropped = (labels == 0).all(1) if vectors else labels == -1
     # 800 draws: three standard errors are 0.042
     assert dropped.float().mean() == pytest.approx(0.2, abs=0.042)
@@ -189,4 +193,4 @@ def test_the_digits_are_shown_as_before():
     rows = [order[0][1796], *order[1][:3]]
     digits = open_dataset("digits")
     np.testing.assert_array_equal(batch.images.numpy(), digits.images(rows))
-    assert batch.labels.tolist() == digits.labels[rows].tolist()
+    assert batch.conditioning["label"].tolist() == digits.labels[rows].tolist()

@@ -9,6 +9,7 @@ from scipy import stats
 
 from edm2lite.diffusion.ddpm import DDPM, levels, trailing_sigmas
 from edm2lite.diffusion.noise_density import (
+    DENSITIES,
     VP,
     Cosine,
     LogitNormal,
@@ -16,7 +17,6 @@ from edm2lite.diffusion.noise_density import (
     LogUniform,
     Mode,
 )
-from edm2lite.diffusion.objective import DENSITIES
 
 CONTINUOUS = [
     LogNormal(P_mean=-0.8, P_std=1.6),
@@ -64,8 +64,8 @@ def cuts_of(density, low=-60.0, high=60.0, num=600):
 
 
 def test_every_kind_is_tested():
-    assert {type(d) for d in CONTINUOUS} | {DDPM} == set(DENSITIES.values())
-    assert all(cls().kind == kind for kind, cls in DENSITIES.items())
+    assert {type(d) for d in CONTINUOUS} | {DDPM} == set(map(DENSITIES.find, DENSITIES))
+    assert all(DENSITIES.find(kind)().kind == kind for kind in DENSITIES)
 
 
 @pytest.mark.parametrize("density", CONTINUOUS, ids=str)

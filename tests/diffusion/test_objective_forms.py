@@ -14,7 +14,7 @@ from edm2lite.diffusion.parametrization import (
     Embedding,
     Parametrization,
     Scalings,
-    why_not_infinity,
+    infinite_sigma_error,
 )
 from edm2lite.diffusion.weighting import WEIGHTINGS, Kind, Weighting, weight_on
 
@@ -23,7 +23,7 @@ BOUNDED = [  # what can denoise pure noise
     (form, embedding)
     for form in FORMS
     for embedding in EMBEDDINGS
-    if why_not_infinity(form, embedding) is None
+    if infinite_sigma_error(form, embedding) is None
 ]
 SIGMAS = torch.tensor([0.002, 0.03, 0.4, 1.0, 7.0, 80.0]).double()
 

@@ -70,7 +70,7 @@ class Ideal(nn.Module):
 
 @pytest.mark.parametrize("form, embedding", BOUNDED)
 def test_networks_of_every_form_sample_the_same_images_from_pure_noise(form, embedding):
-    config = PrecondConfig(unet=TINY, parametrization=form, embedding=embedding)
+    config = PrecondConfig(backbone=TINY, parametrization=form, embedding=embedding)
     net = Precond(config)
     net.unet = Ideal(config)
     sigmas = cosine_sigmas(16, sigma_max=math.inf)

@@ -154,7 +154,7 @@ def objectives(page):
         "zero_terminal_snr/with": ("trigflow", "ddpm", {"zero_terminal_snr": True}),
     }
     for name, (parametrization, kind, more) in runs.items():
-        net = {"parametrization": parametrization, "unet": {"...": None}}
+        net = {"parametrization": parametrization, "backbone": {"...": None}}
         write_config(f"runs/{name}/config.yaml", {"net": net, "loss": {"kind": kind, **more}})
     yield
     with Image.open("objectives.png") as picture:
@@ -163,7 +163,7 @@ def objectives(page):
 
 def importing(page):
     from interop.official_files import SMALL, random_net, write
-    from test_hub import Hub
+    from models.test_hub import Hub
 
     import edm2lite.models.hub
     from edm2lite.models.hub import save_pretrained

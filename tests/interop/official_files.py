@@ -67,7 +67,7 @@ def persistent(class_name, base=object, init_kwargs=None, **attributes):
 
 def official_network(net, **init_kwargs):
     """The modules of a :class:`Precond` as official objects that hold its tensors."""
-    unet = net.config.unet
+    unet = net.config.backbone
     settings = {
         "img_resolution": unet.img_resolution, "img_channels": unet.img_channels,
         "label_dim": unet.label_dim, "model_channels": unet.model_channels,
@@ -118,7 +118,7 @@ def vae_encoder(**init_kwargs):
 def random_net(config=TINY, seed=0, **precond):
     """A network with random gains, so that every weight reaches the output."""
     torch.manual_seed(seed)
-    net = Precond(PrecondConfig(unet=config, dtype="float32", **precond)).eval()
+    net = Precond(PrecondConfig(backbone=config, dtype="float32", **precond)).eval()
     for name, value in net.named_parameters():
         if name.endswith("gain"):
             nn.init.normal_(value)

@@ -66,7 +66,7 @@ def test_a_folder_of_raw_snapshots_becomes_a_run_that_is_rebuilt(tmp_path, dtype
     # what the reconstruction promises, which is little: walks are what its model describes
     assert (error / norm) ** 0.5 < 1.5 * built.predicted_error < 3e-4
     model = package.load(f"{tmp_path / 'run'}@sigma_rel=0.07")
-    assert model.net.config.unet == TINY and model.encoder == PixelEncoder()
+    assert model.net.config.backbone == TINY and model.encoder == PixelEncoder()
 
 
 def test_latents_are_still_known_after_reconstruction(tmp_path):

@@ -76,7 +76,7 @@ def test_what_the_arguments_do_not_say_comes_from_the_modules_and_the_paper(tmp_
         del official._init_kwargs[name]
     official.img_channels, official.sigma_data = 2, np.float32(0.25)
     loaded = Precond.load(import_file(write(tmp_path / "a.pkl", network=official)))
-    assert loaded.config.unet == dataclasses.replace(TINY, dropout=0.25, label_balance=0.4)
+    assert loaded.config.backbone == dataclasses.replace(TINY, dropout=0.25, label_balance=0.4)
     assert loaded.config.sigma_data == 0.25 and loaded.config.dtype == "float32"
     half = official_network(random_net(), use_fp16=True)
     assert (

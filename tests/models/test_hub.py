@@ -65,7 +65,7 @@ def test_the_card_states_length_time_error_coefficients_and_digests(run_dir, tmp
         assert line in card
     assert f"weighted sum of {len(inputs)} snapshots" in card and f"{built.sum_abs:.3f}" in card
     size = sum(p.numel() for p in load(folder).net.parameters())
-    assert f"{size / 1e6:.3f} M parameters, 8 x 8 x 1, conditioned on 10 labels" in card
+    assert f"{size / 1e6:.3f} M parameters, 8 x 8 x 1, conditioned on 10 classes" in card
 
 
 def test_raw_weights_and_half_precision_stay_what_they_are(run_dir, tmp_path):
@@ -78,7 +78,7 @@ def test_raw_weights_and_half_precision_stay_what_they_are(run_dir, tmp_path):
 
 
 def test_what_a_file_says_cannot_break_out_of_its_place_in_the_card():
-    config = PrecondConfig(unet=UNetConfig(img_resolution=8, img_channels=1, model_channels=64))
+    config = PrecondConfig(backbone=UNetConfig(img_resolution=8, img_channels=1, model_channels=64))
     evil = "a |\n---\nlicense: other\n`x`"
     metadata = {"model": config.to_json(), "run": evil, "source": evil, "encoder": evil}
     card = model_card(metadata, "mit", evil)

@@ -13,7 +13,7 @@ from edm2lite.network.unet import UNetConfig
 from edm2lite.tensorfile import load_tensors
 
 TINY = PrecondConfig(
-    unet=UNetConfig(
+    backbone=UNetConfig(
         img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1,
         attn_resolutions=(), head_channels=8,
     )

@@ -24,7 +24,7 @@ UNET = UNetConfig(
 def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
-    alone = Precond(PrecondConfig(unet=UNET))
+    alone = Precond(PrecondConfig(backbone=UNET))
     with torch.no_grad():
         for p in alone.parameters():
             p.mul_(1.3).add_(0.3 if p.numel() == 1 else 0)  # off the sphere, gains open
@@ -38,12 +38,12 @@ def main() -> None:
     # the loss is the root: it calls net and net.logvar, whose weights it gathers for both
     sharded_loss = fully_shard(DenoisingLoss(sharded), mesh=mesh)
 
-    DenoisingLoss(alone)(images, labels, sigma, noise).mean().backward()
+    DenoisingLoss(alone)(images, labels, sigma, noise).loss.mean().backward()
     mine = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
     share = images[mine], labels[mine], sigma[mine], noise[mine]
     replicated_loss = DistributedDataParallel(DenoisingLoss(replicated))  # must outlive backward
-    replicated_loss(*share).mean().backward()
-    sharded_loss(*share).mean().backward()
+    replicated_loss(*share).loss.mean().backward()
+    sharded_loss(*share).loss.mean().backward()
     for name, p in alone.named_parameters():
         assert p.grad is not None, name
         for other in (replicated, sharded):

@@ -117,7 +117,7 @@ def test_blocks_keep_magnitude_one_at_initialisation_and_after_200_steps(tmp_pat
             trainer.nimg += 64
             normalize_weights_(net)
         for name, block in blocks.items():
-            width = net.config.unet.emb_channels
+            width = net.config.backbone.emb_channels
             assert magnitude(without_attention(block), width, 16) == pytest.approx(1, abs=0.05), (
                 name
             )
@@ -126,7 +126,7 @@ def test_blocks_keep_magnitude_one_at_initialisation_and_after_200_steps(tmp_pat
         for weight in mp_weights(net):
             rms = weight.flatten(1).square().mean(1).sqrt()
             torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-6, rtol=0)
-    assert net.unet.out_gain.item() != 0
+    assert net.backbone.out_gain.item() != 0
     trainer.batches.close()
 
 

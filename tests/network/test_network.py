@@ -9,6 +9,7 @@ import torch
 
 from edm2lite.diffusion.precond import Precond, PrecondConfig, Scalings
 from edm2lite.network.attention import cosine_attention
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.layers import (
     EPS,
     MPConv,
@@ -38,7 +39,7 @@ COUNTS = {
 
 def net_with_open_gains(config=SMALL):
     """Float64, gains away from their initial zero, so that every path reaches the output."""
-    net = Precond(PrecondConfig(unet=config)).double()
+    net = Precond(PrecondConfig(backbone=config)).double()
     with torch.no_grad():
         for name, p in net.named_parameters():
             if name.endswith("gain"):
@@ -54,13 +55,13 @@ def as_numpy(module):
 def test_parameter_counts_are_the_published_ones(channels):
     config = UNetConfig(img_resolution=64, img_channels=4, label_dim=1000, model_channels=channels)
     with torch.device("meta"):
-        net = Precond(PrecondConfig(unet=config))
+        net = Precond(PrecondConfig(backbone=config))
     assert sum(p.numel() for p in net.parameters()) == COUNTS[channels]
 
 
 def test_edm2_wiring_has_36_blocks_and_15_attend():
     with torch.device("meta"):
-        net = Precond(PrecondConfig(unet=UNetConfig(img_resolution=64, img_channels=4)))
+        net = Precond(PrecondConfig(backbone=UNetConfig(img_resolution=64, img_channels=4)))
     names = [n for n in net.state_dict() if n.endswith("conv_res0.weight")]
     attending = [n for n in net.state_dict() if n.endswith("attn_qkv.weight")]
     assert (len(names), len(attending)) == (36, 15)
@@ -77,7 +78,7 @@ def test_network_equals_the_numpy_reference(labels):
     net = net_with_open_gains()
     x, c_noise = torch.randn(3, 2, 8, 8, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     one_hot = torch.eye(5, dtype=torch.float64)[[0, 3, 4]] if labels else torch.zeros(3, 5).double()
-    got = net.unet(x, c_noise, one_hot if labels else None)
+    got = net.unet(x, c_noise, Conditioning.of(one_hot if labels else None))
     state = as_numpy(net.unet)
     expected = ref.unet(state, x.numpy(), c_noise.numpy(), one_hot.numpy(), 16)
     # our norms, the embedding's Fourier features included, are float32 by design
@@ -128,7 +129,7 @@ def test_output_and_gradient_ignore_the_length_of_the_weight():
 
 
 def test_forced_normalisation_sets_rows_to_rms_one_and_spares_gains():
-    net = Precond(PrecondConfig(unet=SMALL))
+    net = Precond(PrecondConfig(backbone=SMALL))
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(3).add_(0.25)
@@ -199,7 +200,7 @@ def test_preconditioning_vectors():
 
 
 def test_network_is_c_skip_x_at_initialisation():
-    net = Precond(PrecondConfig(unet=SMALL))
+    net = Precond(PrecondConfig(backbone=SMALL))
     x = torch.randn(2, 2, 8, 8)
     torch.testing.assert_close(net(x, 1.0, torch.tensor([0, 1])), 0.2 * x)
 
@@ -228,7 +229,7 @@ def test_class_minus_one_is_no_class():
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, message):
-    net = Precond(PrecondConfig(unet=SMALL))
+    net = Precond(PrecondConfig(backbone=SMALL))
     with pytest.raises(ValueError, match=message):
         net(torch.randn(2, 2, 8, 8), 1.0, labels)
 
@@ -246,7 +247,7 @@ def test_forward_has_no_side_effects():
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 2e-2), ("bfloat16", 1.5e-1)])
 def test_half_precision_stays_within_its_rounding(dtype, tolerance):
     net = net_with_open_gains().float()
-    half = Precond(PrecondConfig(unet=SMALL, dtype=dtype))
+    half = Precond(PrecondConfig(backbone=SMALL, dtype=dtype))
     half.load_state_dict(net.state_dict())
     x, labels = torch.randn(4, 2, 8, 8), torch.arange(4)
     full, low = net(x, 0.7, labels), half(x, 0.7, labels)
@@ -271,9 +272,9 @@ def test_save_and_load_give_the_same_network(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
-    net = Precond(PrecondConfig(unet=SMALL))
+    net = Precond(PrecondConfig(backbone=SMALL))
     with torch.no_grad():
-        net.unet.out_conv.weight[0, 0, 0, 0] = float("nan")
+        net.backbone.out_conv.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="unet.out_conv.weight"):
         Precond.load(net.save(tmp_path / "net.safetensors"))
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.layers import MPConv, normalize_weights_
 from edm2lite.network.unet import UNetConfig
 
@@ -23,7 +24,7 @@ UNET = UNetConfig(
 
 def open_net(config=UNET, **settings):
     """Gains away from their initial zero, so that every path reaches the output."""
-    net = Precond(PrecondConfig(unet=config, **settings))
+    net = Precond(PrecondConfig(backbone=config, **settings))
     with torch.no_grad():
         for name, p in net.named_parameters():
             if name.endswith("gain"):
@@ -74,9 +75,9 @@ def body():
     """The U-Net in float64, its input, and a direction."""
     torch.manual_seed(0)
     unet = open_net().double().unet
-    c_noise, labels = torch.tensor([0.3, -0.2]).double(), torch.eye(5)[[1, 3]].double()
+    c_noise, told = torch.tensor([0.3, -0.2]).double(), Conditioning.of(torch.tensor([1, 3]))
     x, along = torch.randn(2, 2, 2, 8, 8).double()
-    return lambda x: unet(x, c_noise[: len(x)], labels[: len(x)]), x, along
+    return lambda x: unet(x, c_noise[: len(x)], told.rows(slice(len(x)))), x, along
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
@@ -140,12 +141,12 @@ def test_no_grad_pass_between_forward_and_backward_changes_no_gradient():
     net, (x, sigma, labels) = open_net().train(), inputs()
     loss = net(x, sigma, labels).square().sum()
     loss.backward(retain_graph=True)
-    expected = net.unet.out_conv.weight.grad.clone()
+    expected = net.backbone.out_conv.weight.grad.clone()
     net.zero_grad()
     with torch.no_grad():
         net(x * 2, sigma, labels)
     loss.backward()
-    assert net.unet.out_conv.weight.grad.equal(expected)
+    assert net.backbone.out_conv.weight.grad.equal(expected)
 
 
 def test_copies_and_shared_layers_stay_themselves():
@@ -176,11 +177,11 @@ def test_whole_network_traces_without_a_graph_break_forward_and_backward():
     noise = torch.randn_like(x)
     for images, level in ((x, sigma), (x[:, :, :4], sigma + 1)):  # also another shape
         net.zero_grad()
-        expected = DenoisingLoss(net)(images, labels, level, noise[:, :, : images.shape[2]])
+        expected = DenoisingLoss(net)(images, labels, level, noise[:, :, : images.shape[2]]).loss
         expected.sum().backward()
         slopes = {n: p.grad.clone() for n, p in net.named_parameters()}
         net.zero_grad()
-        got = compiled(images, labels, level, noise[:, :, : images.shape[2]])
+        got = compiled(images, labels, level, noise[:, :, : images.shape[2]]).loss
         got.sum().backward()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
         for name, slope in slopes.items():
@@ -225,20 +226,24 @@ def test_ddp_and_fsdp_give_the_gradients_of_one_process():
 def test_conditioning_image_enters_the_network():
     config = UNetConfig(**{**UNET.__dict__, "cond_channels": 3})
     net, (x, sigma, labels) = open_net(config), inputs()
-    cond = torch.randn(3, 3, 8, 8)
-    plain = net(x, sigma, labels, cond)
-    assert plain.shape == x.shape and not plain.equal(net(x, sigma, labels, -cond))
-    with pytest.raises(ValueError, match=r"cond must be \[3, 3, 8, 8\] .* got None"):
+    told = Conditioning({"label": labels, "image": torch.randn(3, 3, 8, 8)})
+    plain, other = net(x, sigma, told), net(x, sigma, told.unconditional())
+    assert plain.shape == x.shape and not plain.equal(other)
+    with pytest.raises(ValueError, match="image must be given: .* a condition image of 3 channels"):
         net(x, sigma, labels)
-    with pytest.raises(ValueError, match=r"cond must be None .* got \[3, 3, 8, 8\]"):
-        open_net()(x, sigma, labels, cond)
+    with pytest.raises(
+        ValueError, match=r"condition image must be \[3, 3, 8, 8\] .* \[2, 3, 8, 8\]"
+    ):
+        net(x, sigma, {"label": labels, "image": told["image"][:2]})
+    with pytest.raises(ValueError, match="takes label besides x and sigma, got image"):
+        open_net()(x, sigma, told)
 
 
 def test_continuous_condition_of_norm_one_keeps_the_embedding_at_magnitude_one():
     config = UNetConfig(**{**UNET.__dict__, "label_dim": 64, "model_channels": 64})
-    net = Precond(PrecondConfig(unet=config))
+    net = Precond(PrecondConfig(backbone=config))
     vectors = nn.functional.normalize(torch.randn(512, 64), dim=1)
-    emb = net.unet.embed(torch.randn(512), vectors)
+    emb = net.backbone.embed(torch.randn(512), vectors)
     assert emb.square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
 
 
@@ -259,7 +264,7 @@ def test_half_precision_runs_on_a_cpu_with_float32_around_it(dtype):
             module.register_forward_hook(
                 lambda m, args, out, name=name: seen.update({name: (args[0].dtype, out.dtype)})
             )
-    loss = DenoisingLoss(net)(x, labels, sigma, torch.randn_like(x))
+    loss = DenoisingLoss(net)(x, labels, sigma, torch.randn_like(x)).loss
     loss.sum().backward()
     float32 = {"emb_noise", "emb_label", "emb_linear", "logvar_linear"}
     for name, dtypes in seen.items():
@@ -272,7 +277,7 @@ def test_half_precision_runs_on_a_cpu_with_float32_around_it(dtype):
 
 def test_activations_are_clipped_before_half_precision_overflows():
     net, (x, sigma, labels) = open_net(dtype="float16"), inputs()
-    block = net.unet.enc["8x8_block0"]
+    block = net.backbone.enc["8x8_block0"]
     with torch.no_grad():
         block.emb_gain.fill_(300)
     largest = []

@@ -23,7 +23,7 @@ UNET = UNetConfig(
 
 @pytest.fixture
 def net():
-    return open_network(PrecondConfig(unet=UNET))
+    return open_network(PrecondConfig(backbone=UNET))
 
 
 def batch():
@@ -48,7 +48,7 @@ def test_reference_and_ours_give_the_same_training_step(net):
         for model in (ours, theirs):
             if step == 0:
                 model.adam = torch.optim.Adam(model.parameters(), lr=1e-2)
-            loss = DenoisingLoss(model)(images, labels, sigma, noise).sum()
+            loss = DenoisingLoss(model)(images, labels, sigma, noise).loss.sum()
             model.adam.zero_grad()
             loss.backward()
             model.adam.step()

@@ -81,13 +81,13 @@ def recording(graphs):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_compiled_training_step_uses_it_in_float32_alone(dtype):
     torch.manual_seed(0)
-    net, graphs = open_network(PrecondConfig(unet=UNET, dtype=dtype)), []
+    net, graphs = open_network(PrecondConfig(backbone=UNET, dtype=dtype)), []
     inputs = torch.randn(2, 2, 16, 16), torch.tensor([0.2, 5.0]), torch.tensor([1, 4])
     compiled = torch.compile(net, fullgraph=True, backend=recording(graphs))
     results = []
     for run in (net, compiled):
         y = run(*inputs)
-        grads = torch.autograd.grad(y.square().sum(), list(net.unet.parameters()))
+        grads = torch.autograd.grad(y.square().sum(), list(net.backbone.parameters()))
         results.append((y, *grads))
     used = sum("groups = 6" in line for line in graphs[0].splitlines())
     at_16 = 2 * 1 + 1 + 2 * 2  # a block of the encoder, the second half of "up", two of the decoder

@@ -18,8 +18,9 @@ from edm2lite.dataset import open_dataset
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.models.encoders import PixelEncoder
 from edm2lite.models.loading import load
+from edm2lite.network.conditioning import ClassLabel, Conditioning
 from edm2lite.network.unet import UNetConfig
-from edm2lite.sampling.generate import Generator, classes_of
+from edm2lite.sampling.generate import Generator
 from edm2lite.sampling.guidance import APG
 from edm2lite.sampling.image_folder import ImageFolder, mosaic
 from edm2lite.sampling.recipes import RECIPES, recipe
@@ -107,7 +108,13 @@ def test_images_are_those_of_the_sampler(names):
     """By hand for two seeds, up to rounding: noise from the seed, guidance, Heun's method."""
     model, guide = raw(names[0]), raw(names[1])
     sampling = Sampling(num_steps=5, guidance=1.8, interval=(2, 3))
-    got = images(model, [11, 5], classes=[3, 8], sampling=sampling, guide=guide)
+    got = images(
+        model,
+        [11, 5],
+        conditioning=Conditioning.of(torch.tensor([3, 8])),
+        sampling=sampling,
+        guide=guide,
+    )
     from edm2lite.sampling.levels import karras_sigmas
     from edm2lite.seeding import Purpose, rng
 
@@ -131,8 +138,9 @@ def test_images_are_those_of_the_sampler(names):
 
 
 def test_classes_are_drawn_from_the_seeds():
-    classes = classes_of(range(2000), 10)
-    assert classes_of([1234, 7], 10) == [classes[1234], classes[7]]
+    label = ClassLabel(10)
+    classes = label.drawn(range(2000)).tolist()
+    assert label.drawn([1234, 7]).tolist() == [classes[1234], classes[7]]
     counts = np.bincount(classes, minlength=10)
     assert abs(counts - 200).max() < 60  # 4.5 standard deviations
 
@@ -270,8 +278,8 @@ def save_net(path, **changes):
         "img_resolution": 8, "img_channels": 1, "label_dim": 10, "model_channels": 16,
         "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": (), "head_channels": 16,
     }  # fmt: skip
-    net = Precond(PrecondConfig(unet=UNetConfig(**{**config, **changes})))
-    net.unet.out_gain.data.fill_(1.0)
+    net = Precond(PrecondConfig(backbone=UNetConfig(**{**config, **changes})))
+    net.backbone.out_gain.data.fill_(1.0)
     encoder = {"encoder": PixelEncoder(shift=77.83, scale=191.79).to_json()}
     return str(net.save(path, encoder))
 
@@ -281,7 +289,7 @@ def save_net(path, **changes):
     [
         ({"img_channels": 3}, "img_channels is 1, that of"),
         ({"img_resolution": 16}, "img_resolution is 8, that of"),
-        ({"label_dim": 7}, r"\(10\) or none, .* has 7"),
+        ({"label_dim": 7}, r"\(10 classes\) or less, .* takes 7 classes"),
     ],
 )
 def test_guides_that_do_not_fit_are_refused(names, tmp_path, changes, message):
@@ -294,7 +302,7 @@ def test_an_unconditional_guide_sees_no_labels(names, tmp_path):
     guide = load(save_net(tmp_path / "guide.safetensors", label_dim=0))
     got = images(load(names[0]), [0, 1], guide=guide, sampling=Sampling(num_steps=2, guidance=2.0))
     assert got.shape == (2, 1, 8, 8)
-    with pytest.raises(ValueError, match="cannot be its own unlabelled guide"):
+    with pytest.raises(ValueError, match="cannot be its own unconditional guide"):
         Generator(guide, [0], guide="unlabelled", sampling=Sampling(guidance=2.0))
     with pytest.raises(ValueError, match="another encoder"):
         other = dataclasses.replace(guide, encoder=PixelEncoder())
@@ -326,18 +334,18 @@ def test_mistakes_are_explained_before_anything_is_written(run_dir, names, tmp_p
 
 def test_images_that_are_not_numbers_are_an_error(tmp_path):
     model = load(save_net(tmp_path / "net.safetensors"))
-    model.net.unet.out_gain.fill_(1e6)  # beyond what float16 can hold
+    model.net.backbone.out_gain.fill_(1e6)  # beyond what float16 can hold
     images(model, [0, 1], sampling=Sampling(num_steps=2))
     with pytest.raises(ValueError, match="0 to 1 came out as NaN or infinite"):
         images(model, [0, 1], sampling=Sampling(num_steps=2, dtype="float16"))
 
 
 def test_a_model_file_with_nan_is_refused(tmp_path):
-    net = Precond(PrecondConfig(unet=UNetConfig(
+    net = Precond(PrecondConfig(backbone=UNetConfig(
         img_resolution=8, img_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1,
         attn_resolutions=(), head_channels=16,
     )))  # fmt: skip
-    net.unet.out_gain.data.fill_(float("nan"))
+    net.backbone.out_gain.data.fill_(float("nan"))
     path = net.save(tmp_path / "net.safetensors")
     assert "finite weights, unet.out_gain" in fail(path, "--out", tmp_path / "x")
 

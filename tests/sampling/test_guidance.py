@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.guidance import (
     APG,
+    Conditioned,
     Guided,
     Inpaint,
-    Labelled,
     Mixed,
     Rescale,
     interval_steps,
@@ -95,17 +96,19 @@ def test_the_corrector_before_the_interval_is_not_guided():
 def test_one_network_is_called_once_for_both():
     shapes = []
 
-    def net(x, sigma, labels):
+    def net(x, sigma, told):
+        labels = told["label"]
         shapes.append(tuple(x.shape))
         return x * (labels + 2).reshape(-1, 1, 1, 1) / 10
 
-    labels = torch.tensor([0, 1, 2])
-    pair = Labelled(net, labels), Labelled(net, torch.full_like(labels, -1))
+    main = Conditioned(net, Conditioning.of(torch.tensor([0, 1, 2])))
+    null = Conditioning.of(torch.tensor([-1, -1, -1]))
+    pair = main, main.unconditional()
     x = torch.randn(SHAPE)
     together = euler(Guided(*pair, weight=1.5), x, user_sigmas([2, 1]))
     assert shapes == [(6, 2, 4, 4)] * 2
     apart = euler(
-        Guided(pair[0], lambda x, sigma: net(x, sigma, labels * 0 - 1), weight=1.5),
+        Guided(pair[0], lambda x, sigma: net(x, sigma, null), weight=1.5),
         x, user_sigmas([2, 1]),
     )  # fmt: skip
     torch.testing.assert_close(together, apart)

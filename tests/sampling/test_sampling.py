@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from edm2lite.diffusion.objective import DenoisingLoss, LogNormal
+from edm2lite.diffusion.noise_density import LogNormal
+from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.network.unet import UNetConfig
 from edm2lite.sampling.levels import (
@@ -208,7 +209,7 @@ def tiny_loss():
         img_resolution=4, img_channels=1, model_channels=16, channel_mult=(1,), num_blocks=1,
         attn_resolutions=(), head_channels=16,
     )  # fmt: skip
-    return DenoisingLoss(Precond(PrecondConfig(unet=unet)))
+    return DenoisingLoss(Precond(PrecondConfig(backbone=unet)))
 
 
 def test_loss_equals_its_formula():
@@ -220,7 +221,9 @@ def test_loss_equals_its_formula():
     weight = torch.tensor([250004.0, 104.0, 8.0, 5.0, 4.00015625])
     expected = (weight / u.exp())[:, None, None, None] * (D_x - images) ** 2
     expected = (expected + u[:, None, None, None]).sum((1, 2, 3))
-    torch.testing.assert_close(loss(images, None, sigma, noise), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        loss(images, None, sigma, noise).loss, expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_loss_of_an_untrained_network_weighs_every_level_equally():
@@ -231,7 +234,7 @@ def test_loss_of_an_untrained_network_weighs_every_level_equally():
     images, noise = torch.randn(n, 1, 4, 4) * 0.5, torch.randn(n, 1, 4, 4)
     for sigma in (0.01, 0.5, 20.0):
         with torch.no_grad():
-            value = loss(images, None, torch.full((n,), sigma), noise).mean() / 16
+            value = loss(images, None, torch.full((n,), sigma), noise).loss.mean() / 16
         assert value.item() == pytest.approx(1, abs=0.03)  # lambda L = 1 at F = 0
 
 

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from edm2lite.dataset import open_dataset
 from edm2lite.metrics.rows import CHUNK, Rows
 from edm2lite.models.loading import load
+from edm2lite.network.unet import UNetConfig
 from edm2lite.sweep import Cell, Point, best, read_csv, write_csv
-from edm2lite.sweep.groups import GROUPS, group_of, mixed
+from edm2lite.sweep.groups import group_of, mixed
 from edm2lite.sweep.ledger import Ledger, Result, Setting
 from edm2lite.sweep.loss import DenoisingRows
 from edm2lite.tools.edm2lite import main as edm2lite
@@ -117,15 +118,15 @@ def test_rows_are_the_same_by_any_number_of_processes_and_made_once(tmp_path, wo
 def test_every_tensor_has_its_group_and_mixing_moves_that_group_alone(run_dir):
     a, b = (load(f"{run_dir}@sigma_rel={s}") for s in (0.05, 0.2))
     first, second = a.net.state_dict(), b.net.state_dict()
-    seen = {group_of(name) for name in first}
-    assert seen == {*GROUPS, ""}
-    assert {n.split(".")[0] for n in first if not group_of(n)} == {
+    seen = {group_of(name, UNetConfig.groups) for name in first}
+    assert seen == {*UNetConfig.groups, ""}
+    assert {n.split(".")[0] for n in first if not group_of(n, UNetConfig.groups)} == {
         "logvar_fourier", "logvar_linear"
     }  # fmt: skip
-    for group in GROUPS:
+    for group in UNetConfig.groups:
         model = mixed(a, b, group)
         for name, value in model.net.state_dict().items():
-            source = second if group_of(name) == group else first
+            source = second if group_of(name, UNetConfig.groups) == group else first
             assert torch.equal(value, source[name]), name
         assert model.identity not in (a.identity, b.identity)
 
@@ -133,7 +134,7 @@ def test_every_tensor_has_its_group_and_mixing_moves_that_group_alone(run_dir):
 def test_loss_of_a_network_that_knows_nothing_is_one(run_dir):
     model = load(run_dir)
     with torch.no_grad():
-        model.net.unet.out_gain.zero_()
+        model.net.backbone.out_gain.zero_()
     digits = open_dataset("digits")
     rows, _ = DenoisingRows(model, digits, (0.02, 0.5, 5.0), torch.device("cpu"))(range(300))
     # |c_skip (y + s n) - y|**2 lambda has mean (sigma_data**2 s**2 + m s**4 / ...) = 1 where the

@@ -5,7 +5,6 @@ from importlib import resources
 
 import pytest
 
-from edm2lite.network.flops import num_parameters
 from edm2lite.training.config import load_config, shipped
 from edm2lite.training.schedule import learning_rate
 
@@ -40,13 +39,16 @@ def test_preset_is_the_row_of_the_table(name):
     config = load(f"edm2-{name}")
     duration, ref_lr, dropout, final = TABLE[name]
     optim, latents = config.optim, name.startswith("img512")
-    assert config.net.unet.model_channels == SIZES[name.rpartition("-")[2]]
+    assert config.net.backbone.model_channels == SIZES[name.rpartition("-")[2]]
     assert (config.total_nimg, config.batch_size) == (duration * 2**20, 2048)
     assert (optim.ref_lr, optim.rampup_nimg) == (ref_lr, 10_000_000)
     assert optim.ref_batches == (70_000 if latents else 35_000)
-    assert config.net.unet.dropout == dropout
+    assert config.net.backbone.dropout == dropout
     assert (config.loss.P_mean, config.loss.P_std) == ((-0.4, 1.0) if latents else (-0.8, 1.6))
-    assert (config.net.unet.img_channels, config.net.unet.label_dim) == (4 if latents else 3, 1000)
+    assert (config.net.backbone.img_channels, config.net.backbone.label_dim) == (
+        4 if latents else 3,
+        1000,
+    )
     schedule = {"ref_lr": ref_lr, "ref_batches": optim.ref_batches, "rampup_nimg": 10_000_000}
     last = learning_rate(config.total_nimg, 2048, **schedule)
     assert last == pytest.approx(final, abs=5e-6)  # the table has five decimals
@@ -54,20 +56,20 @@ def test_preset_is_the_row_of_the_table(name):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_published_ones(name):
-    assert num_parameters(load(f"edm2-{name}").net) == COUNTS[name]
+    assert load(f"edm2-{name}").net.num_parameters() == COUNTS[name]
 
 
 @pytest.mark.parametrize("name, millions", [("xs", 124.20), ("s", 279.45)])
 def test_unconditional_presets_are_the_conditional_ones_without_classes(name, millions):
     unconditional = load(f"edm2-img512-{name}-uncond")
-    assert unconditional == load(f"edm2-img512-{name}", "net.unet.label_dim=0")
-    assert num_parameters(unconditional.net) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert unconditional == load(f"edm2-img512-{name}", "net.backbone.label_dim=0")
+    assert unconditional.net.num_parameters() / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_preset_is_unconditional_by_one_setting(name):
-    net, plain = load(f"edm2-{name}").net, load(f"edm2-{name}", "net.unet.label_dim=0").net
-    assert num_parameters(net) - num_parameters(plain) == 1000 * net.unet.emb_channels
+    net, plain = load(f"edm2-{name}").net, load(f"edm2-{name}", "net.backbone.label_dim=0").net
+    assert net.num_parameters() - plain.num_parameters() == 1000 * net.backbone.emb_channels
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -75,6 +77,6 @@ def test_header_of_every_configuration_says_its_size_and_what_was_run(name):
     text = (resources.files("edm2lite.configs") / f"{name}.yaml").read_text(encoding="utf-8")
     header = "".join(line for line in text.splitlines(True) if line.startswith("#"))
     stated = re.search(r"(\d[\d ]*\d) parameters", header)[1].replace(" ", "")
-    assert int(stated) == num_parameters(load(name).net)
+    assert int(stated) == load(name).net.num_parameters()
     assert f"edm2lite.training {name} --out" in header
     assert "not yet measured" in header or "RESULTS.md" in header

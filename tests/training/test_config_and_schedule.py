@@ -26,7 +26,10 @@ def test_overrides_take_text_forms():
     "override, message",
     [
         ("optim.ref_lrr=1", "unknown key optim.ref_lrr; the nearest known one is optim.ref_lr"),
-        ("net.unet.chanels=1", "unknown key net.unet.chanels; the nearest known one is net.unet"),
+        (
+            "net.backbone.chanels=1",
+            "unknown key net.backbone.chanels; the nearest known one is net.backbone.img_channels",
+        ),
         ("batchsize=1", "unknown key batchsize; the nearest known one is batch_size"),
         ("seed=abc", "seed: input should be a valid integer.*got 'abc'"),
         ("optim=3", "optim must hold keys and values"),
@@ -35,7 +38,7 @@ def test_overrides_take_text_forms():
         ("ema.sigma_rels=[0.3]", "ema: sigma_rel must lie between 0 and 0.2887"),
         ("ema.sigma_rels=[]", "at least one length"),
         ("ema.dtype=float8", "ema.dtype: input should be 'float32', 'float16' or 'bfloat16'"),
-        ("net.unet.img_resolution=9", "net.unet: img_resolution must be a multiple of 2"),
+        ("net.backbone.img_resolution=9", "net.backbone: img_resolution must be a multiple of 2"),
         ("optim.ref_lr=0", "optim: ref_lr must be positive"),
         ("loss.P_std=-1", "loss: P_std must be positive"),
         ("seed", "--set takes key=value"),

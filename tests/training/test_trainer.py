@@ -12,6 +12,7 @@ from training_runs import digests, losses, stats
 from edm2lite.dataset import open_dataset
 from edm2lite.ema import list_snapshots
 from edm2lite.models.loading import load
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.training.data import BatchSource
 from edm2lite.training.trainer import Trainer
 
@@ -90,8 +91,10 @@ def test_samples_do_not_depend_on_processes_or_micro_batches():
         for batch in source(rank=rank, world_size=2, microbatch=5).batch(1800)
     ]
     assert [len(p.indices) for p in parts] == [5, 5, 2] * 2
-    for name in ("images", "labels", "z", "noise"):
+    for name in ("images", "z", "noise"):
         assert torch.cat([getattr(p, name) for p in parts]).equal(getattr(whole, name))
+    told = Conditioning.cat([p.conditioning for p in parts])
+    assert told["label"].equal(whole.conditioning["label"])
 
 
 def test_every_epoch_shows_every_image_once():
@@ -104,7 +107,7 @@ def test_every_epoch_shows_every_image_once():
 
 def test_non_finite_gradients_are_zeroed_counted_and_stop_the_run(tmp_path):
     trainer = Trainer(tiny_config("max_bad_steps=5", "status_nimg=160"), tmp_path / "e", CPU)
-    trainer.net.unet.out_conv.weight.register_hook(lambda g: torch.full_like(g, float("nan")))
+    trainer.net.backbone.out_conv.weight.register_hook(lambda g: torch.full_like(g, float("nan")))
     with pytest.raises(FloatingPointError, match="they were not in 5 steps in a row"):
         trainer.train()
     assert json.loads((tmp_path / "e" / "stats.jsonl").read_text())["nonfinite_steps"] == 5
@@ -115,9 +118,9 @@ def test_non_finite_gradients_are_zeroed_counted_and_stop_the_run(tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("net.unet.img_channels=3", "img_channels must be the 1 channels of digits"),
-        ("net.unet.img_resolution=16", r"size of the images of digits \(8 x 8\), got 16"),
-        ("net.unet.label_dim=7", "label_dim must be the 10 classes of digits"),
+        ("net.backbone.img_channels=3", "img_channels must be the 1 channels of digits"),
+        ("net.backbone.img_resolution=16", r"size of the images of digits \(8 x 8\), got 16"),
+        ("net.backbone.label_dim=7", r"must take what digits has \(10 classes\) or less"),
         ("data.source=/nowhere", "no data set at /nowhere"),
     ],
 )

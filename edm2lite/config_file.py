@@ -1,6 +1,7 @@
 """The text form of a configuration: YAML, then ``--set a.b=c``, onto nested plain dataclasses.
 
-pydantic checks and converts the values here and nowhere else.
+pydantic checks and converts the values, here and nowhere else. Where a field is an open choice (its
+class has ``kinds``, a :class:`edm2lite.kinds.Kinds`), the ``kind`` in the text decides which class.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,39 +18,55 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from edm2lite.diffusion.objective import DENSITIES
-from edm2lite.models.encoders import KINDS
-
 T = TypeVar("T")
 
 
-def load(cls: type[T], source: str, overrides: Iterable[str] = ()) -> T:
+def load(
+    cls: type[T],
+    source: str,
+    overrides: Iterable[str] = (),
+    *,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    partial: bool = False,
+) -> T:
     """The configuration of class ``cls`` in a file, with some values changed.
 
     Args:
         cls: A dataclass; its fields may be dataclasses too.
-        source: A YAML file, or the name of a shipped one.
-        overrides: ``a.b=c``, the value in YAML.
+        source: A YAML file, the folder of a run, or the name of a shipped configuration.
+        overrides: Changes ``a.b=c``, each value in YAML.
+        upgrade: Function from what an older version wrote to what this one reads.
+        partial: Whether further top-level keys are passed over, because ``cls`` describes only a
+            part of the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Unknown key, wrong type or value, with the dotted path.
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key is not known, or a value has the wrong type or is out of range; the
+            message has the dotted path.
     """
-    values = _read_yaml(source)
+    values = upgrade(read_yaml(source))
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator:
             raise ValueError(f"--set takes key=value, got {text!r}; for example --set seed=1")
         _set(values, key, _value(text, value))
+    if partial:
+        known = typing.get_type_hints(cls)
+        values = {key: value for key, value in values.items() if key in known}
     _check_keys(values, cls, ())
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint) and name not in values and _is_required(cls, name):
             values[name] = {}  # so that the error names what is missing in it
+    return _built(cls, _chosen_built(values, cls, (), source), (), source)
+
+
+def _built(cls: type[T], values: Mapping[str, Any], path: tuple[str, ...], source: str) -> T:
+    """A dataclass of values that pydantic has checked and converted."""
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in (*KINDS, *DENSITIES))
+        where = ".".join((*path, *map(str, first["loc"])))
         if first["type"] == "value_error":
             raise ValueError(
                 f"{source}: {where + ': ' if where else ''}{first['ctx']['error']}"
@@ -58,8 +75,25 @@ def load(cls: type[T], source: str, overrides: Iterable[str] = ()) -> T:
             raise ValueError(
                 f"{source}: {where} must be given and is missing; --set {where}=VALUE does it"
             ) from None
-        wanted = first["msg"][0].lower() + first["msg"][1:]
-        raise ValueError(f"{source}: {where}: {wanted}, got {first['input']!r}") from None
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        raise ValueError(f"{source}: {where}: {expected}, got {first['input']!r}") from None
+
+
+def _chosen_built(
+    values: Mapping[str, Any], cls: Any, path: tuple[str, ...], source: str
+) -> dict[str, Any]:
+    """The values, with those of open choices replaced by objects of the class that they chose."""
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        hint = typing.get_type_hints(cls)[key]
+        if not (_is_config(hint) and isinstance(value, Mapping)):
+            built[key] = value
+            continue
+        chosen = _class_of(hint, value, ".".join((*path, key)))
+        built[key] = _chosen_built(value, chosen, (*path, key), source)
+        if chosen is not hint:
+            built[key] = _built(chosen, built[key], (*path, key), source)
+    return built
 
 
 def _is_required(cls: Any, name: str) -> bool:
@@ -93,13 +127,16 @@ def _value(text: str, value: str) -> Any:
         raise ValueError(f"--set {text}: the value must be YAML: {reason}") from error
 
 
-def _read_yaml(source: str) -> dict[str, Any]:
+def read_yaml(source: str) -> dict[str, Any]:
+    """The content of a YAML file of keys and values; see :func:`load` for its name."""
     path: Any = Path(source)
+    path = path / "config.yaml" if path.is_dir() else path
     if not path.is_file():
         path = resources.files("edm2lite.configs") / f"{source}.yaml"
         if not path.is_file():
             raise FileNotFoundError(
-                f"no configuration {source}; give a YAML file or one of {', '.join(shipped())}"
+                f"no configuration {source}; give a YAML file, a run, or one of"
+                f" {', '.join(shipped())}"
             )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -129,26 +166,22 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
             raise ValueError(
                 f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
             )
-        choices = [c for c in (typing.get_args(hints[key]) or [hints[key]]) if _is_config(c)]
-        if choices:
+        if _is_config(hints[key]):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{dotted} must hold keys and values, got {value!r}")
-            _check_keys(value, _chosen(choices, value, dotted), (*path, key))
+            _check_keys(value, _class_of(hints[key], value, dotted), (*path, key))
 
 
 def _is_config(hint: Any) -> bool:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
-def _chosen(choices: list[Any], value: Mapping[str, Any], dotted: str) -> Any:
-    """The class that a value describes by its ``kind``: the first if it names none."""
-    if len(choices) == 1:
-        return choices[0]
-    kinds = {c.__dataclass_fields__["kind"].default: c for c in choices}
-    kind = value.get("kind", next(iter(kinds)))
-    if kind not in kinds:
-        raise ValueError(f"{dotted}.kind must be one of {', '.join(kinds)}, got {kind!r}")
-    return kinds[kind]
+def _class_of(hint: Any, value: Mapping[str, Any], dotted: str) -> Any:
+    """The class that a value describes by its ``kind``, the first there is if it names none."""
+    kinds = getattr(hint, "kinds", None)
+    if kinds is None:
+        return hint
+    return kinds.find(str(value.get("kind", next(iter(kinds)))), name=f"{dotted}.kind")
 
 
 def _plain(value: Any) -> Any:

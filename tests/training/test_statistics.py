@@ -11,7 +11,8 @@ from conftest import tiny_config
 from PIL import Image
 from training_runs import stats
 
-from edm2lite.diffusion.objective import DenoisingLoss, LogNormal
+from edm2lite.diffusion.noise_density import LogNormal
+from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond
 from edm2lite.network.layers import normalize_weights_
 from edm2lite.plotting.run_curves import draw_curves, read_stats
@@ -69,7 +70,7 @@ def test_bad_samples_and_steps_are_counted_and_left_out():
 class Fixed(Precond):
     """A denoiser whose squared error at sigma is 0.1 + sigma, whatever it sees; images are 0."""
 
-    def forward(self, x, sigma, labels=None, cond=None):
+    def forward(self, x, sigma, conditioning=None):
         return (0.1 + sigma).sqrt()[:, None, None, None].expand_as(x)
 
 
@@ -82,7 +83,7 @@ def test_uncertainty_trained_on_fixed_losses_becomes_the_log_of_the_weighted_los
     for step in range(1200):
         adam.param_groups[0]["lr"] = 0.02 * min(1, (1200 - step) / 600)
         adam.zero_grad()
-        (loss(images, None, sigma, images).mean() / 64).backward()
+        (loss(images, None, sigma, images).loss.mean() / 64).backward()
         adam.step()
         normalize_weights_(net)
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2

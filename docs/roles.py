@@ -1,4 +1,4 @@
-"""For the reference pages: ``:func:`name``` in a docstring becomes a link to that name."""
+"""For the reference pages: links for ``:func:`name```, and ``Example:`` as a section of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`([\w.]+)`")
+EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)  # griffe knows the plural, and no other
 
 
 class Roles(griffe.Extension):
@@ -15,7 +16,7 @@ class Roles(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            text = obj.docstring.value
+            text = EXAMPLE.sub("Examples:", obj.docstring.value)
             obj.docstring.value = ROLE.sub(lambda match: _link(obj, match[1]), text)
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Files that appear complete or not at all, even after a power cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 
 
 def sync(path: Path) -> None:
-    """Flush a file to disk, or a folder, so that a rename in it survives a power cut."""
+    """Flush a file to disk, or a folder, so that a rename in it survives a power cut.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "draft.txt").write_text("done")
+        >>> _ = (folder / "draft.txt").rename(folder / "final.txt")
+        >>> sync(folder)
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -20,7 +28,14 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of writing to an open file do not say which; here they name ``path``."""
+    """Name ``path`` in any OSError of the block; errors of an open file do not say which file.
+
+    Example:
+        >>> with naming(Path("results.csv")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'results.csv'
+    """
     try:
         yield
     except OSError as error:
@@ -30,19 +45,37 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
-    """An open file that takes the name ``path`` if the block ends well, and vanishes otherwise."""
+    """An open file that becomes ``path`` when the block ends, and is discarded if it raises.
+
+    Until then an earlier file of that name stays as it was.
+
+    Args:
+        path: Name that the finished file takes. Missing folders are created.
+        mode: Mode of :func:`open`: ``"w"`` or ``"wb"``.
+
+    Raises:
+        OSError: If the file cannot be written; the error names it.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "report.txt"
+        >>> with replacing(path) as file:
+        ...     _ = file.write("complete")
+        >>> path.read_text(), [p.name for p in path.parent.iterdir()]
+        ('complete', ['report.txt'])
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        file = open(temporary, mode)
+        file = open(temporary, mode)  # noqa: SIM115 closed below, where a second failure is ignored
         try:
             yield file
             with naming(path):
                 file.flush()
                 os.fsync(file.fileno())
         finally:
-            with contextlib.suppress(OSError):  # of what it still holds after another error
+            with contextlib.suppress(OSError):  # closing flushes again what could not be written
                 file.close()
         os.replace(temporary, path)
         sync(path.parent)

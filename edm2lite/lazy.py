@@ -1,7 +1,6 @@
-"""Names that a package offers from its modules, imported on first use.
+"""Public names of a package, imported from its modules on first use.
 
-So ``import edm2lite`` loads neither torch nor anything else, and a package can say in one table
-what is public in it.
+This keeps ``import edm2lite`` free of torch, and lets a package list in one table what is public.
 """
 
 from __future__ import annotations
@@ -15,11 +14,16 @@ from typing import Any
 def exports(
     package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """``__getattr__``, ``__dir__`` and ``__all__`` of a package.
+    """``__getattr__``, ``__dir__`` and ``__all__`` for the ``__init__`` of a package.
 
     Args:
-        package: Name of the package, ``__name__`` in its ``__init__``.
-        modules: Full name of a module -> the names it offers, separated by spaces.
+        package: Name of the package: ``__name__`` in its ``__init__``.
+        modules: Full name of each module -> the names that it offers, separated by spaces.
+
+    Example:
+        >>> find, _, names = exports(__name__, {"math": "cos sin", "json": "dumps"})
+        >>> names, find("cos")(0.0)
+        (['cos', 'dumps', 'sin'], 1.0)
     """
     home = {name: module for module, names in modules.items() for name in names.split()}
 

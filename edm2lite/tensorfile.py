@@ -1,124 +1,94 @@
-"""Safetensors files, written tensor by tensor, whole or not at all, and checked when read.
+"""Safetensors files that appear complete or not at all, and are checked when they are read.
 
-The layout is that of safetensors, so anything that reads safetensors reads these files. Two strings
-in the metadata make them self-checking: ``digest`` (xxh3-128 of the tensor bytes in file order) and
-``header_digest`` (xxh3-128 of the header text while that field holds zeros). The second one lets a
-reader trust the header without touching gigabytes of tensors.
+The layout is that of safetensors, so any tool that reads safetensors reads these files, and files
+of other tools are read here. What makes them self-checking is in :mod:`edm2lite.tensorheader`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 import xxhash
 from torch import Tensor
 
 from edm2lite.atomic import naming, replacing
+from edm2lite.tensorheader import (
+    BLANK,
+    DTYPES,
+    Header,
+    TensorSpec,
+    damaged,
+    header_bytes,
+    read_header,
+)
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+__all__ = [
+    "DTYPES",
+    "MODEL_FORMAT",
+    "Header",
+    "TensorSpec",
+    "TensorWriter",
+    "as_bytes",
+    "check_digest",
+    "load_tensors",
+    "read_blocks",
+    "read_header",
+    "save_tensors",
+    "verify",
+]
+
 MODEL_FORMAT = "edm2lite.model/1"
 """``format`` in the metadata of files that hold the weights of a model."""
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_BLANK = "0" * 32
-_MAX_HEADER = 100 * 2**20  # the limit of the safetensors library
 _BLOCK = 8 * 2**20
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Shape and dtype of one stored tensor, and where its bytes begin in the file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int = 0
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says about itself: tensors in file order, metadata, and whether it is sealed."""
-
-    path: Path
-    tensors: dict[str, TensorSpec]
-    metadata: dict[str, str]
-    data_start: int
-    data_bytes: int
-
-    @property
-    def digest(self) -> str | None:
-        """The recorded xxh3-128 of the tensor bytes; None for files that other tools wrote."""
-        return self.metadata.get("digest")
-
-
 class TensorWriter:
-    """Writes one file in order; it takes its final name only when complete and on disk.
+    """A file that is written tensor by tensor and takes its name only when complete and on disk.
 
-    Use as a context manager: ``write`` the values of each tensor of ``specs`` in their order, in
-    pieces of any size. Leaving the block normally seals, syncs and renames; leaving it by an
-    exception removes the partial file and leaves any earlier file of that name as it was.
+    Use it as a context manager and ``write`` the values of each tensor in the order of ``specs``,
+    in pieces of any size. Leaving the block normally seals, syncs and renames the file. An
+    exception discards it and leaves any earlier file of that name as it was.
 
     Args:
-        path: Final name. Its folder is made if missing.
-        specs: Name -> shape and dtype of every tensor (offsets are assigned here).
+        path: Final name. Missing folders are created.
+        specs: Name -> dtype and shape of every tensor; positions in the file are assigned here.
         metadata: Strings for the header; ``digest`` and ``header_digest`` are added.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> with TensorWriter(path, {"w": TensorSpec(torch.float32, (4,))}, {}) as writer:
+        ...     writer.write(torch.zeros(3))
+        ...     writer.write(torch.ones(1))
+        >>> load_tensors(path)[0]["w"]
+        tensor([0., 0., 0., 1.])
     """
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
         self.path = Path(path)
-        entries: dict[str, Any] = {}
-        end = 0
-        for name, spec in specs.items():
-            begin, end = end, end + spec.nbytes
-            entries[name] = {
-                "dtype": _NAMES[spec.dtype],
-                "shape": list(spec.shape),
-                "data_offsets": [begin, end],
-            }
-        self._size, self._written = end, 0
-        self._entries, self._metadata = entries, dict(metadata)
+        self._specs, self._metadata = dict(specs), dict(metadata)
+        self._size, self._written = sum(spec.nbytes for spec in specs.values()), 0
         self._hash = xxhash.xxh3_128()
 
     def __enter__(self) -> TensorWriter:
         with contextlib.ExitStack() as stack:
             self._file: BinaryIO = stack.enter_context(replacing(self.path, "wb"))
             with naming(self.path):
-                self._file.write(_header_bytes(self._entries, self._metadata, _BLANK, _BLANK))
+                self._file.write(header_bytes(self._specs, self._metadata, BLANK, BLANK))
             self._closing = stack.pop_all()
         return self
 
     def write(self, values: Tensor) -> None:
-        """Append the values of a tensor (any shape) in the dtype that they have."""
+        """Append the values of a tensor of any shape, in its own dtype."""
         self.append(as_bytes(values.detach().cpu().contiguous()))
 
     def append(self, data: memoryview) -> None:
-        """Append values that are bytes already (:func:`as_bytes`)."""
+        """Append values that are bytes already, as :func:`as_bytes` gives them."""
         self._hash.update(data)
         with naming(self.path):
             self._file.write(data)
@@ -139,19 +109,39 @@ class TensorWriter:
 
     def _seal(self) -> None:
         digest = self._hash.hexdigest()
-        unsealed = _header_bytes(self._entries, self._metadata, digest, _BLANK)
+        unsealed = header_bytes(self._specs, self._metadata, digest, BLANK)
         seal = xxhash.xxh3_128_hexdigest(unsealed)
         self._file.seek(0)
-        self._file.write(_header_bytes(self._entries, self._metadata, digest, seal))
+        self._file.write(header_bytes(self._specs, self._metadata, digest, seal))
 
 
 def as_bytes(values: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU."""
+    """The memory of a contiguous tensor on the CPU, without a copy.
+
+    Example:
+        >>> bytes(as_bytes(torch.tensor([1, 2], dtype=torch.int16)))
+        b'\\x01\\x00\\x02\\x00'
+    """
     return values.reshape(-1).view(torch.uint8).numpy().data
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write a dict of tensors, atomically; returns ``path``."""
+    """Write a dict of tensors to one file, atomically.
+
+    Args:
+        path: File to write. Missing folders are created.
+        tensors: Name -> tensor, on any device.
+        metadata: Strings for the header; ``digest`` and ``header_digest`` are added.
+
+    Returns:
+        ``path``.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> save_tensors(path, {"w": torch.ones(2)}, {"run": "a1"}).name
+        'x.safetensors'
+    """
     specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in tensors.items()}
     with TensorWriter(path, specs, metadata) as writer:
         for value in tensors.values():
@@ -159,55 +149,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     return Path(path)
 
 
-def read_header(path: Path, whole: bool = True) -> Header:
-    """Shapes, dtypes, offsets and metadata of a safetensors file; no tensor is read.
-
-    Args:
-        path: The file.
-        whole: Whether the size must be what the header promises. Without it, a file that was cut
-            short still tells what it held.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is cut short, is not safetensors, or its header was altered.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise _damaged(path, "is cut short inside its header or is not a safetensors file")
-        raw = file.read(length)
-    try:
-        entries = json.loads(raw)
-        metadata = entries.pop("__metadata__", {})
-        tensors = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, "has an unreadable header") from error
-    end = 0
-    for spec in tensors.values():
-        end = max(end, spec.offset - 8 - length + spec.nbytes)
-    if whole and size != 8 + length + end:
-        raise _damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
-    seal = metadata.get("header_digest")
-    if seal is None and "digest" in metadata:
-        raise _damaged(path, "has a header that changed after it was written")
-    if seal is not None:
-        blank = raw.replace(
-            f'"header_digest":"{seal}"'.encode(), f'"header_digest":"{_BLANK}"'.encode()
-        )
-        if xxhash.xxh3_128_hexdigest(length.to_bytes(8, "little") + blank) != seal:
-            raise _damaged(path, "has a header that changed after it was written")
-    return Header(path, tensors, metadata, 8 + length, end)
-
-
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a file, checked against its digest where it has one.
+    """All tensors of a file and its metadata, checked against its digest if it has one.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`read_header`, or the digest does not match.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated or altered, or is not a safetensors file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> _ = save_tensors(path, {"w": torch.ones(2)}, {"run": "a1"})
+        >>> tensors, metadata = load_tensors(path)
+        >>> tensors["w"], metadata["run"]
+        (tensor([1., 1.]), 'a1')
     """
     header = read_header(path)
     data = bytearray(header.data_bytes)
@@ -228,10 +183,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def verify(path: Path) -> Header:
-    """Read every byte of a file and compare with its digest; bounded memory.
+    """Compare every byte of a file with its digest, in bounded memory.
+
+    Returns:
+        The header of the file.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`load_tensors`.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated or altered, or is not a safetensors file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> _ = save_tensors(path, {"w": torch.ones(2)}, {})
+        >>> verify(path).data_bytes
+        8
     """
     header = read_header(path)
     for _ in read_blocks(header):
@@ -240,10 +206,21 @@ def verify(path: Path) -> Header:
 
 
 def read_blocks(header: Header) -> Iterator[tuple[str, Tensor]]:
-    """(name, values [n]) of all tensors in file order, in blocks of bounded size; then the digest.
+    """The values of all tensors in file order, in blocks of bounded size, checked at the end.
+
+    Yields:
+        The name of a tensor and its next values, flat [n]. Each block has its own memory.
 
     Raises:
-        ValueError: The file ends early, or (after the last block) the digest does not match.
+        ValueError: If the file ends early, or its bytes do not match the digest. The latter is
+            known only after the last block: discard what was read then.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> _ = save_tensors(path, {"a": torch.ones(2, 3), "b": torch.zeros(4)}, {})
+        >>> [(name, len(values)) for name, values in read_blocks(read_header(path))]
+        [('a', 6), ('b', 4)]
     """
     state = xxhash.xxh3_128()
     with open(header.path, "rb", buffering=0) as file:
@@ -253,7 +230,7 @@ def read_blocks(header: Header) -> Iterator[tuple[str, Tensor]]:
             while left:
                 data = bytearray(file.read(min(left, _BLOCK)))
                 if not data or len(data) % spec.dtype.itemsize:
-                    raise _damaged(header.path, "ended early while it was read")
+                    raise damaged(header.path, "ended early while it was read")
                 state.update(data)
                 left -= len(data)
                 yield name, torch.frombuffer(data, dtype=spec.dtype)
@@ -261,30 +238,21 @@ def read_blocks(header: Header) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_digest(header: Header, digest: str) -> None:
-    """Raise ValueError if the recorded digest exists and differs from ``digest``."""
+    """Refuse a file whose recorded digest is not that of the bytes read.
+
+    A file of another tool, without a digest, is accepted.
+
+    Args:
+        header: Header of the file.
+        digest: The xxh3-128 of the bytes read, as 32 hexadecimal digits.
+
+    Raises:
+        ValueError: If the digests differ.
+
+    Example:
+        >>> check_digest(Header(Path("x.safetensors"), {}, {"digest": "00"}, 8, 0), "00")
+    """
     if header.digest is not None and header.digest != digest:
-        raise _damaged(
+        raise damaged(
             header.path, f"holds other bytes (digest {digest}) than were written ({header.digest})"
         )
-
-
-def _header_bytes(
-    entries: Mapping[str, Any], metadata: Mapping[str, str], digest: str, seal: str
-) -> bytes:
-    """Length prefix and JSON, padded to a multiple of 8; its size does not depend on digests."""
-    full = {"__metadata__": {**metadata, "digest": digest, "header_digest": seal}, **entries}
-    text = json.dumps(full, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _spec(entry: Mapping[str, Any], data_start: int) -> TensorSpec:
-    begin, end = entry["data_offsets"]
-    spec = TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + begin)
-    if begin < 0 or end - begin != spec.nbytes:
-        raise ValueError("offsets do not match the shape")
-    return spec
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} {what}; restore it from a copy or move it out of the folder")

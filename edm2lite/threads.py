@@ -1,4 +1,4 @@
-"""Work on several threads of which each gives torch a single one."""
+"""A ``map`` on several threads, each of which runs torch on a single core."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ T = TypeVar("T")
 
 
 def map_in_threads(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
-    """``map`` on ``workers`` threads: results in order, a few computed ahead.
+    """The results of ``function`` on ``items``, in order, computed on ``workers`` threads.
 
-    Rounding of a result then does not depend on how many cores there are, and cores do not wait for
-    each other within an operation. The thread settings of the caller stay as they are.
+    Each worker thread runs torch single-threaded: the rounding of a result does not depend on how
+    many cores the machine has, and cores do not wait for each other within an operation. The thread
+    settings of the caller stay as they are. A few results are computed ahead.
+
+    Args:
+        function: Called with each item.
+        items: Arguments of ``function``, drawn while results are consumed.
+        workers: Number of threads, at least 1.
+
+    Example:
+        >>> list(map_in_threads(lambda x: x**2, range(5), workers=2))
+        [0, 1, 4, 9, 16]
     """
     pending: collections.deque[Future[T]] = collections.deque()
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

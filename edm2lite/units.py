@@ -1,4 +1,4 @@
-"""Text forms of counts, lists and model names, as people type them."""
+"""Counts, amounts, lists and ranges as people type them on a command line or in a YAML file."""
 
 from __future__ import annotations
 
@@ -13,23 +13,36 @@ _DECIMAL = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 def _scaled(text: str, units: Mapping[str, float]) -> float | None:
-    """The number that ``text`` writes with one of the units, or with none; None if it does not."""
+    """The number written in ``text`` with or without one of the units; None if it is not one."""
     number = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
     match = re.fullmatch(rf"{number}\s*({'|'.join(units)})?", text.strip())
     return float(match[1]) * units.get(match[2], 1) if match else None
 
 
 def parse_count(value: object) -> object:
-    """``8Mi`` -> 8388608, ``"12"`` -> 12; what is no count comes back as it is."""
+    """The whole number written as ``8Mi`` or ``"12"``; anything else is returned unchanged.
+
+    Ki, Mi and Gi are powers of 2.
+
+    Example:
+        >>> parse_count("8Mi"), parse_count("12"), parse_count("digits")
+        (8388608, 12, 'digits')
+    """
     number = _scaled(value, _BINARY) if isinstance(value, str) else None
     return int(number) if number is not None and number.is_integer() else value
 
 
 def parse_params(text: str) -> int:
-    """``280M`` -> 280000000, ``1.5B``, ``12K`` or a plain whole number: powers of ten.
+    """The number of parameters written as ``280M``, ``1.5B``, ``12K`` or a plain whole number.
+
+    K, M and B are powers of 10.
 
     Raises:
-        ValueError: Not such a number.
+        ValueError: If ``text`` is not a positive whole number in one of these forms.
+
+    Example:
+        >>> parse_params("1.5B")
+        1500000000
     """
     value = _scaled(text, _PARAMETERS) or 0
     if not 1 <= value < float("inf") or abs(value - round(value)) > 1e-6 * value:
@@ -38,10 +51,16 @@ def parse_params(text: str) -> int:
 
 
 def parse_amount(text: str) -> float:
-    """``500k`` -> 500000, ``1.5M``, ``8Mi`` or ``1e6``: k, M, G are powers of ten.
+    """The amount written as ``500k``, ``1.5M``, ``8Mi`` or ``1e6``.
+
+    k, M and G are powers of 10; Ki, Mi and Gi are powers of 2.
 
     Raises:
-        ValueError: Not such a number, or not positive.
+        ValueError: If ``text`` is not a positive finite number in one of these forms.
+
+    Example:
+        >>> parse_amount("500k"), parse_amount("8Mi")
+        (500000.0, 8388608.0)
     """
     value = _scaled(text, _BINARY | _DECIMAL) or 0.0
     if not 0 < value < float("inf"):
@@ -50,7 +69,12 @@ def parse_amount(text: str) -> float:
 
 
 def format_amount(value: float) -> str:
-    """Four digits and a power of ten: 4652024 -> ``4.652M``."""
+    """``value`` with four significant digits and k, M or G for powers of 10.
+
+    Example:
+        >>> format_amount(4652024)
+        '4.652M'
+    """
     for unit, size in reversed(_DECIMAL.items()):
         if value >= 0.99995 * size:
             return f"{value / size:.4g}{unit}"
@@ -58,10 +82,16 @@ def format_amount(value: float) -> str:
 
 
 def parse_floats(text: str) -> list[float]:
-    """``0.05,0.10`` and ``0.02:0.25:0.01`` (start, end included, step), mixed freely.
+    """The numbers of a comma-separated list of numbers and ranges ``start:end:step``.
+
+    A range includes its end.
 
     Raises:
-        ValueError: Not numbers, or a range that does not advance.
+        ValueError: If a part is neither a number nor a range that advances from start to end.
+
+    Example:
+        >>> parse_floats("0.5,0.02:0.05:0.01")
+        [0.5, 0.02, 0.03, 0.04, 0.05]
     """
     values: list[float] = []
     for part in text.split(","):
@@ -83,10 +113,14 @@ def parse_floats(text: str) -> list[float]:
 
 
 def parse_range(text: str) -> tuple[float, float]:
-    """``0.02:0.25`` -> (0.02, 0.25).
+    """The lower and upper end of a range written as ``low:high``, both positive.
 
     Raises:
-        ValueError: Not two numbers in ascending order.
+        ValueError: If ``text`` is not two positive numbers in ascending order.
+
+    Example:
+        >>> parse_range("0.02:0.25")
+        (0.02, 0.25)
     """
     try:
         low, high = (float(number) for number in text.split(":"))
@@ -98,10 +132,17 @@ def parse_range(text: str) -> tuple[float, float]:
 
 
 def parse_interval(text: str) -> tuple[str, float, float]:
-    """``0.28,2.90`` -> ("levels", 0.28, 2.9); ``15-21`` -> ("steps", 15, 21).
+    """A guidance interval, given as two noise levels ``low,high`` or two steps ``first-last``.
+
+    Returns:
+        ``"levels"`` or ``"steps"``, and the two ends.
 
     Raises:
-        ValueError: Neither.
+        ValueError: If ``text`` has neither of the two forms.
+
+    Example:
+        >>> parse_interval("0.28,2.90"), parse_interval("15-21")
+        (('levels', 0.28, 2.9), ('steps', 15, 21))
     """
     if match := re.fullmatch(r"(\d+)-(\d+)", text):
         return "steps", int(match[1]), int(match[2])
@@ -115,10 +156,14 @@ def parse_interval(text: str) -> tuple[str, float, float]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``0-9`` or ``1,2,5-7`` -> the seeds, in the order given.
+    """The seeds of a comma-separated list of seeds and ranges ``first-last``, in that order.
 
     Raises:
-        ValueError: Not whole numbers, or a range that runs backwards.
+        ValueError: If a part is not a whole number or a range of them in ascending order.
+
+    Example:
+        >>> parse_seeds("1,2,5-7")
+        [1, 2, 5, 6, 7]
     """
     seeds: list[int] = []
     for part in text.split(","):

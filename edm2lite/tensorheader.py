@@ -1,0 +1,197 @@
+"""The header of a safetensors file: what the file holds, and the seal that protects this text.
+
+A file begins with the length of the header (8 bytes), the header as JSON, and then the bytes of the
+tensors. Two entries of the metadata make it self-checking: ``digest`` is the xxh3-128 of the tensor
+bytes in file order, and ``header_digest``, the seal, is the xxh3-128 of the header itself with
+zeros in place of the seal. The seal lets a reader trust a header without reading any tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Names of dtypes in the header."""
+BLANK = "0" * 32
+"""Stands in the header where a digest is not yet known."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Dtype and shape of a stored tensor, and the position of its first byte in the file.
+
+    Example:
+        >>> TensorSpec(torch.float16, (3, 5)).nbytes
+        30
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a file, as :func:`read_header` returns it.
+
+    Attributes:
+        path: The file.
+        tensors: Name -> dtype, shape and position of each tensor, in the order of the header.
+        metadata: The strings stored with the tensors.
+        data_start: Position of the first byte of the tensors.
+        data_bytes: Total size of the tensors in bytes.
+
+    Example:
+        >>> header = Header(Path("x.safetensors"), {}, {"digest": "00"}, 8, 0)
+        >>> header.digest
+        '00'
+    """
+
+    path: Path
+    tensors: dict[str, TensorSpec]
+    metadata: dict[str, str]
+    data_start: int
+    data_bytes: int
+
+    @property
+    def digest(self) -> str | None:
+        """The recorded xxh3-128 of the tensor bytes; None in files that other tools wrote."""
+        return self.metadata.get("digest")
+
+
+def read_header(path: Path, whole: bool = True) -> Header:
+    """The header of a safetensors file; no tensor is read.
+
+    Args:
+        path: The file.
+        whole: Whether to require the file to be as long as its header says. Pass False to learn
+            what a truncated file held.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, is not a safetensors file, or has a header that
+            changed after it was written.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.tensorfile import save_tensors
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> _ = save_tensors(path, {"w": torch.ones(3, 5)}, {"run": "a1"})
+        >>> header = read_header(path)
+        >>> header.tensors["w"].shape, header.metadata["run"], header.data_bytes
+        ((3, 5), 'a1', 60)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise damaged(path, "is cut short inside its header or is not a safetensors file")
+        raw = file.read(length)
+    try:
+        entries = json.loads(raw)
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, "has an unreadable header") from error
+    end = max((s.offset - 8 - length + s.nbytes for s in tensors.values()), default=0)
+    if whole and size != 8 + length + end:
+        raise damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
+    if not _is_sealed(raw, metadata):
+        raise damaged(path, "has a header that changed after it was written")
+    return Header(path, tensors, metadata, 8 + length, end)
+
+
+def header_bytes(
+    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], digest: str, seal: str
+) -> bytes:
+    """The beginning of a file: the length of the header and the header itself.
+
+    Its size does not depend on ``digest`` and ``seal``, so that it can be written first with
+    :data:`BLANK` and again at the end.
+
+    Args:
+        specs: Dtype and shape of each tensor, in file order; positions are assigned here.
+        metadata: Strings to store.
+        digest: The xxh3-128 of the tensor bytes, as 32 hexadecimal digits.
+        seal: The xxh3-128 of these bytes with :data:`BLANK` as the seal.
+
+    Example:
+        >>> start = header_bytes({"w": TensorSpec(torch.int8, (4,))}, {}, BLANK, BLANK)
+        >>> json.loads(start[8:])["w"]
+        {'dtype': 'I8', 'shape': [4], 'data_offsets': [0, 4]}
+    """
+    entries: dict[str, Any] = {
+        "__metadata__": {**metadata, "digest": digest, "header_digest": seal}
+    }
+    end = 0
+    for name, spec in specs.items():
+        begin, end = end, end + spec.nbytes
+        entries[name] = {
+            "dtype": _NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def damaged(path: Path, what: str) -> ValueError:
+    """The error for a file that cannot be used.
+
+    Example:
+        >>> print(damaged(Path("a.safetensors"), "ends early"))
+        a.safetensors ends early; restore it from a copy or move it out of the folder
+    """
+    return ValueError(f"{path} {what}; restore it from a copy or move it out of the folder")
+
+
+def _is_sealed(raw: bytes, metadata: Mapping[str, str]) -> bool:
+    """Whether the seal matches the header, or the file is of another tool and has none."""
+    seal = metadata.get("header_digest")
+    if seal is None:
+        return "digest" not in metadata
+    blank = raw.replace(f'"header_digest":"{seal}"'.encode(), f'"header_digest":"{BLANK}"'.encode())
+    return xxhash.xxh3_128_hexdigest(len(raw).to_bytes(8, "little") + blank) == seal
+
+
+def _spec(entry: Mapping[str, Any], data_start: int) -> TensorSpec:
+    begin, end = entry["data_offsets"]
+    spec = TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + begin)
+    if begin < 0 or end - begin != spec.nbytes:
+        raise ValueError("offsets do not match the shape")
+    return spec

@@ -82,7 +82,7 @@ def disk(path: Path) -> None:
                     dtype,
                     duration=duration,
                     num_params=num_params,
-                    wanted=wanted,
+                    target_sigma_rels=wanted,
                     movement=planning.MOVEMENT,
                 )
                 for every in planning.cadences(duration)

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from trajectories import TRAJECTORIES
 
-from edm2lite.ema.fitting import fit_trajectory
-from edm2lite.ema.profile import PowerFunction, decay
+from edm2lite.ema.formulas import decay
+from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.solve import solve_calibrated, solve_paper
+from edm2lite.ema.trajectory_fit import fit_trajectory
 
 Array = NDArray[np.float64]
 

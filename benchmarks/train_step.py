@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.ema.profile import sigma_rel_to_gamma
+from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.network.flops import count_macs
 from edm2lite.network.layers import normalize_weights_
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from edm2lite.ema.formulas import decay as last_beta
 from edm2lite.ema.lengths import MEASURES, Length, Measure
-from edm2lite.ema.profile import decay as last_beta
 from edm2lite.units import format_amount
 
 from ._cli import AMOUNT, AMOUNTS, FLOATS, table, user_errors

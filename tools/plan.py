@@ -51,7 +51,7 @@ def main(
     Example:
       edm2lite plan --duration 2048Mi --params 280M --range 0.015:0.25 --max-error 0.01
     """
-    wanted = planning.lengths_between(*span)
+    targets = planning.lengths_between(*span)
     grid = list(
         itertools.product(
             [tuple(s) for s in sigma_rels] or planning.PROFILES,
@@ -61,7 +61,7 @@ def main(
     )
     choices = [
         planning.assess(
-            *one, duration=duration, num_params=params, wanted=wanted, movement=movement
+            *one, duration=duration, num_params=params, target_sigma_rels=targets, movement=movement
         )
         for one in progress(grid, desc="plan")
     ]

@@ -19,7 +19,7 @@ from edm2lite.diffusion.noise_density import LogNormal, NoiseDensity
 from edm2lite.diffusion.objective import check_objective
 from edm2lite.diffusion.precond import PrecondConfig, upgraded_run
 from edm2lite.diffusion.weighting import Weighting
-from edm2lite.ema.profile import sigma_rel_to_gamma
+from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.units import parse_count
 

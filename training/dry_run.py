@@ -127,7 +127,7 @@ def _disk(config: RunConfig, num_params: int) -> Iterable[tuple[str, str]]:
         config.ema.dtype,
         duration=config.total_nimg,
         num_params=num_params,
-        wanted=planning.lengths_between(*RANGE),
+        target_sigma_rels=planning.lengths_between(*RANGE),
     )
     yield "snapshots", f"{plan.num_files} files of {plan.dtype}, {_size(plan.num_bytes)}"
     yield (

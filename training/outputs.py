@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA, stale
-from edm2lite.ema.source import named, on_host
+from edm2lite.ema.model_tensors import named_tensors
+from edm2lite.ema.shards import gather
 from edm2lite.tensorfile import MODEL_FORMAT, save_tensors
 
 from . import distributed
@@ -54,7 +55,7 @@ class Outputs:
     def set_aside_after(self, nimg: int) -> None:
         """Move the snapshots of later than ``nimg``, where the run continues, out of its way."""
         if self._main:
-            stale.set_aside(self.snapshots, nimg)
+            stale.archive(self.snapshots, nimg)
 
     def save_snapshots(self) -> None:
         """Copy every average to host memory and return while a thread writes."""
@@ -66,7 +67,7 @@ class Outputs:
         """Wait for the snapshots on their way, and drop set-aside copies that they repeat."""
         self.ema.flush()
         if self._main:
-            stale.settle(self.snapshots)
+            stale.delete_reproduced(self.snapshots)
 
     def samples(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """(sigma_rel, picture) of each average, on the ranks that take part."""
@@ -82,10 +83,10 @@ class Outputs:
 
     def save_last(self, nimg: int) -> None:
         """Write the raw weights at the end of the run, ``last.safetensors``."""
-        tensors = on_host(named(self.net), torch.float32, keep=self._main)
+        tensors = gather(named_tensors(self.net), torch.float32, keep=self._main)
         if self._main:
             extra = {"run": self.ema.run, "nimg": str(nimg), "average": "none"}
             metadata = {"format": MODEL_FORMAT, **self._metadata, **extra}
             save_tensors(self.run_dir / "last.safetensors", tensors, metadata)
-            for path in stale.settle(self.snapshots):
+            for path in stale.delete_reproduced(self.snapshots):
                 logger.warning("%s differs from what the run wrote when it came by again", path)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond
 from edm2lite.diffusion.weighting import Weighting
-from edm2lite.ema.source import local
+from edm2lite.ema.shards import local_shard
 
 from . import distributed
 
@@ -82,7 +82,7 @@ class Shared:
         Args:
             grads: Of all parameters, as this process has them.
         """
-        parts = torch.stack(torch._foreach_norm([local(g) for g in grads]))
+        parts = torch.stack(torch._foreach_norm([local_shard(g) for g in grads]))
         total = parts.double().square().sum()
         return distributed.sum_(total) if self.is_sharded else total
 

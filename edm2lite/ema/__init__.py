@@ -1,55 +1,40 @@
-"""Post-hoc EMA for any PyTorch model: track, save, and rebuild an average of any length later."""
+"""Post-hoc EMA for any PyTorch model: track, save, and rebuild an average of any length later.
+
+Importing this package loads nothing; each name is imported on first use, so that profiles and
+solvers can be used without torch.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edm2lite.lazy import exports
 
 if TYPE_CHECKING:
-    from edm2lite.ema.lengths import Length
-    from edm2lite.ema.profile import (
-        Exponential,
-        PowerFunction,
-        Tabulated,
-        Window,
-        gamma_to_sigma_rel,
-        sigma_rel_to_gamma,
-    )
-    from edm2lite.ema.reconstruction import reconstruct
-    from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
-    from edm2lite.ema.targets import Reconstruction, plan_targets
-    from edm2lite.ema.tracker import PowerFunctionEMA
+    from edm2lite.ema.folder import list_snapshots as list_snapshots
+    from edm2lite.ema.formulas import gamma_to_sigma_rel as gamma_to_sigma_rel
+    from edm2lite.ema.formulas import sigma_rel_to_gamma as sigma_rel_to_gamma
+    from edm2lite.ema.lengths import Length as Length
+    from edm2lite.ema.profile import Exponential as Exponential
+    from edm2lite.ema.profile import PowerFunction as PowerFunction
+    from edm2lite.ema.profile import Tabulated as Tabulated
+    from edm2lite.ema.profile import Window as Window
+    from edm2lite.ema.reconstruction import reconstruct as reconstruct
+    from edm2lite.ema.snapshot import SnapshotInfo as SnapshotInfo
+    from edm2lite.ema.targets import Reconstruction as Reconstruction
+    from edm2lite.ema.targets import plan_targets as plan_targets
+    from edm2lite.ema.tracker import PowerFunctionEMA as PowerFunctionEMA
 
-__all__ = [
-    "Exponential",
-    "Length",
-    "PowerFunction",
-    "PowerFunctionEMA",
-    "Reconstruction",
-    "SnapshotInfo",
-    "Tabulated",
-    "Window",
-    "gamma_to_sigma_rel",
-    "list_snapshots",
-    "plan_targets",
-    "reconstruct",
-    "sigma_rel_to_gamma",
-]
-
-_HOME = {
-    "Length": "lengths",
-    "PowerFunctionEMA": "tracker",
-    "Reconstruction": "targets",
-    "SnapshotInfo": "snapshot",
-    "list_snapshots": "snapshot",
-    "plan_targets": "targets",
-    "reconstruct": "reconstruction",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that the profiles and solvers can be used without loading torch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'edm2lite.ema' has no attribute {name!r}")
-    module = importlib.import_module(f"edm2lite.ema.{_HOME.get(name, 'profile')}")
-    return getattr(module, name)
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "edm2lite.ema.folder": "list_snapshots",
+        "edm2lite.ema.formulas": "gamma_to_sigma_rel sigma_rel_to_gamma",
+        "edm2lite.ema.lengths": "Length",
+        "edm2lite.ema.profile": "Exponential PowerFunction Tabulated Window",
+        "edm2lite.ema.reconstruction": "reconstruct",
+        "edm2lite.ema.snapshot": "SnapshotInfo",
+        "edm2lite.ema.targets": "Reconstruction plan_targets",
+        "edm2lite.ema.tracker": "PowerFunctionEMA",
+    },
+)

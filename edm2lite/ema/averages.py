@@ -1,10 +1,11 @@
-"""The arithmetic of tracking: averages of a list of tensors, updated without asking the device.
+"""The arithmetic of tracking: running averages of a list of tensors, without waiting for a GPU.
 
 Note [the decision stays on the device]: whether an update is finite is known on the device first,
-and asking for it would stall the queue. On CUDA the verdict therefore remains a tensor: it turns
-the update's weight to 0 and its values to 0 (0 * NaN is NaN), and the clock that the next update's
-weight is computed from advances only if it is true. The host learns of refusals when it asks for
-the history. Elsewhere reading the verdict costs nothing, and a refused update ends at once.
+and reading the answer would stall the queue. On CUDA the answer, here called the verdict, therefore
+remains a tensor. If it is false, it sets the weight of the update and its values to 0 (0 * NaN is
+NaN), and the clock from which the next weight is computed does not advance. The host learns of
+refused updates when it reads the history. On a CPU reading the verdict costs nothing, and a refused
+update returns at once.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_ALONE = 2**16  # smaller tensors are averaged together: one operation for many
-_CHUNK = {"cpu": 2**21, "cuda": 2**22}  # elements that stay in cache while each average takes them
+_ALONE = 2**16  # smaller tensors are averaged in groups, with one operation for many
+_CHUNK = {"cpu": 2**21, "cuda": 2**22}  # elements that stay in cache while every average is updated
 _FOLD = 1024  # verdicts kept as scalars, of 512 bytes each on CUDA, before they are packed
 
 
-class Parcel:
-    """Weights on their way to the host: page-locked copies, and a mark for their arrival."""
+class HostBuffer:
+    """Page-locked copies of tensors in host memory, filled asynchronously.
+
+    Args:
+        tensors: Tensors whose shapes and dtypes the copies have.
+
+    Example:
+        >>> buffer = HostBuffer([torch.ones(2)])
+        >>> buffer.send([torch.full((2,), 5.0)])
+        >>> buffer.receive()
+        [tensor([5., 5.])]
+    """
 
     def __init__(self, tensors: Sequence[Tensor]):
         self._devices = {t.device for t in tensors if t.device.type == "cuda"}
@@ -34,13 +45,13 @@ class Parcel:
         ]
 
     def send(self, tensors: Sequence[Tensor]) -> None:
-        """Queue the copies behind the work of the current streams; returns at once."""
+        """Queue the copies behind the work of the current streams, and return at once."""
         for copy, tensor in zip(self._copies, tensors, strict=True):
             copy.copy_(tensor, non_blocking=True)
         self._events = [torch.cuda.current_stream(d).record_event() for d in self._devices]
 
     def receive(self) -> list[Tensor]:
-        """The copies, once they have arrived; waits for nothing that was queued after them."""
+        """The copies. Waits until they are complete, but for nothing that was queued later."""
         for event in self._events:
             event.synchronize()
         return self._copies
@@ -51,17 +62,28 @@ class Averages:
 
     Attributes:
         nimg: Image count of the last update that was taken, as of the last :meth:`settle`.
-        history: Run-length list ``[[stride, updates], ...]`` of those updates.
-        num_refused: Updates that held a NaN or infinity.
+        history: Run-length list ``[[stride, updates], ...]`` of the updates that were taken.
+        num_refused: Number of updates refused because they held a NaN or infinity.
 
     Args:
-        tensors: Initial values. Their shapes, not their memory, are kept.
-        gammas: Exponents, one average for each.
-        start_nimg: Images that count as seen before; the initial values have their mass.
-        device, dtype: Of the averages.
-        deferred: Whether refusals are decided on the device. [default: on CUDA]
-        parcel: Whether weights are copied here first and averaged at the next call, so that an
-            update need not wait for them. [default: averages on the host, weights on CUDA]
+        tensors: Initial values. Their shapes are kept, not their memory.
+        gammas: Exponents; there is one average for each.
+        start_nimg: Images that count as seen before; the initial values hold their mass.
+        device: Device of the averages.
+        dtype: Type of the averages.
+        deferred: Whether refusals are decided on the device; see Note [the decision stays on the
+            device]. [default: on CUDA]
+        buffered: Whether the weights of an update are first copied to the host and averaged at the
+            next call, so that the update does not wait for the copy. [default: if the averages are
+            on the host and the weights on CUDA]
+
+    Example:
+        >>> where = {"device": torch.device("cpu"), "dtype": torch.float64}
+        >>> averages = Averages([torch.zeros(1)], [0.0], start_nimg=0, **where)  # plain mean
+        >>> for nimg, value in ((10, 1.0), (20, 3.0)):
+        ...     averages.update([torch.full((1,), value)], nimg)
+        >>> averages.views(0)
+        [tensor([2.], dtype=torch.float64)]
     """
 
     def __init__(
@@ -73,13 +95,13 @@ class Averages:
         device: torch.device,
         dtype: torch.dtype,
         deferred: bool | None = None,
-        parcel: bool | None = None,
+        buffered: bool | None = None,
     ):
         self.device = device
         self.deferred = device.type == "cuda" if deferred is None else deferred
-        if parcel is None:
-            parcel = device.type == "cpu" and any(t.is_cuda for t in tensors)
-        self._parcel = Parcel(tensors) if parcel else None
+        if buffered is None:
+            buffered = device.type == "cpu" and any(t.is_cuda for t in tensors)
+        self._buffer = HostBuffer(tensors) if buffered else None
         self._clock_device = device if self.deferred else torch.device("cpu")
         self._powers = torch.tensor(gammas, dtype=torch.float64, device=self._clock_device) + 1
         self._chunk = _CHUNK.get(device.type, _CHUNK["cuda"])
@@ -96,33 +118,41 @@ class Averages:
         self.set_clock(nimg=start_nimg, history=[], num_refused=0)
 
     def views(self, index: int) -> list[Tensor]:
-        """The averages under exponent ``index``, in the order and shapes of the tensors; live."""
-        self._unpack()
+        """The averages under exponent ``index``, in the order and shapes of the tensors.
+
+        They are live: the next update changes them.
+        """
+        self._take_buffered()
         return self._views[index]
 
     def set_clock(self, *, nimg: int, history: list[list[int]], num_refused: int) -> None:
-        """Continue from another moment."""
+        """Set the clock and the record of updates, to continue from a checkpoint."""
         self.nimg, self.history, self.num_refused = nimg, history, num_refused
-        self._on_the_way: int | None = None  # nimg of the weights in the parcel
+        self._buffered_nimg: int | None = None  # image count of the weights in the buffer
         self._taken = torch.tensor(nimg, dtype=torch.float64, device=self._clock_device)
         self._offered: list[int] = []  # image counts of updates whose verdict is not yet read
         self._verdicts: list[Tensor] = []
         self._packed: list[Tensor] = []
 
     def update(self, tensors: Sequence[Tensor], nimg: int) -> None:
-        """Take ``tensors`` as the weights since the last update taken, unless one is not finite."""
-        if self._parcel is None:
+        """Take ``tensors`` into the averages, unless one holds a NaN or infinity.
+
+        Args:
+            tensors: Weights; they count for all images since the last update that was taken.
+            nimg: Image count now.
+        """
+        if self._buffer is None:
             self._average(tensors, nimg)
         else:
-            self._unpack()
-            self._parcel.send(tensors)
-            self._on_the_way = nimg
+            self._take_buffered()
+            self._buffer.send(tensors)
+            self._buffered_nimg = nimg
 
-    def _unpack(self) -> None:
-        """Average the weights that were copied here at the last update, if any."""
-        if self._parcel is not None and self._on_the_way is not None:
-            nimg, self._on_the_way = self._on_the_way, None
-            self._average(self._parcel.receive(), nimg)
+    def _take_buffered(self) -> None:
+        """Average the weights that the last update copied to the host, if any."""
+        if self._buffer is not None and self._buffered_nimg is not None:
+            nimg, self._buffered_nimg = self._buffered_nimg, None
+            self._average(self._buffer.receive(), nimg)
 
     @torch.no_grad()
     def _average(self, tensors: Sequence[Tensor], nimg: int) -> None:
@@ -142,7 +172,7 @@ class Averages:
         self._taken = self._taken + torch.where(finite, stride, 0)
         end = self._flat.shape[1]
         for values in self._flattened(tensors, reversed(self._groups)):  # the last are in cache
-            for part in reversed(values.split(self._chunk)):
+            for part in reversed(torch.split(values, self._chunk)):
                 begin = end - len(part)
                 part = part.to(self.device, self._flat.dtype, non_blocking=True)
                 if self.deferred:
@@ -151,10 +181,15 @@ class Averages:
                     flat[begin:end].lerp_(part, weight)
                 end = begin
 
-    def settle(self) -> None:
-        """Bring ``nimg``, ``history`` and ``num_refused`` up to date; waits for the device."""
-        self._unpack()
+    def settle(self) -> Averages:
+        """Wait for the device, bring ``nimg``, ``history`` and ``num_refused`` up to date.
+
+        Returns:
+            These averages.
+        """
+        self._take_buffered()
         self._read_verdicts()
+        return self
 
     def _read_verdicts(self) -> None:
         if not self._offered:
@@ -177,13 +212,16 @@ class Averages:
     def _flattened(
         self, tensors: Sequence[Tensor], groups: Iterable[list[int]]
     ) -> Iterator[Tensor]:
-        """Elements by group, small tensors joined; views where possible."""
+        """The flat elements of each group: a view of a large tensor, small ones concatenated."""
         for group in groups:
             rows = [tensors[i].reshape(-1) for i in group]
             yield rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _all_finite(self, tensors: Sequence[Tensor]) -> Tensor:
-        """0-dim bool, exact: extremes cannot overflow, as sums and 2-norms may."""
+        """Whether all elements are finite, a 0-dim bool.
+
+        The answer is exact: it rests on extremes, which unlike sums and 2-norms cannot overflow.
+        """
         filled = [t for t in tensors if t.numel()]
         if not filled:  # a rank whose shards are all empty
             return torch.ones((), dtype=torch.bool, device=self._clock_device)
@@ -195,7 +233,7 @@ class Averages:
         total = sum(
             part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).item()
             for values in self._flattened(tensors, self._groups)
-            for part in values.split(self._chunk)
+            for part in torch.split(values, self._chunk)
         )
         if math.isfinite(total):
             return torch.ones((), dtype=torch.bool)
@@ -204,7 +242,13 @@ class Averages:
 
 
 def _grouped(tensors: Sequence[Tensor], alone: int, limit: int) -> list[list[int]]:
-    """Indices of small tensors in groups of at most ``limit`` elements, then the others singly."""
+    """Indices of small tensors in groups of at most ``limit`` elements, then the others singly.
+
+    Args:
+        tensors: All tensors; those of a group are on one device.
+        alone: Number of elements from which a tensor is on its own.
+        limit: Largest number of elements in a group.
+    """
     groups: list[list[int]] = []
     size, device = 0, None
     for i, tensor in enumerate(tensors):

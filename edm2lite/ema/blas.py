@@ -1,7 +1,8 @@
-"""Linear algebra of small matrices on one thread.
+"""Linear algebra of small matrices on a single thread.
 
-BLAS would share products of a few hundred rows among all cores: their sums, and the last digits of
-a predicted error, would depend on the machine, and its threads go on spinning for a while after it.
+BLAS would split products of a few hundred rows among all cores. Their sums, and the last digits of
+a predicted error, would then depend on the machine, and its threads keep spinning for a while after
+the product is done.
 """
 
 from __future__ import annotations
@@ -18,17 +19,27 @@ T = TypeVar("T")
 
 
 def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """``function``, during which the BLAS of NumPy and SciPy has one thread."""
+    """A decorator: the BLAS of NumPy and SciPy has one thread while ``function`` runs.
+
+    Example:
+        >>> import numpy as np
+        >>> @on_one_thread
+        ... def gram(a):
+        ...     return a @ a.T
+        >>> gram(np.ones((2, 3)))
+        array([[3., 3.],
+               [3., 3.]])
+    """
 
     @functools.wraps(function)
-    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+    def limited(*args: P.args, **kwargs: P.kwargs) -> T:
         with _libraries().limit(limits=1, user_api="blas"):
             return function(*args, **kwargs)
 
-    return alone
+    return limited
 
 
 @functools.cache
 def _libraries() -> ThreadpoolController:
-    importlib.import_module("scipy.linalg")  # loads them all; later ones would not be found
+    importlib.import_module("scipy.linalg")  # loads every BLAS; one loaded later would be missed
     return ThreadpoolController()

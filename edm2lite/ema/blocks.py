@@ -1,9 +1,9 @@
-"""Reads many tensor files side by side: one block of every file at a time, hashed on its way.
+"""Reads many tensor files side by side, one block of every file at a time, and hashes them.
 
-The files hold the same tensors. Tensors that follow one another with one dtype per file are one
-run, cut into blocks without regard to where a tensor ends. They are read into slots of memory
-that are used in turn and whose views are made once: slicing between two reads would hold
-Python's lock, and a core that finds it taken goes to sleep.
+The files hold the same tensors. Consecutive tensors that have one dtype in each file form a span,
+which is cut into blocks regardless of where a tensor ends. Blocks are read into slots of memory
+that are reused in turn. The views of a slot are created once: slicing between two reads would hold
+Python's lock, and a core that finds the lock taken goes to sleep.
 """
 
 from __future__ import annotations
@@ -20,17 +20,26 @@ import torch
 import xxhash
 from torch import Tensor
 
-from edm2lite.ema.workers import Crew
+from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import Header, check_digest
 
-BLOCK_VALUES = 3 * 2**16  # of one file; 384 KiB stay in a core's cache while read and hashed
-BLOCK_BYTES = 16 * 2**20  # of all files and targets together
-_SLOTS = 2  # one being summed, one being read
+BLOCK_VALUES = 3 * 2**16
+"""Largest block of one file, in values: 384 KiB stay in a core's cache while read and hashed."""
+BLOCK_BYTES = 16 * 2**20
+"""Memory of a block of all files and all targets together."""
+_SLOTS = 2  # one block is summed while the next is read
 
 
 @dataclass(frozen=True)
 class Part:
-    """Values ``begin`` on of one tensor, which are columns ``first`` to ``last`` of a block."""
+    """The part of a tensor that lies in one block.
+
+    Attributes:
+        name: Name of the tensor.
+        begin: Index of its first value in the flattened tensor.
+        first: First column of the block that belongs to it.
+        last: Column after the last one that belongs to it.
+    """
 
     name: str
     begin: int
@@ -39,21 +48,28 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Views:
-    """The first ``count`` values of every file in a slot."""
+class BlockValues:
+    """Views of the values that a block holds, for every file.
+
+    Attributes:
+        count: Values per file.
+        groups: Values [K_g, count] of consecutive files that share a dtype.
+        rows: Bytes of each file.
+    """
 
     count: int
-    groups: tuple[Tensor, ...]  # [K_g, count], of consecutive files of one dtype
-    rows: tuple[memoryview, ...]  # bytes of each file
+    groups: tuple[Tensor, ...]
+    rows: tuple[memoryview, ...]
 
     @property
     def nbytes(self) -> int:
+        """Size of the block in bytes."""
         return sum(len(row) for row in self.rows)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Tensors that lie one behind the other in every file, each file with one dtype."""
+class _Span:
+    """Tensors that are adjacent in every file, and have one dtype in each file."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -62,48 +78,67 @@ class _Run:
 
 
 class BlockReader:
-    """Blocks of K files in file order, hashed on their way.
+    """Blocks of K files in file order, hashed as they are read.
 
     Args:
-        headers: Of the files; names, shapes and their order must agree.
-        num_targets: Sums that will be made of each block; they share the memory of a block.
+        headers: Headers of the K files; names, shapes and their order must agree.
+        num_targets: Number of sums computed from each block; they share the memory of a block.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from edm2lite.tensorfile import read_header, save_tensors
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> paths = [save_tensors(folder / f"{k}", {"w": torch.ones(5) * k}, {}) for k in (1, 2)]
+        >>> reader = BlockReader([read_header(path) for path in paths], num_targets=1)
+        >>> with WorkerPool(1) as pool:
+        ...     [(parts[0].name, values.groups[0].sum(1)) for parts, values in reader.blocks(pool)]
+        [('w', tensor([ 5., 10.]))]
     """
 
     def __init__(self, headers: Sequence[Header], num_targets: int):
         self.headers = headers
         self._digests = [xxhash.xxh3_128() for _ in headers]
-        shared = BLOCK_BYTES // (4 * (len(headers) + num_targets))
-        self.block_values = min(BLOCK_VALUES, max(1024, shared))
-        self._runs = list(_runs(headers))
-        widest = min(self.block_values, max((sum(r.sizes) for r in self._runs), default=0))
-        item = max((d.itemsize for run in self._runs for d in run.dtypes), default=1)
+        fitting = BLOCK_BYTES // (4 * (len(headers) + num_targets))
+        self.block_values = min(BLOCK_VALUES, max(1024, fitting))
+        self._spans = list(_spans(headers))
+        widest = min(self.block_values, max((sum(s.sizes) for s in self._spans), default=0))
+        item = max((d.itemsize for span in self._spans for d in span.dtypes), default=1)
         self._slots = deque(_Slot(len(headers), widest * item) for _ in range(_SLOTS))
 
-    def blocks(self, crew: Crew) -> Iterator[tuple[tuple[Part, ...], Views]]:
-        """One after the other; the next one is read by the run of ``crew`` that follows.
+    def blocks(self, pool: WorkerPool) -> Iterator[tuple[tuple[Part, ...], BlockValues]]:
+        """All blocks, one after the other.
 
-        The memory of a block is used again by the run after that.
+        The tasks that read the next block are added to ``pool`` and run with the caller's own.
+
+        Args:
+            pool: Workers that read. Run it once between two blocks.
+
+        Yields:
+            The parts of the block and its values. Their memory is overwritten by the run of
+            ``pool`` after the next.
 
         Raises:
-            ValueError: Its bytes do not match the digest of a file (found at the end: what was read
-                before must be thrown away then). A run of ``crew`` raises if a file ends early.
+            ValueError: If the bytes of a file do not match its digest. This is known only after
+                the last block: discard what was read then. If a file ends early, the run of
+                ``pool`` raises.
         """
         _allow_open_files(len(self.headers))
         with ExitStack() as stack:
             files = [stack.enter_context(open(h.path, "rb", buffering=0)) for h in self.headers]
-            ready: tuple[tuple[Part, ...], Views] | None = None
-            for run in self._runs:
-                offsets: Sequence[int] | None = run.offsets
-                for parts in _parts(run, self.block_values):
-                    views = self._slots[0].first(parts[-1].last, run.dtypes)
+            ready: tuple[tuple[Part, ...], BlockValues] | None = None
+            for span in self._spans:
+                offsets: Sequence[int] | None = span.offsets
+                for parts in _parts(span, self.block_values):
+                    values = self._slots[0].values(parts[-1].last, span.dtypes)
                     self._slots.rotate(-1)
-                    crew.add(partial(self._read, files, views, offsets), range(len(files)))
+                    pool.add(partial(self._read, files, values, offsets), range(len(files)))
                     offsets = None
                     if ready is None:
-                        crew.run()
+                        pool.run()
                     else:
                         yield ready
-                    ready = parts, views
+                    ready = parts, values
             if ready is not None:
                 yield ready
         for header, digest in zip(self.headers, self._digests, strict=True):
@@ -112,20 +147,20 @@ class BlockReader:
     def _read(
         self,
         files: Sequence[io.FileIO],
-        views: Views,
+        values: BlockValues,
         offsets: Sequence[int] | None,
         worker: int,
         k: int,
     ) -> None:
-        file, row = files[k], views.rows[k]
+        file, row = files[k], values.rows[k]
         if offsets is not None:
             file.seek(offsets[k])
-        got = file.readinto(row)
-        while got < len(row):
-            more = file.readinto(row[got:])
+        count = file.readinto(row)
+        while count < len(row):
+            more = file.readinto(row[count:])
             if not more:
                 raise ValueError(f"{file.name} ended early; it changed while being read")
-            got += more
+            count += more
         self._digests[k].update(row)
 
 
@@ -135,15 +170,15 @@ class _Slot:
     def __init__(self, num_files: int, nbytes: int):
         self._memory = torch.empty(num_files, nbytes, dtype=torch.uint8)
         self._dtypes: tuple[torch.dtype, ...] = ()
-        self._views = Views(0, (), ())
+        self._values = BlockValues(0, (), ())
 
-    def first(self, count: int, dtypes: tuple[torch.dtype, ...]) -> Views:
-        """Views of ``count`` values per file; those of the call before, where they fit."""
-        if (self._views.count, self._dtypes) != (count, dtypes):
-            self._dtypes, self._views = dtypes, self._make(count, dtypes)
-        return self._views
+    def values(self, count: int, dtypes: tuple[torch.dtype, ...]) -> BlockValues:
+        """Views of ``count`` values per file; those of the previous call if they fit."""
+        if (self._values.count, self._dtypes) != (count, dtypes):
+            self._dtypes, self._values = dtypes, self._views(count, dtypes)
+        return self._values
 
-    def _make(self, count: int, dtypes: tuple[torch.dtype, ...]) -> Views:
+    def _views(self, count: int, dtypes: tuple[torch.dtype, ...]) -> BlockValues:
         groups, begin = [], 0
         for k, dtype in enumerate(dtypes):
             if dtypes[k + 1 : k + 2] != (dtype,):
@@ -153,40 +188,40 @@ class _Slot:
             memory.numpy().data[: count * dtype.itemsize]
             for memory, dtype in zip(self._memory, dtypes, strict=True)
         )
-        return Views(count, tuple(groups), tuple(rows))
+        return BlockValues(count, tuple(groups), tuple(rows))
 
 
-def _runs(headers: Sequence[Header]) -> Iterator[_Run]:
-    """All tensors, in the order of the first file."""
+def _spans(headers: Sequence[Header]) -> Iterator[_Span]:
+    """The spans of all tensors, in the order of the first file."""
     names: list[str] = []
     dtypes: tuple[torch.dtype, ...] = ()
     offsets: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
     tensors = headers[0].tensors
 
-    def run() -> _Run:
-        return _Run(tuple(names), tuple(tensors[n].numel for n in names), dtypes, offsets)
+    def span() -> _Span:
+        return _Span(tuple(names), tuple(tensors[n].numel for n in names), dtypes, offsets)
 
     for name in tensors:
         specs = [header.tensors[name] for header in headers]
-        here = tuple(spec.dtype for spec in specs)
+        own_dtypes = tuple(spec.dtype for spec in specs)
         starts = tuple(spec.offset for spec in specs)
-        if names and (here != dtypes or starts != ends):
-            yield run()
+        if names and (own_dtypes != dtypes or starts != ends):
+            yield span()
             names.clear()
         if not names:
-            dtypes, offsets = here, starts
+            dtypes, offsets = own_dtypes, starts
         names.append(name)
         ends = tuple(spec.offset + spec.nbytes for spec in specs)
     if names:
-        yield run()
+        yield span()
 
 
-def _parts(run: _Run, block_values: int) -> Iterator[tuple[Part, ...]]:
-    """The parts of each block of a run."""
+def _parts(span: _Span, block_values: int) -> Iterator[tuple[Part, ...]]:
+    """The parts of each block of a span."""
     parts: list[Part] = []
     used = 0
-    for name, size in zip(run.names, run.sizes, strict=True):
+    for name, size in zip(span.names, span.sizes, strict=True):
         begin = 0
         while begin < size:
             count = min(size - begin, block_values - used)
@@ -200,8 +235,9 @@ def _parts(run: _Run, block_values: int) -> Iterator[tuple[Part, ...]]:
 
 
 def _allow_open_files(count: int) -> None:
+    """Raise the limit of open files of this process to ``count`` and some more, if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    required = count + 256
+    if soft != resource.RLIM_INFINITY and soft < required:
+        limit = required if hard == resource.RLIM_INFINITY else min(required, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -1,7 +1,7 @@
-"""What is wrong in a folder of snapshots, and what it costs.
+"""Examines a folder of snapshots: what is wrong in it, and how much each loss costs.
 
-:func:`examine` looks at every file, finds what cannot be used and what is not there, and predicts
-how much each loss adds to the error of reconstructions. It never raises for the state of a file.
+:func:`examine` looks at every file, finds what cannot be used and what is missing, and predicts how
+much each loss adds to the error of reconstructions. It never raises for the state of a file.
 """
 
 from __future__ import annotations
@@ -14,76 +14,81 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edm2lite.ema.calibration import fit_model
 from edm2lite.ema.faults import (
     Fault,
     byte_faults,
     duplicates,
+    foreign_snapshots,
     header_fault,
-    missing,
-    strangers,
+    missing_averages,
 )
+from edm2lite.ema.folder import ScannedFile, scan_snapshots, snapshot_folder, tensor_shapes
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
-from edm2lite.ema.sample import fit_model
-from edm2lite.ema.snapshot import (
-    Scanned,
-    SnapshotInfo,
-    scan_snapshots,
-    snapshot_folder,
-    tensor_shapes,
-)
+from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import solve_calibrated
 from edm2lite.ema.stream import Progress
 from edm2lite.ema.trajectory import TrajectoryModel
 
 THINNED = "thinned.jsonl"
-"""Beside the snapshots: one line for each that was removed on purpose (see ``thinning``)."""
+"""File beside the snapshots with one line for each that was deleted on purpose."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem of a folder.
 
     Attributes:
         state: damaged, truncated, corrupted, not finite, other run, other shapes, other format,
             duplicate, or missing.
-        what: One sentence for people: what it is, and what to do.
+        message: One sentence for the user: what the problem is, and what to do.
         path: The file; None for missing ones.
         lost: Averages that cannot be used because of it.
-        sigma_rel: The length whose error grows most by it; None if nothing is lost.
+        sigma_rel: Length whose predicted error grows most by it; None if nothing is lost.
         error: Predicted error of that length.
-        error_if_sound: The same if what is lost were there.
+        error_if_intact: Predicted error of that length if nothing were lost by this problem.
+
+    Example:
+        >>> finding = Finding("missing", "...", sigma_rel=0.03, error=0.02, error_if_intact=0.005)
+        >>> finding.cost
+        0.015
     """
 
     state: str
-    what: str
+    message: str
     path: Path | None = None
     lost: tuple[PowerFunction, ...] = ()
     sigma_rel: float | None = None
     error: float | None = None
-    error_if_sound: float | None = None
+    error_if_intact: float | None = None
 
     @property
     def cost(self) -> float:
         """What the loss adds to the predicted error; 0 if nothing is lost."""
-        return 0.0 if self.error is None else self.error - (self.error_if_sound or 0.0)
+        return 0.0 if self.error is None else self.error - (self.error_if_intact or 0.0)
 
 
 @dataclass(frozen=True)
 class Report:
-    """State of a folder.
+    """The state of a folder.
 
     Attributes:
         files: All safetensors files by name.
-        sound: Snapshots that can be used together, by time and exponent.
-        findings: What is wrong.
+        intact: Snapshots that can be used together, by time and exponent.
+        findings: The problems.
         sigma_rels: [R] lengths for which errors are predicted.
-        errors: [R] predicted errors at the latest sound snapshot; empty if there is none.
-        num_thinned: Snapshots that were removed on purpose.
+        errors: [R] predicted errors at the latest intact snapshot; empty if there is none.
+        num_thinned: Number of snapshots that were deleted on purpose.
+
+    Example:
+        >>> report = Report((), (), (Finding("missing", "..."),), np.array([0.10]))
+        >>> "all is well" if not report.findings else report.findings[0].state
+        'missing'
     """
 
-    files: tuple[Scanned, ...]
-    sound: tuple[SnapshotInfo, ...]
+    files: tuple[ScannedFile, ...]
+    intact: tuple[SnapshotInfo, ...]
     findings: tuple[Finding, ...]
     sigma_rels: NDArray[np.float64]
     errors: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -102,31 +107,52 @@ def examine(
     Args:
         source: A run, or a folder of snapshots.
         sigma_rels: Lengths whose errors are predicted, each in (0, 0.2887).
-        quick: Read headers only: altered bytes and values that are not finite go unnoticed.
-        progress: Called with (bytes read, bytes in all) after each block.
+        quick: Whether to read headers only. Altered bytes and values that are not finite then go
+            unnoticed.
+        progress: Called with the bytes read and the total after each block.
 
     Raises:
-        FileNotFoundError: There is no folder.
-        ValueError: Unusable lengths.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If a length is out of range.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from edm2lite.ema import PowerFunctionEMA
+        >>> weights, folder = {"w": torch.randn(50)}, tempfile.mkdtemp()
+        >>> ema = PowerFunctionEMA(weights)
+        >>> for step in range(1, 5):
+        ...     weights["w"] += 0.01 * torch.randn(50)
+        ...     ema.update(64 * step)
+        ...     paths = ema.save_snapshots(folder)
+        >>> _ = paths[0].write_bytes(paths[0].read_bytes()[:-1])
+        >>> report = examine(folder, [0.07, 0.15])
+        >>> len(report.intact), [finding.state for finding in report.findings]
+        (7, ['truncated'])
     """
     files = scan_snapshots(Path(source))
     faults = {file.path: fault for file in files if (fault := header_fault(file)) is not None}
     readable = [file.info for file in files if file.info and file.path not in faults]
-    faults |= strangers(readable)
+    faults |= foreign_snapshots(readable)
     if not quick:
         faults |= byte_faults([i for i in readable if i.path not in faults], progress)
     faults |= duplicates([i for i in readable if i.path not in faults])
-    sound = [info for info in readable if info.path not in faults]
-    sound.sort(key=lambda info: (info.nimg, -info.gamma))
-    ours = [f.info for f in files if f.info and _is_ours(f.info, sound)]
+    intact = [info for info in readable if info.path not in faults]
+    intact.sort(key=lambda info: (info.nimg, -info.gamma))
+    of_run = [f.info for f in files if f.info and _is_of_run(f.info, intact)]
     thinned = _thinned(snapshot_folder(Path(source)))
-    gaps = [Finding("missing", what, None, lost) for what, lost in missing(ours, thinned)]
-    findings = [_describe(faults[f.path], f, ours, sound) for f in files if f.path in faults]
-    found = [*findings, *gaps]
+    gaps = [
+        Finding("missing", message, None, lost)
+        for message, lost in missing_averages(of_run, thinned)
+    ]
+    findings = [_describe(faults[f.path], f, of_run, intact) for f in files if f.path in faults]
     report = Report(
-        tuple(files), tuple(sound), tuple(found), np.asarray(sigma_rels), num_thinned=len(thinned)
+        tuple(files),
+        tuple(intact),
+        (*findings, *gaps),
+        np.asarray(sigma_rels),
+        num_thinned=len(thinned),
     )
-    return _with_costs(report) if sound else report
+    return _with_costs(report) if intact else report
 
 
 def predict(
@@ -136,14 +162,26 @@ def predict(
     extra: Sequence[PowerFunction] = (),
     nimg: int | None = None,
 ) -> NDArray[np.float64]:
-    """[R] predicted errors of lengths rebuilt from ``infos``, and ``extra`` stored like them.
+    """Predicted errors [R] of lengths that are rebuilt from given snapshots.
 
     Args:
-        infos: Sound snapshots, at least one.
+        infos: Intact snapshots, at least one.
         sigma_rels: [R] relative widths.
-        model: From :func:`edm2lite.ema.sample.fit_model`.
-        extra: Further averages as if they were there.
-        nimg: End of the averages. [default: the latest of all]
+        model: Trajectory model of the run, from :func:`edm2lite.ema.calibration.fit_model`.
+        extra: Further averages that are assumed to be stored in the type of the last snapshot.
+        nimg: End of the rebuilt averages. [default: the latest of all]
+
+    Example:
+        >>> import tempfile, torch
+        >>> from edm2lite.ema import PowerFunctionEMA, list_snapshots
+        >>> from edm2lite.ema.planning import random_walk
+        >>> ema, folder = PowerFunctionEMA({"w": torch.ones(3)}, [0.10]), tempfile.mkdtemp()
+        >>> ema.update(nimg=1000)
+        >>> _ = ema.save_snapshots(folder)
+        >>> model = random_walk(1000, 1000)
+        >>> errors = predict(list_snapshots(folder), np.array([0.05, 0.10]), model)
+        >>> bool(errors[0] > 0.1), bool(errors[1] < 1e-6)
+        (True, True)
     """
     sources = [*(info.profile for info in infos), *extra]
     rounding = [ROUNDING[info.dtype] for info in infos] + [ROUNDING[infos[-1].dtype]] * len(extra)
@@ -153,50 +191,49 @@ def predict(
 
 
 def _with_costs(report: Report) -> Report:
-    """The report with predicted errors, in all and for each thing lost."""
+    """The report with predicted errors, overall and for each loss."""
     try:
-        model = fit_model(report.sound)
+        model = fit_model(report.intact)
     except ValueError as error:  # values that are not finite, where only headers were checked
         return replace(report, findings=(*report.findings, Finding("not finite", str(error))))
-    errors = predict(report.sound, report.sigma_rels, model)
-    without_any: dict[int, NDArray[np.float64]] = {report.sound[-1].nimg: errors}
+    errors = predict(report.intact, report.sigma_rels, model)
+    errors_at: dict[int, NDArray[np.float64]] = {report.intact[-1].nimg: errors}
     findings = []
     for finding in report.findings:
         if finding.lost:
-            end = max(p.nimg for p in (*finding.lost, report.sound[-1].profile))
-            if end not in without_any:
-                without_any[end] = predict(report.sound, report.sigma_rels, model, nimg=end)
-            without = without_any[end]
-            whole = predict(report.sound, report.sigma_rels, model, finding.lost, end)
-            r = int(np.argmax(without - whole))
+            end = max(p.nimg for p in (*finding.lost, report.intact[-1].profile))
+            if end not in errors_at:
+                errors_at[end] = predict(report.intact, report.sigma_rels, model, nimg=end)
+            restored = predict(report.intact, report.sigma_rels, model, finding.lost, end)
+            r = int(np.argmax(errors_at[end] - restored))
             finding = replace(
                 finding,
                 sigma_rel=float(report.sigma_rels[r]),
-                error=float(without[r]),
-                error_if_sound=float(whole[r]),
+                error=float(errors_at[end][r]),
+                error_if_intact=float(restored[r]),
             )
         findings.append(finding)
     return replace(report, errors=errors, findings=tuple(findings))
 
 
-def _is_ours(info: SnapshotInfo, sound: Sequence[SnapshotInfo]) -> bool:
-    """Whether a snapshot, in whatever state, belongs to the run."""
-    return (
-        bool(sound) and info.run == sound[0].run and tensor_shapes(info) == tensor_shapes(sound[0])
-    )
+def _is_of_run(info: SnapshotInfo, intact: Sequence[SnapshotInfo]) -> bool:
+    """Whether a snapshot, in whatever state, belongs to the run of the intact ones."""
+    if not intact:
+        return False
+    return info.run == intact[0].run and tensor_shapes(info) == tensor_shapes(intact[0])
 
 
 def _describe(
-    fault: Fault, file: Scanned, ours: Sequence[SnapshotInfo], sound: Sequence[SnapshotInfo]
+    fault: Fault, file: ScannedFile, of_run: Sequence[SnapshotInfo], intact: Sequence[SnapshotInfo]
 ) -> Finding:
     info = file.info
-    replaced = {(s.nimg, s.gamma) for s in sound}
-    lost = info is not None and info in ours and (info.nimg, info.gamma) not in replaced
+    available = {(i.nimg, i.gamma) for i in intact}
+    lost = info is not None and info in of_run and (info.nimg, info.gamma) not in available
     return Finding(*fault, file.path, (info.profile,) if info is not None and lost else ())
 
 
 def _thinned(folder: Path) -> set[tuple[int, float]]:
-    """(nimg, gamma) of the snapshots that were removed on purpose."""
+    """(nimg, gamma) of the snapshots that were deleted on purpose."""
     path = folder / THINNED
     if not path.is_file():
         return set()

@@ -10,28 +10,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edm2lite.ema.folder import ScannedFile, tensor_shapes
 from edm2lite.ema.profile import PowerFunction
-from edm2lite.ema.snapshot import Scanned, SnapshotInfo, tensor_shapes
+from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress
 from edm2lite.tensorfile import read_blocks
 
 Fault = tuple[str, str]
-"""State of a file in a word or two, and a sentence for people."""
+"""State of a file in a word or two, and a message for the user."""
 
 
-def header_fault(file: Scanned) -> Fault | None:
+def header_fault(file: ScannedFile) -> Fault | None:
+    """The fault of a file whose header is damaged or of another format; None if it has none."""
     if file.error is not None:
         return "damaged" if file.info is None else "truncated", str(file.error)
     if file.info is None:
         return "other format", (
-            f"{file.path} is no snapshot (a model or a reconstruction, say) and is passed over;"
+            f"{file.path} is not a snapshot (but a model or a reconstruction, say) and is ignored;"
             " move it out of the folder"
         )
     return None
 
 
-def strangers(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:
-    """Snapshots of other runs and models than most are of."""
+def foreign_snapshots(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:
+    """Snapshots that are of another run or model than most of them."""
     faults: dict[Path, Fault] = {}
     if not infos:
         return faults
@@ -39,18 +41,11 @@ def strangers(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:
     shapes = _most_common([tensor_shapes(info) for info in infos if info.run == run])
     for info in infos:
         if info.run != run:
-            faults[info.path] = (
-                "other run",
-                (
-                    f"{info.path} is of run {info.run}, the others are of {run}; move it out of the"
-                    " folder"
-                ),
-            )
+            message = f"{info.path} is of run {info.run}, the others are of {run}"
+            faults[info.path] = "other run", f"{message}; move it out of the folder"
         elif tensor_shapes(info) != shapes:
-            faults[info.path] = (
-                "other shapes",
-                (f"{info.path} holds other tensors than the others; move it out of the folder"),
-            )
+            message = f"{info.path} holds other tensors than the others"
+            faults[info.path] = "other shapes", f"{message}; move it out of the folder"
     return faults
 
 
@@ -59,7 +54,14 @@ def _most_common(values: Sequence[object]) -> object:
 
 
 def byte_faults(infos: Sequence[SnapshotInfo], progress: Progress | None) -> dict[Path, Fault]:
-    """Files whose bytes changed or whose values are not finite; memory of one block."""
+    """Snapshots whose bytes changed or whose values are not finite.
+
+    Every byte is read; memory holds one block at a time.
+
+    Args:
+        infos: Snapshots to read.
+        progress: Called with the bytes read and the total after each block.
+    """
     faults: dict[Path, Fault] = {}
     total, done = sum(info.header.data_bytes for info in infos), 0
     for info in infos:
@@ -73,10 +75,8 @@ def byte_faults(infos: Sequence[SnapshotInfo], progress: Progress | None) -> dic
                 if bad is None and values.is_floating_point() and not _finite(values):
                     bad = name
             if bad is not None:
-                faults[info.path] = (
-                    "not finite",
-                    (f"{info.path} holds NaN or infinity in {bad}; remove it"),
-                )
+                message = f"{info.path} holds NaN or infinity in {bad}; remove it"
+                faults[info.path] = "not finite", message
         except (ValueError, OSError) as error:
             faults[info.path] = "corrupted", str(error)
         done = end
@@ -86,56 +86,67 @@ def byte_faults(infos: Sequence[SnapshotInfo], progress: Progress | None) -> dic
 
 
 def _finite(values: torch.Tensor) -> bool:
-    # A sum is finite only if all terms are; it is several times faster than asking each.
+    # A finite sum means that all terms are finite, and is several times faster than testing each.
     return bool(torch.isfinite(values.sum(dtype=torch.float64))) or bool(
         torch.isfinite(values).all()
     )
 
 
 def duplicates(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:
+    """Snapshots that hold an average which an earlier one in the list holds too."""
     faults: dict[Path, Fault] = {}
     seen: dict[tuple[int, float], SnapshotInfo] = {}
     for info in infos:
         first = seen.setdefault((info.nimg, info.gamma), info)
         if first is not info:
             values = "the same" if first.header.digest == info.header.digest else "OTHER"
-            what = (
-                f"{info.path} and {first.path.name} both hold sigma_rel {info.sigma_rel:g}"
-                f" at nimg = {info.nimg}, with {values} values; remove one"
+            faults[info.path] = (
+                "duplicate",
+                (
+                    f"{info.path} and {first.path.name} both hold sigma_rel {info.sigma_rel:g}"
+                    f" at nimg = {info.nimg}, with {values} values; remove one"
+                ),
             )
-            faults[info.path] = "duplicate", what
     return faults
 
 
-def missing(
-    ours: Sequence[SnapshotInfo], thinned: set[tuple[int, float]]
+def missing_averages(
+    infos: Sequence[SnapshotInfo], thinned: set[tuple[int, float]]
 ) -> list[tuple[str, tuple[PowerFunction, ...]]]:
-    """Averages that the times and lengths of the others let expect; a stretch is one finding."""
-    there = {(info.nimg, info.gamma) for info in ours} | thinned
-    times = np.array(sorted({t for t, _ in there}))
-    gammas = sorted({g for _, g in there}, reverse=True)
+    """Averages that are missing, judged by the times and lengths of the others.
+
+    Args:
+        infos: Snapshots of the run, in whatever state.
+        thinned: (nimg, gamma) of the snapshots that were deleted on purpose.
+
+    Returns:
+        A message and the missing averages, for each gap; consecutive times are one gap.
+    """
+    present = {(info.nimg, info.gamma) for info in infos} | thinned
+    times = np.array(sorted({t for t, _ in present}))
+    gammas = sorted({g for _, g in present}, reverse=True)
     findings = []
     for t in times.tolist():
-        lost = tuple(PowerFunction(g, t) for g in gammas if (t, g) not in there)
+        lost = tuple(PowerFunction(g, t) for g in gammas if (t, g) not in present)
         if lost:
             widths = ", ".join(f"{p.sigma_rel:g}" for p in lost)
-            what = f"sigma_rel {widths} is missing at nimg = {t}, where others are; restore it"
-            findings.append((what, lost))
-    starts = 0 if all(info.start_nimg == 0 for info in ours) else None
-    for stretch in _gaps(times if starts is None else np.append(starts, times)):
-        lost = tuple(PowerFunction(g, t) for t in stretch for g in gammas)
-        where = f"nimg = {stretch[0]}"
-        if len(stretch) > 1:
-            where = f"{len(stretch)} times from nimg = {stretch[0]} to {stretch[-1]}"
-        what = f"all averages are missing at {where}, where the cadence has a gap; restore them"
-        findings.append((what, lost))
+            message = f"sigma_rel {widths} is missing at nimg = {t}, where others are; restore it"
+            findings.append((message, lost))
+    from_start = all(info.start_nimg == 0 for info in infos)
+    for gap in _gaps(np.append(0, times) if from_start else times):
+        lost = tuple(PowerFunction(g, t) for t in gap for g in gammas)
+        where = f"nimg = {gap[0]}"
+        if len(gap) > 1:
+            where = f"{len(gap)} times from nimg = {gap[0]} to {gap[-1]}"
+        message = f"all averages are missing at {where}, where the cadence has a gap; restore them"
+        findings.append((message, lost))
     return findings
 
 
 def _gaps(times: NDArray[np.int64]) -> list[list[int]]:
-    """Times missing from a regular cadence; none if it is not regular.
+    """Times that are missing from a regular cadence; none if the cadence is not regular.
 
-    A cadence that is no multiple of the batch size makes steps differ by up to half.
+    If the cadence is not a multiple of the batch size, steps differ by up to half.
     """
     steps = np.diff(times)
     if len(steps) < 3:

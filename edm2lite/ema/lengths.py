@@ -1,30 +1,31 @@
 """EMA lengths in the units that people use: gamma, sigma_rel, half-life, decay, window.
 
-Three kinds of averages are meant by these: the power function of Eq. 1, the EMA of constant decay,
-and the plain mean of a window. None is a case of another (but that gamma = 0 is the window of the
-whole run), so that "as long as" needs a measure of length. Three are common; with the age of a
-weight, the training time from it until now, as a fraction of the training time so far:
+These describe three kinds of averages: the power function (Eq. 1), the EMA of constant decay, and
+the plain mean of a window. None is a special case of another (except that gamma = 0 is the window
+of the whole run), so "equally long" needs a measure of length. Three are common. Let the age of a
+weight be the training time from that weight until now, as a fraction of the training time so far:
 
     measure                  power function               half-life h   window w
     width   std of the age   Eq. 123, sigma_rel           h / ln 2      w / sqrt(12)
     mean    of the age       1 / (gamma + 2)              h / ln 2      w / 2
     median  of the age       1 - 2 ** (-1 / (gamma + 1))  h             w / 2
 
-For large gamma the power function becomes the exponential of rate gamma + 1, and the three agree on
-its half-life.
+For large gamma the power function becomes the exponential of rate gamma + 1, and the three measures
+agree on its half-life.
 
 Note [finite run]: an EMA of constant decay is measured as if training had no beginning, so that its
-length does not depend on how long it ran. A real one starts from the initial weights, and still
+length does not depend on how long it ran. A real one starts from the initial weights and still
 holds the share ``initial_share`` of them; its median is the same. NumPy only.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edm2lite.ema.profile import (
+from edm2lite.ema.formulas import (
     SIGMA_REL_MAX,
     decay_to_half_life,
     gamma_to_sigma_rel,
@@ -34,21 +35,31 @@ from edm2lite.ema.profile import (
 Measure = Literal["width", "mean", "median"]
 MEASURES: tuple[Measure, ...] = ("width", "mean", "median")
 HALF_LIFE: dict[Measure, float] = {"width": math.log(2), "mean": math.log(2), "median": 1.0}
-"""Half-life of an EMA of constant decay / its measure."""
+"""Half-life of an EMA of constant decay, divided by its length in each measure."""
 WINDOW: dict[Measure, float] = {"width": 12**0.5, "mean": 2.0, "median": 2.0}
-"""Width of a window / its measure."""
+"""Width of a window, divided by its length in each measure."""
 
 
 @dataclass(frozen=True)
 class Length:
-    """A power-function average, and how long others are that are as long by one measure.
+    """The length of a power-function average, and of other averages that are equally long.
 
-    Lengths are fractions of the training time so far; methods that take ``nimg`` return images (or
-    whatever ``nimg`` and ``batch_size`` are counted in: tokens, updates).
+    Lengths are fractions of the training time so far. Where a method takes ``nimg`` or
+    ``batch_size``, both may count anything: images, tokens, updates.
 
     Attributes:
-        gamma: Exponent, >= 0.
-        by: The measure in which half-life and window agree with it.
+        gamma: Exponent of the power function, >= 0.
+        by: Measure by which averages count as equally long: ``width``, ``mean`` or ``median``.
+
+    Raises:
+        ValueError: If ``gamma`` is negative or not finite, or ``by`` is not a measure.
+
+    Example:
+        >>> length = Length.of_decay(0.9999, nimg=2**26, batch_size=256)
+        >>> round(length.sigma_rel, 4), round(length.gamma, 2)
+        (0.0381, 23.2)
+        >>> round(Length.of_sigma_rel(0.10).half_life, 4)  # as a fraction of the training time
+        0.0693
     """
 
     gamma: float
@@ -61,28 +72,52 @@ class Length:
 
     @classmethod
     def of_sigma_rel(cls, sigma_rel: float, by: Measure = "width") -> Length:
-        """The average of relative width ``sigma_rel``, in (0, 0.2887)."""
+        """The length of the power function of relative width ``sigma_rel``, in (0, 0.2887)."""
         return cls(float(sigma_rel_to_gamma(sigma_rel)), by)
 
     @classmethod
     def of_half_life(cls, half_life: float, nimg: float, by: Measure = "width") -> Length:
-        """The power function as long, at ``nimg``, as the EMA that halves every ``half_life``."""
+        """The length at ``nimg`` of the EMA whose weights halve every ``half_life`` images.
+
+        Args:
+            half_life: Half-life in images, > 0.
+            nimg: Training time in images, > 0.
+            by: Measure by which the power function and this EMA are equally long.
+
+        Raises:
+            ValueError: If no power function is that long.
+        """
         return cls(_gamma_of("half-life", half_life / nimg, HALF_LIFE, by), by)
 
     @classmethod
     def of_decay(
         cls, decay: float, nimg: float, batch_size: float, by: Measure = "width"
     ) -> Length:
-        """The power function as long, at ``nimg``, as the EMA that keeps ``decay`` per update.
+        """The length at ``nimg`` of the EMA that keeps ``decay`` of itself per update.
 
         Args:
-            decay: In (0, 1), applied once per ``batch_size`` images.
+            decay: Weight of the previous average in an update, in (0, 1).
+            nimg: Training time in images, > 0.
+            batch_size: Images between two updates of the average, > 0.
+            by: Measure by which the power function and this EMA are equally long.
+
+        Raises:
+            ValueError: If the decay is not between 0 and 1, or no power function is that long.
         """
         return cls.of_half_life(decay_to_half_life(decay, batch_size), nimg, by)
 
     @classmethod
     def of_window(cls, window: float, nimg: float, by: Measure = "width") -> Length:
-        """The power function as long, at ``nimg``, as the mean of the last ``window``."""
+        """The length at ``nimg`` of the plain mean of the last ``window`` images.
+
+        Args:
+            window: Width of the window in images, > 0.
+            nimg: Training time in images, > 0.
+            by: Measure by which the power function and the window are equally long.
+
+        Raises:
+            ValueError: If no power function is that long.
+        """
         return cls(_gamma_of("window", window / nimg, WINDOW, by), by)
 
     @property
@@ -92,31 +127,39 @@ class Length:
 
     @property
     def mean_age(self) -> float:
-        """How far before now the centre of mass of the power function lies."""
+        """Mean age under the power function: the distance from now to its center of mass."""
         return measure(self.gamma, "mean")
 
     @property
     def median_age(self) -> float:
-        """Half of the power function is younger than this."""
+        """Median age under the power function: half of its weight is younger than this."""
         return measure(self.gamma, "median")
 
     @property
     def half_life(self) -> float:
-        """Half-life of the EMA of constant decay that is as long."""
+        """Half-life of the EMA of constant decay that is equally long."""
         return HALF_LIFE[self.by] * measure(self.gamma, self.by)
 
     @property
     def window(self) -> float:
-        """Width of the window that is as long; at most 1."""
+        """Width of the window that is equally long, at most 1."""
         return min(WINDOW[self.by] * measure(self.gamma, self.by), 1.0)
 
     @property
     def initial_share(self) -> float:
-        """What that EMA still holds of the initial weights. Note [finite run]."""
+        """Share of the initial weights that this EMA still holds; see Note [finite run]."""
         return float(2 ** (-1 / self.half_life))
 
     def decay(self, nimg: float, batch_size: float) -> float:
-        """What that EMA keeps of itself per update at ``nimg``: ``2 ** (-batch_size / h)``."""
+        """Decay per update of the equally long EMA: ``2 ** (-batch_size / half-life)``.
+
+        Args:
+            nimg: Training time in images, > 0.
+            batch_size: Images between two updates of the average, > 0.
+
+        Raises:
+            ValueError: If one of them is not positive.
+        """
         if not (nimg > 0 and batch_size > 0):
             raise ValueError(
                 f"nimg and batch_size must be positive, got {nimg:g} and {batch_size:g}"
@@ -125,7 +168,16 @@ class Length:
 
 
 def measure(gamma: float, by: Measure) -> float:
-    """Length of the power function by a measure, as a fraction of the training time."""
+    """Length of a power function in one measure, as a fraction of the training time.
+
+    Args:
+        gamma: Exponent, >= 0.
+        by: ``width``, ``mean`` or ``median``.
+
+    Example:
+        >>> measure(6.0, "mean")
+        0.125
+    """
     if by == "width":
         return float(gamma_to_sigma_rel(gamma))
     if by == "mean":
@@ -133,11 +185,53 @@ def measure(gamma: float, by: Measure) -> float:
     return -math.expm1(-math.log(2) / (gamma + 1))
 
 
+def widths_and_exponents(
+    sigma_rels: Sequence[float] | None, gammas: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The lengths of tracked averages, given in one of the two forms, in both.
+
+    Args:
+        sigma_rels: Relative widths, each in (0, 0.2887). [default: 0.05 and 0.10]
+        gammas: Exponents >= 0, in place of ``sigma_rels``.
+
+    Returns:
+        Relative widths and exponents.
+
+    Raises:
+        ValueError: If both are given, there is no length, one is out of range, or two are equal to
+            5 decimals of sigma_rel, as which they appear in file names.
+
+    Example:
+        >>> widths_and_exponents(None, [0.0])
+        ((0.28867513459481287,), (0.0,))
+    """
+    if sigma_rels is not None and gammas is not None:
+        raise ValueError("give either sigma_rels or gammas, not both")
+    if gammas is None:
+        widths = tuple(map(float, (0.05, 0.10) if sigma_rels is None else sigma_rels))
+        exponents = tuple(float(sigma_rel_to_gamma(s)) for s in widths)
+    else:
+        exponents = tuple(map(float, gammas))
+        widths = tuple(float(gamma_to_sigma_rel(g)) for g in exponents)
+    if not widths or len({f"{s:.5f}" for s in widths}) < len(widths):
+        raise ValueError(
+            f"lengths must be distinct to 5 decimals of sigma_rel and at least one, got {widths}"
+        )
+    return widths, exponents
+
+
 def _gamma_of(name: str, length: float, per_measure: dict[Measure, float], by: Measure) -> float:
-    """Exponent of the power function as long as ``length``, given as a fraction."""
+    """Exponent of the power function that is as long as an average of another kind.
+
+    Args:
+        name: Kind of the other average, for the error message.
+        length: Half-life or window as a fraction of the training time.
+        per_measure: ``HALF_LIFE`` or ``WINDOW``.
+        by: Measure in which both are equally long.
+    """
     scale = per_measure[by]
     longest = scale * measure(0.0, by)
-    if not 0 < length <= longest * (1 + 1e-12):  # rounding of the whole run's window
+    if not 0 < length <= longest * (1 + 1e-12):  # a window of the whole run, rounded
         raise ValueError(
             f"a {name} must be positive and at most {longest:.4g} of the training time, got"
             f" {length:.4g} of it: no power function is longer (by {by}) than the mean of the"

@@ -1,7 +1,7 @@
-"""Variance components by maximum likelihood, and whether they describe what was measured. NumPy.
+"""Variance components by maximum likelihood, and a check of how well they describe the data.
 
-The components are kernels [3 J + 1, k, k] of the covariance of k differences: three families of
-J pieces of the run (walk, white noise, excursions) and the drift.
+The components are kernels [3 J + 1, k, k] of the covariance of k differences: three families (walk,
+white noise, excursions) with one kernel for each of J pieces of the run, and the drift. NumPy only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,25 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_PRIOR = 0.01  # weight of a rate's neighbours in time, in contrasts; decides where data are silent
+_PRIOR = 0.01  # weight of a rate's neighbors in time, in contrasts; decides where data are silent
 _SHAPE = 1.25  # root mean square of whitened covariances up to which the model is trusted
-_TRUSTED = 0.9, 1.1  # a held-out average may be missed by so much of what was predicted
+_TRUSTED = 0.9, 1.1  # accepted error of held-out averages, relative to the predicted error
 
 
-def equal_shares(kernels: Array, smooth: bool) -> Array:
-    """Rates with which every family explains as much; white noise is not smooth."""
+def balanced_rates(kernels: Array, smooth: bool) -> Array:
+    """Rates with which every family contributes equally to the trace of the covariance.
+
+    Args:
+        kernels: [3 J + 1, k, k] covariances at unit rates.
+        smooth: Whether movements are smooth; white noise then has the rate 0.
+
+    Returns:
+        [3 J + 1] rates, a starting point for :func:`fit_rates`.
+
+    Example:
+        >>> balanced_rates(np.stack([np.eye(2)] * 4), smooth=False)
+        array([0.16666667, 0.16666667, 0.16666667, 0.16666667])
+    """
     traces, rates = np.trace(kernels, axis1=1, axis2=2), np.zeros(len(kernels))
     families = [f for i, f in enumerate(_families(len(kernels))) if not (smooth and i == 1)]
     for family in families:
@@ -27,17 +39,31 @@ def equal_shares(kernels: Array, smooth: bool) -> Array:
 
 
 def fit_rates(kernels: Array, noise: Array, measured: Array, rates: Array, steps: int) -> Array:
-    """Rates of all kernels; the noise has its own strength.
+    """Rates of kernels under which the measured covariance is the most likely.
+
+    Each update multiplies every rate by ``sqrt(trace(K C**-1 S C**-1) / trace(K C**-1))``, with the
+    kernel K, the model covariance C and the measured covariance S. It raises the likelihood and
+    keeps rates non-negative. A weak prior ties each rate to its neighbors in time.
 
     Args:
-        kernels: [..., J, k, k], each set of kernels a model of its own.
-        noise, measured: [k, k].
-        rates: [..., J] to start from.
+        kernels: [..., J, k, k] covariances at unit rates; each set of J is a model of its own.
+        noise: [k, k] covariance that is added with fixed strength.
+        measured: [k, k] covariance S of the data.
+        rates: [..., J] rates to start from.
         steps: Number of updates.
+
+    Returns:
+        [..., J] rates >= 0.
+
+    Example:
+        >>> kernels = np.stack([np.eye(3)] * 4)
+        >>> rates = fit_rates(kernels, np.zeros((3, 3)), 4 * np.eye(3), np.full(4, 0.1), steps=50)
+        >>> round(float(rates.sum()), 2)
+        4.0
     """
     shape = kernels.shape[-2:]
     flat = kernels.reshape(*rates.shape, -1)  # [..., J, k * k]
-    before, after = _neighbours(rates.shape[-1])
+    before, after = _neighbors(rates.shape[-1])
     for _ in range(steps):
         moved = (rates[..., None, :] @ flat).reshape(*rates.shape[:-1], *shape)
         inverse = _inverse(moved + noise)
@@ -53,21 +79,42 @@ def fit_rates(kernels: Array, noise: Array, measured: Array, rates: Array, steps
     return rates
 
 
-def unlikelihood(covariance: Array, measured: Array) -> float:
-    """``log det C + trace C**-1 S``, minus 2 / n of the log likelihood of n samples."""
+def deviance(covariance: Array, measured: Array) -> float:
+    """``log det C + trace C**-1 S``, -2 / n times the log likelihood of n samples plus a constant.
+
+    Args:
+        covariance: C [k, k], of the model.
+        measured: S [k, k], of the samples.
+
+    Example:
+        >>> deviance(np.eye(2), np.eye(2)) < deviance(2 * np.eye(2), np.eye(2))
+        True
+    """
     regular = covariance + 1e-12 * np.eye(len(covariance))
     return float(np.linalg.slogdet(regular)[1] + np.sum(_inverse(covariance) * measured))
 
 
 def misfit_of(basis: Array, covariance: Array, measured: Array) -> float:
-    """Factor by which predictions must grow; 1 where the model describes the averages.
+    """Factor >= 1 by which predicted errors must grow; 1 if the model describes the averages.
 
-    Two signs of a wrong model count. Over all differences of the averages the whitened covariance
-    has mean square 1 if the model is true, and up to 1.5 on networks that it describes. And each
-    average is left out and predicted from the others with the least error that the model knows: the
-    residual is ``(Q averages)_i / Q_ii`` of expected square ``1 / Q_ii`` with the inverse
-    covariance Q. Errors that are not of the size expected, in either direction, betray a model
-    under which other errors will not be either.
+    Two signs of a wrong model count. First, the whitened covariance of the differences has mean
+    square 1 if the model is true, and up to 1.5 on networks that it describes well. Second, each
+    average is left out and predicted from the others with the smallest error possible under the
+    model: with the inverse covariance Q, the residual is ``(Q averages)_i / Q_ii``, of expected
+    square ``1 / Q_ii``. If these errors are not of the expected size, in either direction, other
+    predictions of the model will be wrong too.
+
+    Args:
+        basis: [k, K] differences as combinations of the K averages; rows sum to 0.
+        covariance: [k, k] of the differences under the model.
+        measured: [k, k] of the differences in the data.
+
+    Example:
+        >>> basis = np.array([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]])
+        >>> misfit_of(basis, np.eye(2), np.eye(2))
+        1.0
+        >>> round(misfit_of(basis, np.eye(2), 4 * np.eye(2)), 2)
+        5.82
     """
     inverse = _inverse(covariance)
     explained = inverse @ measured
@@ -77,23 +124,26 @@ def misfit_of(basis: Array, covariance: Array, measured: Array) -> float:
     held_out = float(np.sqrt(np.mean(residual / np.maximum(expected, 1e-300))))
     low, high = _TRUSTED
     surprise = max(1.0, held_out / high, low / max(held_out, 1e-3))
-    return max(1.0, np.sqrt(mean_square) / _SHAPE) * surprise
+    return max(1.0, float(np.sqrt(mean_square)) / _SHAPE) * surprise
 
 
 def _families(count: int) -> list[slice]:
-    """Where the walk, the white part, the excursions and the drift are among the rates."""
+    """Positions of the walk, the white noise, the excursions and the drift among the rates."""
     pieces = (count - 1) // 3
     return [slice(i * pieces, (i + 1) * pieces) for i in range(3)] + [slice(3 * pieces, count)]
 
 
 def _inverse(covariance: Array) -> Array:
     lower = np.linalg.cholesky(covariance + 1e-12 * np.eye(covariance.shape[-1]))
-    half = np.linalg.inv(lower)
+    half: Array = np.linalg.inv(lower)
     return half.swapaxes(-1, -2) @ half
 
 
-def _neighbours(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of the rates before and after each in its family; at an end, of the one there is."""
+def _neighbors(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of the rates before and after each rate in its family.
+
+    At an end of a family, both are the only neighbor.
+    """
     before, after = [], []
     for family in _families(count):
         inner = np.arange(family.start, family.stop)

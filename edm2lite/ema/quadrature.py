@@ -1,4 +1,7 @@
-"""Integrals over a training run, and what a memory does to their integrands. NumPy and SciPy."""
+"""Integrals over a training run, and the smoothing of integrands by a memory.
+
+NumPy and SciPy only.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,23 @@ _POINTS, _POINT_WEIGHTS = (
 
 
 def quadrature_nodes(times: ArrayLike, end: float) -> tuple[Array, Array]:
-    """Times in (0, end) and their weights in images: Gauss-Legendre between all ``times``.
+    """Nodes and weights of a quadrature over (0, end): Gauss-Legendre with 3 points per cell.
 
-    Profiles are smooth between the ends of averages. Further breaks keep cells short compared
-    with the age and with distance to the end, where the short averages live.
+    Profiles are smooth between the ends of averages, so every end is a boundary of a cell. Further
+    boundaries keep cells short compared with the time so far, and near the end of the run, where
+    short averages have their weight.
+
+    Args:
+        times: Ends of averages in images, > 0.
+        end: End of the run in images.
+
+    Returns:
+        Times [M] in (0, end) and weights [M], both in images. M is a multiple of 3.
+
+    Example:
+        >>> times, weights = quadrature_nodes([500, 1000], end=1000)
+        >>> round(float(times**2 @ weights), 2)  # the integral of t**2: 1000**3 / 3
+        333333333.33
     """
     times = np.unique(np.append(np.asarray(times, np.float64), end))
     first = times[0]
@@ -38,31 +54,42 @@ def quadrature_nodes(times: ArrayLike, end: float) -> tuple[Array, Array]:
     return (breaks[:-1, None] + cell * _POINTS).ravel(), (cell * _POINT_WEIGHTS).ravel()
 
 
-def remembered(values: Array, weights: Array, memory: float) -> Array:
-    """Mean of ``f`` over the times that follow, ``int_0^inf f(t + a) exp(-a / m) da / m``.
+def lookahead_mean(values: Array, weights: Array, memory: float) -> Array:
+    """Exponentially weighted mean over later times, ``g(t) = int_0^inf f(t + a) exp(-a/m) da/m``.
 
-    Noise of the moment t that is felt with this memory enters an average through this mean of the
-    average's weights. f is 0 after the last cell. Exact where f is quadratic in each cell.
+    If f is the weight of an average, noise that arises at t and decays with this memory enters the
+    average with the weight g(t). f is 0 after the last cell. Exact where f is quadratic in each
+    cell.
 
     Args:
-        values: [K, M] f at the times of :func:`quadrature_nodes`.
-        weights: [M] their weights, in images.
+        values: [K, M] values of f at the nodes of :func:`quadrature_nodes`.
+        weights: [M] weights of the nodes, in images.
         memory: m > 0 in images.
+
+    Returns:
+        [K, M] values of g at the nodes.
+
+    Example:
+        >>> times, weights = quadrature_nodes([1.0], end=1.0)
+        >>> g = lookahead_mean(np.ones((1, len(times))), weights, memory=0.5)
+        >>> bool(np.allclose(g, 1 - np.exp((times - 1) / 0.5)))  # f is 1 up to t = 1
+        True
     """
     within, felt, kept = _memory(weights.tobytes(), memory)
-    inside = np.einsum("kcj,cpj->kcp", values.reshape(len(values), -1, len(_POINTS)), within)
+    inside: Array = np.einsum("kcj,cpj->kcp", values.reshape(len(values), -1, len(_POINTS)), within)
     later = (inside[:, :, -1] @ kept)[:, :, None] * felt
     return (inside[:, :, :-1] + later).reshape(values.shape)
 
 
 @functools.lru_cache(maxsize=16)
 def _memory(weights: bytes, memory: float) -> tuple[Array, Array, Array]:
-    """The parts of :func:`remembered` that do not depend on f; fits use few memories again.
+    """The parts of :func:`lookahead_mean` that do not depend on f, cached: a fit has few memories.
 
     Returns:
-        [C, 4, 3]: what f at the nodes of a cell adds to the mean from a node, or from the left
-        edge, until the right edge; [C, 3]: how much of what follows the cell is felt at a node;
-        [C, C]: how much of what begins at the left edge of i is felt at the right edge of j.
+        [C, 4, 3]: contribution of f at the 3 nodes of a cell to the mean at each node, and at the
+        left edge, up to the right edge of the cell.
+        [C, 3]: factor at each node on the contribution of all later cells.
+        [C, C]: factor on the contribution of cell i, from its left edge, at the right edge of j.
     """
     cell = np.frombuffer(weights).reshape(-1, len(_POINTS)).sum(axis=1)
     at = np.append(_POINTS, 0.0)  # the nodes of a cell and its left edge

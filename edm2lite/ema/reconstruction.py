@@ -1,4 +1,4 @@
-"""Rebuilds averages of any length from the snapshots of a run, all in one pass over the files."""
+"""Rebuilds averages of any length from the snapshots of a run, in one pass over the files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.ema.profile import Profile
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import Reconstruction, plan_targets
-from edm2lite.ema.workers import Crew
+from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, as_bytes, read_header
 
 
@@ -31,23 +32,44 @@ def reconstruct(
     solver: str = "calibrated",
     progress: Progress | None = None,
 ) -> Iterator[Reconstruction]:
-    """Rebuild averages; yields one result per target in the order asked.
+    """Rebuild averages of any length from snapshots.
+
+    Give the averages by one of ``sigma_rel``, ``gamma`` and ``profiles``.
 
     Args:
-        source: A run, a folder of snapshots, or their list.
+        source: A run, a folder of snapshots, or a list of snapshots.
         sigma_rel: Relative widths, each in (0, 0.2887).
-        gamma: Exponents >= 0, in place of ``sigma_rel``.
-        profiles: Averages of any shape, in place of both; they say themselves where they end.
-        nimg: End of the averages in images; some snapshot must end there. [default: the latest]
-        out: Folder for the files, named ``ema-<sigma_rel>-<nimg>.safetensors``; without it the
-            results carry their ``state_dict``.
+        gamma: Exponents >= 0.
+        profiles: Averages of any shape. Each determines its own end, so ``nimg`` is not given.
+        nimg: End of the averages in images; a snapshot must end there. [default: the latest]
+        out: Folder for the files, named ``ema-<sigma_rel>-<nimg>.safetensors``. Without it the
+            results are in memory.
         dtype: Floating-point type of the results; its rounding is in their predicted errors.
         solver: ``calibrated``, or ``paper`` (Algorithm 3).
-        progress: Called with (bytes read, bytes in all) after each block.
+        progress: Called with the bytes read and the total after each block.
+
+    Yields:
+        One result per average, in the order in which they are given, with its ``state_dict``, or
+        with its ``path`` if ``out`` is given.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`plan_targets`; a snapshot is damaged, or ``out`` is
-            the folder that holds the snapshots. No output file is written then.
+        FileNotFoundError: If there are no snapshots.
+        ValueError: If an average is out of range, a snapshot is damaged, or ``out`` is the folder
+            of the snapshots. No output file is written then.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.ema import PowerFunctionEMA
+        >>> weights, run = {"w": torch.ones(3)}, tempfile.mkdtemp()
+        >>> ema = PowerFunctionEMA(weights)  # tracks sigma_rel 0.05 and 0.10
+        >>> for step in range(1, 9):
+        ...     weights["w"] += 1
+        ...     ema.update(64 * step)
+        ...     _ = ema.save_snapshots(f"{run}/snapshots")
+        >>> for result in reconstruct(run, sigma_rel=[0.07, 0.12]):
+        ...     print(result.sigma_rel, result.state_dict["w"][0] < 9, result.predicted_error < 0.1)
+        0.07 tensor(True) True
+        0.12 tensor(True) True
     """
     plans = plan_targets(
         source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, nimg=nimg, solver=solver
@@ -63,14 +85,30 @@ def build(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Iterator[Reconstruction]:
-    """Carry out plans made by one call of :func:`plan_targets`, in one pass over their inputs.
+    """Carry out plans from one call of :func:`edm2lite.ema.plan_targets`, in one pass.
 
     Args:
-        plans: All or some of them.
-        out, dtype, progress: As :func:`reconstruct`.
+        plans: All plans of the call, or some of them.
+        out: Folder for the files. Without it the results are in memory.
+        dtype: Floating-point type of the results.
+        progress: Called with the bytes read and the total after each block.
+
+    Yields:
+        Each plan, completed by its ``state_dict`` or ``path``.
 
     Raises:
-        ValueError: As :func:`reconstruct`.
+        ValueError: If a snapshot is damaged, or ``out`` is the folder of the snapshots. No output
+            file is written then.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.ema import PowerFunctionEMA
+        >>> ema, run = PowerFunctionEMA({"w": torch.ones(3)}), tempfile.mkdtemp()
+        >>> ema.update(nimg=64)
+        >>> _ = ema.save_snapshots(run)
+        >>> (result,) = build(plan_targets(run, sigma_rel=0.10))
+        >>> result.state_dict
+        {'w': tensor([1., 1., 1.])}
     """
     headers = [info.header for info in plans[0].inputs]
     specs = {
@@ -84,37 +122,37 @@ def build(
         return
     paths = output_paths(Path(out), plans)
     with ExitStack() as stack:
-        crew = stack.enter_context(Crew())
+        pool = stack.enter_context(WorkerPool())
         writers = [
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
             for path, plan in zip(paths, plans, strict=True)
         ]
         tasks: dict[tuple[int, torch.Size], list[tuple[TensorWriter, memoryview]]] = {}
-        for _, values in weighted_sums(headers, weights, crew, dtype=dtype, progress=progress):
+        for _, values in weighted_sums(headers, weights, pool, dtype=dtype, progress=progress):
             memory = values.data_ptr(), values.shape
             if memory not in tasks:
                 if len(tasks) > 2:
                     tasks.clear()
                 tasks[memory] = [(w, as_bytes(v)) for w, v in zip(writers, values, strict=True)]
-            crew.add(_append, tasks[memory])
-        crew.run()
+            pool.add(_append, tasks[memory])
+        pool.run()
     for plan, path in zip(plans, paths, strict=True):
         yield dataclasses.replace(plan, path=path)
 
 
 def _in_memory(
     headers: Sequence[Header],
-    weights: np.ndarray,
+    weights: NDArray[np.float64],
     specs: Mapping[str, TensorSpec],
     progress: Progress | None,
 ) -> list[dict[str, Tensor]]:
-    """The tensors of each row of ``weights``."""
+    """The rebuilt tensors for each row of ``weights``."""
     states = [
         {name: torch.empty(spec.numel, dtype=spec.dtype) for name, spec in specs.items()}
         for _ in weights
     ]
-    with Crew() as crew:
-        for parts, values in weighted_sums(headers, weights, crew, progress=progress):
+    with WorkerPool() as pool:
+        for parts, values in weighted_sums(headers, weights, pool, progress=progress):
             for part in parts:
                 count = part.last - part.first
                 for state, row in zip(states, values[:, part.first : part.last], strict=True):
@@ -130,10 +168,14 @@ def _append(worker: int, task: tuple[TensorWriter, memoryview]) -> None:
 
 
 def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
-    """File of each target in ``out``.
+    """The files in ``out`` that the results of some plans are written to.
+
+    Args:
+        out: Folder for the results.
+        plans: Plans from one call of :func:`edm2lite.ema.plan_targets`.
 
     Raises:
-        ValueError: ``out`` is where the snapshots are, or two targets share a name.
+        ValueError: If ``out`` is the folder of the snapshots, or two plans have the same file name.
     """
     if any(info.path.resolve().parent == out.resolve() for info in plans[0].inputs):
         raise ValueError(
@@ -152,12 +194,18 @@ def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
 
 
 def is_current(path: Path, plan: Reconstruction, dtype: torch.dtype) -> bool:
-    """Whether ``path`` already holds this reconstruction: same inputs, coefficients and dtype."""
+    """Whether a file already holds a reconstruction: the same inputs, coefficients and dtype.
+
+    Args:
+        path: The file; it need not exist.
+        plan: The reconstruction.
+        dtype: Floating-point type of the result.
+    """
     if not path.is_file():
         return False
     try:
         header = read_header(path)
     except ValueError:
-        return False  # damaged: it is written anew
+        return False  # damaged: the file is written again
     same_type = all(s.dtype == dtype for s in header.tensors.values() if s.dtype.is_floating_point)
     return same_type and plan.metadata.items() <= header.metadata.items()

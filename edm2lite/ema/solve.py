@@ -1,8 +1,9 @@
-"""Coefficients that turn stored averages into an average of another length. NumPy and SciPy only.
+"""Coefficients that combine stored averages into an average of another length.
 
 A reconstruction is ``sum_i x_i theta_i`` over the stored averages i. :func:`solve_paper` chooses x
-from the profiles alone (Algorithm 3). :func:`solve_calibrated` minimises the expected error of the
-weights under a model of how they moved and of how they were rounded, and says what error is left.
+from the profiles alone (Algorithm 3). :func:`solve_calibrated` minimizes the expected error of the
+weights, under a model of how they moved and were rounded, and predicts the error that remains.
+NumPy and SciPy only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lstsq
 
 from edm2lite.ema.blas import on_one_thread
-from edm2lite.ema.profile import PowerFunction, Profile, inner_product
+from edm2lite.ema.formulas import inner_product
+from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.trajectory import TrajectoryModel
 
@@ -30,9 +32,13 @@ class Solution:
 
     Attributes:
         coefficients: [K, R] float64; every column sums to 1.
-        predicted_error: [R] error of the weights relative to their L2 norm, as expected by
-            ``model``; without a model the relative L2 error of the profile.
+        predicted_error: [R] expected error of the weights under ``model``, relative to their L2
+            norm; without a model the relative L2 error of the profile.
         model: The trajectory model behind the prediction, or None.
+
+    Example:
+        >>> Solution(np.array([[1.5], [-0.5]]), np.zeros(1)).sum_abs
+        array([2.])
     """
 
     coefficients: Array
@@ -41,8 +47,9 @@ class Solution:
 
     @property
     def sum_abs(self) -> Array:
-        """[R] sum of the absolute coefficients; independent rounding errors grow at most by it."""
-        return np.abs(self.coefficients).sum(axis=0)
+        """Sum [R] of the absolute coefficients, a bound on the growth of rounding errors."""
+        total: Array = np.abs(self.coefficients).sum(axis=0)
+        return total
 
 
 @on_one_thread
@@ -54,17 +61,26 @@ def solve_paper(
 ) -> Solution:
     """Least-squares fit of the profiles (Algorithm 3), divided by the sum of the coefficients.
 
-    Minimises ``int (sum_i x_i p_i - p_target)**2 dt``, closed form for power functions (Eq. 151).
+    Minimizes ``int (sum_i x_i p_i - p_target)**2 dt``, in closed form for power functions
+    (Eq. 151).
 
     Args:
         sources: K stored averages.
-        targets: R averages wanted.
-        model: Predicts the error; the coefficients do not depend on it. Sources must be power
-            functions then.
+        targets: R averages to rebuild.
+        model: Trajectory model that predicts the error; the coefficients do not depend on it. It
+            requires sources that are power functions.
         rounding: [K] or scalar, relative RMS rounding error of the stored numbers, for ``model``.
 
     Raises:
-        ValueError: Nothing to solve, or a source is later than a target.
+        ValueError: If there is no source or no target, or a source is later than a target.
+
+    Example:
+        >>> sources = [PowerFunction.of_width(s, 1000) for s in (0.05, 0.10)]
+        >>> targets = [PowerFunction.of_width(s, 1000) for s in (0.07, 0.10)]
+        >>> solution = solve_paper(sources, targets)
+        >>> np.round(solution.coefficients, 3)
+        array([[0.438, 0.   ],
+               [0.562, 1.   ]])
     """
     _check(sources, targets)
     gram, right, square = _inner_products(sources, targets)
@@ -88,24 +104,34 @@ def solve_calibrated(
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> Solution:
-    """Coefficients of least expected error where they promise a clear gain, else the paper's.
+    """Coefficients of minimum expected error where they promise a clear gain, else the paper's.
 
-    The model is an estimate, so its optimum is trusted only if it halves the error, roughly: the
-    predicted error of the paper's coefficients must be larger by more than ``1.75 + 4 / K``. The
-    fewer averages K the model was learnt from, the more it must promise. (Measured: below that
-    the model's choice was worse in some runs, by up to 1.9 times; above it, in none of 20,000.)
+    The model is an estimate, so its optimum is trusted only if it roughly halves the error: the
+    predicted error of the paper's coefficients must be larger by a factor above ``1.75 + 4 / K``.
+    The fewer averages K the model was fitted to, the larger the gain must be. (Measured: below this
+    factor the model's choice was worse in some runs, by up to 1.9 times; above it, in none of
+    20,000.)
 
     Args:
         sources: K stored averages.
-        targets: R averages wanted, of any shape.
-        model: From :func:`edm2lite.ema.fitting.fit_trajectory`, on these or similar sources.
+        targets: R averages to rebuild, of any shape.
+        model: Result of :func:`edm2lite.ema.trajectory_fit.fit_trajectory` for these or similar
+            sources.
         rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
 
     Raises:
-        ValueError: Nothing to solve, or a source is later than a target.
+        ValueError: If there is no source or no target, or a source is later than a target.
+
+    Example:
+        >>> from edm2lite.ema.planning import random_walk
+        >>> sources = [PowerFunction.of_width(s, 100 * k) for k in (1, 2, 3) for s in (0.05, 0.10)]
+        >>> target = PowerFunction.of_width(0.07, 300)
+        >>> solution = solve_calibrated(sources, [target], random_walk(300, 100), 2.5e-8)
+        >>> round(float(solution.coefficients.sum()), 9), bool(solution.predicted_error[0] < 0.01)
+        (1.0, True)
     """
     paper = solve_paper(sources, targets, model, rounding)
-    best = least_error(sources, targets, model, rounding)
+    best = minimum_error_coefficients(sources, targets, model, rounding)
     error = predicted_error(best, sources, targets, model, rounding)
     clear = paper.predicted_error > (1.75 + 4 / len(sources)) * error
     return Solution(
@@ -115,30 +141,49 @@ def solve_calibrated(
     )
 
 
-def least_error(
+def minimum_error_coefficients(
     sources: Sequence[PowerFunction],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> Array:
-    """[K, R] coefficients that minimise the expected error under ``model``; columns sum to 1.
+    """Coefficients [K, R] that minimize the expected error under a model; columns sum to 1.
 
-    Solves ``argmin_x |A x - b|`` subject to ``sum x = 1`` by a pivoted QR factorisation. The last
-    coefficient is eliminated through differences of neighbours, which keep small what is small.
+    Solves ``argmin_x |A x - b|`` subject to ``sum x = 1`` by a pivoted QR factorization. The
+    constraint is eliminated through differences of neighboring sources, which keeps small
+    differences accurate.
+
+    Args:
+        sources: K stored averages.
+        targets: R averages to rebuild.
+        model: Trajectory model.
+        rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
+
+    Raises:
+        ValueError: If there is no source or no target, or a source is later than a target.
+
+    Example:
+        >>> from edm2lite.ema.planning import random_walk
+        >>> sources = [PowerFunction.of_width(0.10, t) for t in (100, 200)]
+        >>> x = minimum_error_coefficients(sources, [sources[1]], random_walk(200, 100), 0.0)
+        >>> np.round(x[:, 0], 9) + 0.0
+        array([0., 1.])
     """
     _check(sources, targets)
     k = len(sources)
-    have, want, noise = responses(sources, targets, model, rounding)
-    a = np.concatenate([have, noise], axis=1)
-    b = np.concatenate([want, np.zeros((len(targets), noise.shape[1]))], axis=1)
+    stored, wanted, noise = responses(sources, targets, model, rounding)
+    a = np.concatenate([stored, noise], axis=1)
+    b = np.concatenate([wanted, np.zeros((len(targets), noise.shape[1]))], axis=1)
     last = np.eye(k)[-1]
     differences = np.diff(np.eye(k), axis=0)  # [K - 1, K], rows sum to 0
     if k == 1:
         return np.ones((1, len(targets)))
     matrix = (differences @ a).T
     size = np.sqrt((matrix**2).sum(axis=0))
-    size[size <= 1e-10 * size.max()] = np.inf  # nothing but rounding tells the two apart: no step
-    z = lstsq(matrix / size, (b - a[-1]).T, cond=1e-14, lapack_driver="gelsy")[0] / size[:, None]
+    size[size <= 1e-10 * size.max()] = np.inf  # these two differ by rounding alone: no step
+    z: Array = (
+        lstsq(matrix / size, (b - a[-1]).T, cond=1e-14, lapack_driver="gelsy")[0] / size[:, None]
+    )
     return last[:, None] + differences.T @ z
 
 
@@ -149,14 +194,31 @@ def predicted_error(
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> Array:
-    """[R] expected error of the weights, relative to their L2 norm, of any coefficients [K, R].
+    """Expected error [R] of the weights, relative to their L2 norm, for given coefficients.
 
-    ``sqrt(|x V - V_target|**2 + |x B|**2)`` with the movement V and rounding B of ``model``, times
-    the model's misfit. Columns of ``coefficients`` must sum to 1.
+    ``sqrt(|x V - V_target|**2 + |x B|**2)``, with the movement V and the rounding B of the model,
+    times the misfit of the model.
+
+    Args:
+        coefficients: [K, R]; columns must sum to 1.
+        sources: K stored averages.
+        targets: R averages to rebuild.
+        model: Trajectory model.
+        rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
+
+    Example:
+        >>> from edm2lite.ema.planning import random_walk
+        >>> stored, target = (PowerFunction.of_width(s, 1000) for s in (0.10, 0.05))
+        >>> model = random_walk(1000, 1000)
+        >>> nearest = predicted_error(np.ones((1, 1)), [stored], [target], model, 0.0)
+        >>> round(float(nearest[0]), 2)  # of using the average of 0.10 in place of 0.05
+        0.12
     """
-    have, want, noise = responses(sources, targets, model, rounding)
-    movement = ((coefficients.T @ have - want) ** 2).sum(axis=1)
-    return model.misfit * np.sqrt(movement + ((coefficients.T @ noise) ** 2).sum(axis=1))
+    stored, wanted, noise = responses(sources, targets, model, rounding)
+    movement = ((coefficients.T @ stored - wanted) ** 2).sum(axis=1)
+    rounding_error = ((coefficients.T @ noise) ** 2).sum(axis=1)
+    error: Array = model.misfit * np.sqrt(movement + rounding_error)
+    return error
 
 
 def responses(
@@ -165,21 +227,32 @@ def responses(
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> tuple[Array, Array, Array]:
-    """Movement of sources [K, M] and targets [R, M], rounding of sources [K, m].
+    """Vectors of the movement of sources [K, M] and targets [R, M], and of the rounding [K, m].
 
-    The squared error of ``x`` is ``|x @ have - want|**2 + |x @ noise|**2``, before the misfit.
+    The expected squared error of coefficients x is ``|x @ stored - wanted|**2 + |x @ noise|**2``
+    with the three results in this order, times the squared misfit of the model.
+
+    Args:
+        sources: K stored averages.
+        targets: R averages to rebuild.
+        model: Trajectory model.
+        rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
     """
     ends = [p.nimg for p in (*sources, *targets)]
     quadrature = quadrature_nodes(ends, max(ends))
-    have = model.response(sources, quadrature)
-    noise = model.rounding_factor(sources, rounding, have)
-    return have, model.response(targets, quadrature), noise
+    stored = model.response(sources, quadrature)
+    noise = model.rounding_factor(sources, rounding, stored)
+    return stored, model.response(targets, quadrature), noise
 
 
 def _inner_products(
     sources: Sequence[Profile], targets: Sequence[Profile]
 ) -> tuple[Array, Array, Array]:
-    """Source-source [K, K], source-target [K, R] and target-itself [R] products of profiles."""
+    """Inner products of the profiles.
+
+    Returns:
+        Sources with sources [K, K], sources with targets [K, R], and targets with themselves [R].
+    """
     k = len(sources)
     powers = [p for p in (*sources, *targets) if isinstance(p, PowerFunction)]
     if len(powers) == k + len(targets):

@@ -1,8 +1,8 @@
-"""Snapshots from after the moment that a run continues from: kept, but never among the others.
+"""Stale snapshots: those that are later than the moment from which a run continues.
 
-They move to ``snapshots/superseded/``, where nothing looks for snapshots. When the run comes past
-the same moment and writes the same bytes again, the copy there goes. One that differs, as on a GPU
-whose sums are not repeatable, stays for its owner to judge.
+They are archived in ``snapshots/superseded/``, where nothing looks for snapshots. When the
+continued run writes the same bytes again, the archived copy is deleted. One that differs, as on a
+GPU whose sums are not reproducible, stays for its owner to judge.
 """
 
 from __future__ import annotations
@@ -12,39 +12,69 @@ import os
 from pathlib import Path
 
 from edm2lite.atomic import sync
-from edm2lite.ema.snapshot import SnapshotInfo, read_info, scan_snapshots, snapshot_path
+from edm2lite.ema.folder import scan_snapshots
+from edm2lite.ema.snapshot import SnapshotInfo, read_info, snapshot_path
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "superseded"
+"""Name of the archive within the folder of the snapshots."""
 
 
-def set_aside(snapshots: Path, nimg: int) -> None:
-    """Move the snapshots of later than ``nimg``, and remove what an interrupted write left."""
+def archive(snapshots: Path, nimg: int) -> None:
+    """Archive the snapshots that are later than ``nimg``, and delete partly written files.
+
+    Args:
+        snapshots: Folder of the snapshots; it need not exist.
+        nimg: Image count from which the run continues.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from edm2lite.ema import PowerFunctionEMA
+        >>> ema, folder = PowerFunctionEMA({"w": torch.ones(3)}, [0.10]), tempfile.mkdtemp()
+        >>> for count in (64, 128):
+        ...     ema.update(count)
+        ...     _ = ema.save_snapshots(folder)
+        >>> archive(Path(folder), nimg=64)
+        >>> [path.name for path in Path(folder, FOLDER).iterdir()]
+        ['ema-0.10000-0000000128.safetensors']
+    """
     if not snapshots.is_dir():
         return
     for partial in snapshots.glob(".*.partial"):
         partial.unlink()
-    later = [s.info for s in scan_snapshots(snapshots) if s.info is not None and s.info.nimg > nimg]
+    files = scan_snapshots(snapshots)
+    later = [file.info for file in files if file.info is not None and file.info.nimg > nimg]
     if not later:
         return
-    aside = snapshots / FOLDER
-    aside.mkdir(exist_ok=True)
+    folder = snapshots / FOLDER
+    folder.mkdir(exist_ok=True)
     for info in later:
-        os.replace(info.path, _free_name(aside, info))
-    sync(aside)
+        os.replace(info.path, _free_name(folder, info))
+    sync(folder)
     sync(snapshots)
     logger.info(
-        "%d snapshots of after nimg = %d, from which the run continues, are now in %s",
-        len(later), nimg, aside,
+        "archived %d snapshots later than nimg = %d, from which the run continues, in %s",
+        len(later), nimg, folder,
     )  # fmt: skip
 
 
-def settle(snapshots: Path) -> list[Path]:
-    """Remove the copies that were written again, bit for bit; the ones that differ are returned."""
-    aside = snapshots / FOLDER
+def delete_reproduced(snapshots: Path) -> list[Path]:
+    """Delete the archived snapshots that the run has written again, bit for bit.
+
+    Args:
+        snapshots: Folder of the snapshots; it need not exist.
+
+    Returns:
+        The archived snapshots that differ from what the run wrote in their place.
+
+    Example:
+        >>> delete_reproduced(Path("runs/none/snapshots"))
+        []
+    """
+    folder = snapshots / FOLDER
     different = []
-    for info in _infos(aside):
+    for info in _infos(folder):
         again = snapshot_path(snapshots, info.sigma_rel, info.nimg)
         if not again.is_file():
             continue
@@ -52,16 +82,16 @@ def settle(snapshots: Path) -> list[Path]:
             info.path.unlink()
         else:
             different.append(info.path)
-    if aside.is_dir() and not any(aside.iterdir()):
-        aside.rmdir()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
     return different
 
 
-def _free_name(aside: Path, info: SnapshotInfo) -> Path:
-    """Where to put a snapshot: over an equal one, or under a new name."""
-    path, k = aside / info.path.name, 2
+def _free_name(folder: Path, info: SnapshotInfo) -> Path:
+    """Where to archive a snapshot: over an equal one, or under a new name."""
+    path, k = folder / info.path.name, 2
     while path.exists() and not _same(info, read_info(path)):
-        path, k = aside / f"{info.path.stem}.{k}.safetensors", k + 1
+        path, k = folder / f"{info.path.stem}.{k}.safetensors", k + 1
     return path
 
 
@@ -70,5 +100,5 @@ def _same(info: SnapshotInfo, other: SnapshotInfo | None) -> bool:
 
 
 def _infos(folder: Path) -> list[SnapshotInfo]:
-    found = scan_snapshots(folder) if folder.is_dir() else []
-    return [s.info for s in found if s.info is not None]
+    files = scan_snapshots(folder) if folder.is_dir() else []
+    return [file.info for file in files if file.info is not None]

@@ -1,8 +1,8 @@
-"""Weighted sums of many tensor files in one pass: read once, check, multiply.
+"""Weighted sums of many tensor files in one pass: each file is read once, checked, and multiplied.
 
 A block of n values of each of K files is a matrix [K, n], and its sums are the product with the
-[R, K] weights, so that more targets cost arithmetic but no reading. While one block is multiplied,
-the next is read. Memory depends on neither K nor R: blocks shrink as they grow.
+weights [R, K], so that more targets cost arithmetic but no reading. While one block is multiplied,
+the next is read. Memory depends on neither K nor R: blocks shrink as these grow.
 """
 
 from __future__ import annotations
@@ -13,56 +13,74 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.ema.blocks import BlockReader, Part, Views
-from edm2lite.ema.workers import Crew
+from edm2lite.ema.blocks import BlockReader, BlockValues, Part
+from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import Header
 
-STRIP_VALUES = 2**15  # of one file, multiplied at a time
-STRIP_BYTES = 3 * 2**20  # of all of them and their sums in float32: they stay in a core's cache
+STRIP_VALUES = 2**15
+"""Largest strip of a block that is multiplied at a time, in values of one file."""
+STRIP_BYTES = 3 * 2**20
+"""Memory of a strip of all files and its sums in float32; it stays in a core's cache."""
 
 Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes to read in total."""
 
 
 def weighted_sums(
     headers: Sequence[Header],
-    weights: np.ndarray,
-    crew: Crew,
+    weights: NDArray[np.float64],
+    pool: WorkerPool,
     *,
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Iterator[tuple[tuple[Part, ...], Tensor]]:
-    """R weighted sums of K files with the same tensors, block by block in file order.
+    """R weighted sums of K files that hold the same tensors, block by block in file order.
+
+    Sums are accumulated in float32. Tensors that are not floating-point are taken from the last
+    file, in their own dtype.
 
     Args:
-        headers: Of the K files; names, shapes and their order must agree.
-        weights: [R, K] float64, each row with the sum 1.
-        crew: Threads that read and multiply. What is added to it between two blocks runs with the
-            next one; run it once more at the end.
-        dtype: Floating-point type of the sums, which are made in float32.
-        progress: Called with (bytes read, bytes in all) after each block.
+        headers: Headers of the K files; names, shapes and their order must agree.
+        weights: [R, K] float64; each row sums to 1.
+        pool: Workers that read and multiply. Tasks added to it between two blocks run with the
+            next block; run it once more at the end.
+        dtype: Floating-point type of the sums.
+        progress: Called with the bytes read and the total after each block.
 
     Yields:
-        (parts, values [R, n] of ``dtype``): which tensors the columns of ``values`` belong to;
-        tensors that are not floating-point come from the last file, in their own dtype. The memory
-        of ``values`` is used again by the block after the next.
+        (parts, values [R, n] of ``dtype``): the tensors that the columns of ``values`` belong to,
+        and their sums. The memory of ``values`` is reused by the block after the next.
 
     Raises:
-        ValueError: A file ends early, or its bytes do not match its digest (found at the end:
-            what was yielded must be thrown away then).
+        ValueError: If a file ends early, or its bytes do not match its digest. The latter is known
+            only after the last block: discard what was yielded then.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from edm2lite.tensorfile import read_header, save_tensors
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> paths = [save_tensors(folder / f"{k}", {"w": torch.ones(2) * k}, {}) for k in (1, 2)]
+        >>> headers = [read_header(path) for path in paths]
+        >>> with WorkerPool(1) as pool:
+        ...     ((parts, values),) = weighted_sums(headers, np.array([[0.25, 0.75]]), pool)
+        >>> parts[0].name, values
+        ('w', tensor([[1.7500, 1.7500]]))
     """
     # Files of one type lie together, so that one copy converts all of them.
     order = sorted(range(len(headers)), key=lambda k: (_kind(headers[k]), k))
     reader = BlockReader([headers[k] for k in order], len(weights))
     outs = [torch.empty(len(weights), reader.block_values, dtype=dtype) for _ in range(2)]
-    multiplier = _Multiplier(weights[:, order], order.index(len(headers) - 1), outs, len(crew))
+    multiplier = _Multiplier(weights[:, order], order.index(len(headers) - 1), outs, len(pool))
     total, done = sum(header.data_bytes for header in headers), 0
-    for parts, views in reader.blocks(crew):
-        values = multiplier.add(views, crew)
-        crew.run()
+    for parts, block in reader.blocks(pool):
+        values = multiplier.add(block, pool)
+        pool.run()
         yield parts, values
-        done += views.nbytes
+        done += block.nbytes
         if progress is not None:
             progress(done, total)
 
@@ -70,31 +88,37 @@ def weighted_sums(
 class _Multiplier:
     """[K, n] values -> [R, n] weighted sums in ``outs``, in strips that fit the cache."""
 
-    def __init__(self, weights: np.ndarray, reference: int, outs: list[Tensor], num_workers: int):
+    def __init__(
+        self,
+        weights: NDArray[np.float64],
+        reference: int,
+        outs: list[Tensor],
+        num_workers: int,
+    ):
         self._weights = torch.from_numpy(np.ascontiguousarray(weights)).float()
-        self._reference = reference
-        self._outs = outs  # in turn
+        self._reference = reference  # index of the file that the others differ little from
+        self._outs = outs  # used in turn
         self._width = min(STRIP_VALUES, max(256, STRIP_BYTES // (4 * sum(weights.shape))))
         self._strips = [_Strip(self._weights, self._width) for _ in range(num_workers)]
-        self._jobs: dict[tuple[int, int], tuple[Views, list[_Job]]] = {}  # by the memory used
+        self._jobs: dict[tuple[int, int], tuple[BlockValues, list[_Job]]] = {}  # by memory used
 
-    def add(self, views: Views, crew: Crew) -> Tensor:
-        """[R, n], which the next run of ``crew`` fills."""
-        if not views.groups[0].is_floating_point():
-            row = torch.cat(views.groups)[self._reference]
+    def add(self, block: BlockValues, pool: WorkerPool) -> Tensor:
+        """[R, n] sums of a block, which the next run of ``pool`` fills in."""
+        if not block.groups[0].is_floating_point():
+            row = torch.cat(block.groups)[self._reference]
             return row.expand(len(self._weights), -1)
         self._outs.reverse()
-        out = self._outs[0][:, : views.count]
-        key = views.groups[0].data_ptr(), out.data_ptr()
-        if key not in self._jobs or self._jobs[key][0] is not views:
-            self._jobs[key] = views, self._cut(views, out)
-        crew.add(self._multiply, self._jobs[key][1])
+        out = self._outs[0][:, : block.count]
+        key = block.groups[0].data_ptr(), out.data_ptr()
+        if key not in self._jobs or self._jobs[key][0] is not block:
+            self._jobs[key] = block, self._cut(block, out)
+        pool.add(self._multiply, self._jobs[key][1])
         return out
 
-    def _cut(self, views: Views, out: Tensor) -> list[_Job]:
-        width = math.ceil(views.count / math.ceil(views.count / self._width))  # no rest
-        columns = [slice(i, i + width) for i in range(0, views.count, width)]
-        return [_Job(tuple(g[:, c] for g in views.groups), out[:, c]) for c in columns]
+    def _cut(self, block: BlockValues, out: Tensor) -> list[_Job]:
+        width = math.ceil(block.count / math.ceil(block.count / self._width))  # equal strips
+        columns = [slice(i, i + width) for i in range(0, block.count, width)]
+        return [_Job(tuple(g[:, c] for g in block.groups), out[:, c]) for c in columns]
 
     def _multiply(self, worker: int, job: _Job) -> None:
         values, rows, sums = self._strips[worker].shaped(job)
@@ -104,8 +128,8 @@ class _Multiplier:
             torch.mm(self._weights, values, out=sums)
         else:
             # The weights sum to 1, so the sum may run over differences from one of the files: they
-            # are small, and so is the rounding of their sum. Files in half precision have rounded a
-            # thousand times more than the sum does.
+            # are small, and so is the rounding of their sum. For files in half precision this is
+            # not needed: their own rounding is a thousand times that of the sum.
             base = values[self._reference].clone()
             torch.addmm(base, self._weights, values.sub_(base), out=sums)
         job.out.copy_(sums)
@@ -120,10 +144,10 @@ class _Job:
 
 
 class _Strip:
-    """Memory of one thread for float32 values and sums; its views are kept, as a slot's are."""
+    """Memory of one worker for the float32 values and sums of a strip; its views are reused."""
 
     def __init__(self, weights: Tensor, width: int):
-        self._heights = weights.shape[::-1]
+        self._heights = list(weights.shape[::-1])
         self._memory = torch.empty(sum(weights.shape) * width)
         self._shape: list[torch.Size] = []
         self._views: tuple[Tensor, tuple[Tensor, ...], Tensor]
@@ -134,12 +158,14 @@ class _Strip:
         if shape != self._shape:
             count = job.out.shape[1]
             both = self._memory[: sum(self._heights) * count].view(-1, count)
-            values, sums = both.split(self._heights)
-            self._views = values, values.split([len(group) for group in job.groups]), sums
+            values, sums = torch.split(both, self._heights)
+            groups = torch.split(values, [len(group) for group in job.groups])
+            self._views = values, groups, sums
             self._shape = shape
         return self._views
 
 
 def _kind(header: Header) -> str:
+    """Name of the floating-point type of a file; empty if it has none."""
     floating = (s.dtype for s in header.tensors.values() if s.dtype.is_floating_point)
     return str(next(floating, ""))

@@ -1,8 +1,8 @@
-"""Plans: which averages to rebuild, from which snapshots, with which coefficients and error.
+"""Plans for rebuilding averages: from which snapshots, with which coefficients and error.
 
-Coefficients and errors come from the headers of the files and from a small sample of their values,
-which tells how the weights moved (:mod:`edm2lite.ema.sample`). Carrying a plan out is the work of
-:mod:`edm2lite.ema.reconstruction`.
+Coefficients and errors are computed from the headers of the files and from a small sample of their
+values, which shows how the weights moved (:mod:`edm2lite.ema.calibration`). Plans are carried out
+by :mod:`edm2lite.ema.reconstruction`.
 """
 
 from __future__ import annotations
@@ -19,29 +19,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edm2lite.ema.calibration import fit_model
+from edm2lite.ema.folder import list_snapshots
 from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.rounding import ROUNDING
-from edm2lite.ema.sample import fit_model
-from edm2lite.ema.snapshot import SnapshotInfo, list_snapshots
+from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import Solution, solve_calibrated, solve_paper
 from edm2lite.tensorfile import MODEL_FORMAT
+from edm2lite.version import __version__
 
 SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One rebuilt average, or the plan for it.
+    """A rebuilt average, or the plan for one.
 
     Attributes:
-        profile: What was asked for.
-        sigma_rel: Relative width, as asked for (never rounded); None for other profiles.
-        coefficients: [K], one per entry of ``inputs``; their sum is 1.
+        profile: The average.
+        sigma_rel: Relative width as it was requested, never rounded; None for averages that are
+            not power functions.
+        coefficients: [K] coefficients, one per entry of ``inputs``; they sum to 1.
         predicted_error: Expected L2 error of the weights, relative to their L2 norm.
-        inputs: The snapshots used.
-        metadata: What the output file says of itself, provenance included.
-        state_dict: The tensors, when not written to a file.
-        path: The file, when written.
+        inputs: Snapshots that are combined.
+        metadata: Metadata of the output file: the average, its predicted error and its provenance.
+        state_dict: The tensors, if they were rebuilt in memory.
+        path: The file, if the average was written to one.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.ema import PowerFunctionEMA
+        >>> ema, run = PowerFunctionEMA({"w": torch.ones(3)}), tempfile.mkdtemp()
+        >>> ema.update(nimg=64)
+        >>> _ = ema.save_snapshots(run)
+        >>> (plan,) = plan_targets(run, sigma_rel=0.10)
+        >>> plan.nimg, len(plan.inputs), round(plan.sum_abs, 3)
+        (64, 2, 1.0)
     """
 
     profile: Profile
@@ -55,11 +68,12 @@ class Reconstruction:
 
     @property
     def gamma(self) -> float | None:
-        """Exponent of a power function; None for other profiles."""
+        """Exponent of the average; None for averages that are not power functions."""
         return self.profile.gamma if isinstance(self.profile, PowerFunction) else None
 
     @property
     def nimg(self) -> int:
+        """End of the average, in images."""
         return self.profile.nimg
 
     @property
@@ -68,7 +82,7 @@ class Reconstruction:
         return float(np.abs(self.coefficients).sum())
 
     def stored_as(self, dtype: torch.dtype) -> Reconstruction:
-        """The same with the rounding of results in ``dtype`` in its predicted error."""
+        """This plan with the rounding of a result in ``dtype`` included in its predicted error."""
         error = math.hypot(self.predicted_error, ROUNDING[str(dtype).removeprefix("torch.")])
         metadata = {**self.metadata, "predicted_error": repr(error)}
         return dataclasses.replace(self, predicted_error=error, metadata=metadata)
@@ -84,23 +98,43 @@ def plan_targets(
     solver: str = "calibrated",
     anywhere: bool = False,
 ) -> list[Reconstruction]:
-    """The targets with their coefficients and predicted errors; a small part of the files is read.
+    """Plans for rebuilding averages, with coefficients and predicted errors.
+
+    Give the averages by one of ``sigma_rel``, ``gamma`` and ``profiles``. Only a small part of the
+    files is read.
 
     Args:
-        source: A run, a folder of snapshots, or their list.
+        source: A run, a folder of snapshots, or a list of snapshots.
         sigma_rel: Relative widths, each in (0, 0.2887).
-        gamma: Exponents >= 0, in place of ``sigma_rel``.
-        profiles: Averages of any shape, in place of both; they say themselves where they end.
-        nimg: End of the averages in images; some snapshot must end there. [default: the latest]
+        gamma: Exponents >= 0.
+        profiles: Averages of any shape. Each determines its own end, so ``nimg`` is not given.
+        nimg: End of the averages in images; a snapshot must end there. [default: the latest]
         solver: ``calibrated``, or ``paper`` (Algorithm 3).
-        anywhere: Let averages end where no snapshot was saved: the weights since the last one are
-            unknown, which the predicted error then includes.
+        anywhere: Whether averages may end where no snapshot was saved. The weights since the last
+            snapshot are unknown then, which the predicted error includes.
+
+    Returns:
+        One plan per average, in the order in which they are given.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`list_snapshots`; unusable targets.
+        FileNotFoundError: If there are no snapshots.
+        ValueError: If an average is out of range, or the snapshots do not belong together.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.ema import PowerFunctionEMA
+        >>> weights, run = {"w": torch.ones(50)}, tempfile.mkdtemp()
+        >>> ema = PowerFunctionEMA(weights)
+        >>> for step in range(1, 5):
+        ...     weights["w"] += 0.01 * torch.randn(50)
+        ...     ema.update(64 * step)
+        ...     _ = ema.save_snapshots(run)
+        >>> plans = plan_targets(run, sigma_rel=[0.10, 0.20])
+        >>> plans[0].predicted_error < plans[1].predicted_error  # 0.10 itself was tracked
+        True
     """
     infos = list_snapshots(Path(source)) if isinstance(source, str | Path) else list(source)
-    if sum(given is not None for given in (sigma_rel, gamma, profiles)) != 1:
+    if sum(argument is not None for argument in (sigma_rel, gamma, profiles)) != 1:
         raise ValueError("give the averages as either sigma_rel, gamma or profiles, one of them")
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
@@ -109,7 +143,7 @@ def plan_targets(
     used = tuple(info for info in infos if 0 < info.nimg <= end)
     sources = [info.profile for info in used]
     rounding = [ROUNDING[info.dtype] for info in used]
-    # Where the last snapshot is not the end, later ones tell how far the weights moved between.
+    # If no snapshot is at the end, later ones show how far the weights moved until then.
     model = fit_model(used if used[-1].nimg == end else infos)
     solution = SOLVERS[solver](sources, targets, model, rounding)
     return [
@@ -126,10 +160,14 @@ def plan_targets(
 
 
 def check_error(plans: Sequence[Reconstruction], max_error: float) -> None:
-    """Refuse averages that the snapshots cannot give.
+    """Refuse averages that cannot be rebuilt accurately.
+
+    Args:
+        plans: Plans from :func:`plan_targets`.
+        max_error: Largest acceptable predicted error.
 
     Raises:
-        ValueError: A predicted error is above ``max_error``; all such averages are named.
+        ValueError: If a predicted error is above ``max_error``; all such averages are named.
     """
     bad = [plan for plan in plans if not plan.predicted_error <= max_error]
     if not bad:
@@ -154,10 +192,10 @@ def _targets(
     profiles: Sequence[Profile] | None,
     nimg: int | None,
 ) -> tuple[list[Profile], list[float | None]]:
-    """Profiles and their widths; None where a width says nothing."""
+    """The averages and their relative widths, None for those that are not power functions."""
     if profiles is not None:
         if nimg is not None:
-            raise ValueError("profiles end where they say, leave nimg out")
+            raise ValueError("profiles determine their own end; leave nimg out")
         return list(profiles), [
             p.sigma_rel if isinstance(p, PowerFunction) else None for p in profiles
         ]
@@ -170,10 +208,10 @@ def _targets(
 
 
 def _check_end(infos: Sequence[SnapshotInfo], ends: set[int], anywhere: bool) -> int:
-    """The one image count where all targets end, if some snapshot ends there or it may be anywhere.
+    """The image count at which all targets end.
 
     Raises:
-        ValueError: Ends differ, or no snapshot is there.
+        ValueError: If ends differ, or no snapshot is there and ``anywhere`` is False.
     """
     times = sorted({info.nimg for info in infos})
     if not ends:
@@ -213,12 +251,6 @@ def _metadata(
         "solver": solver,
         "predicted_error": repr(float(solution.predicted_error[r])),
         "inputs": json.dumps(inputs, separators=(",", ":")),
-        "tool": f"edm2lite {_version()}",
+        "tool": f"edm2lite {__version__}",
         **used[-1].extra,
     }
-
-
-def _version() -> str:
-    from edm2lite.version import __version__
-
-    return __version__

@@ -1,4 +1,4 @@
-"""Which snapshots can go while reconstructions stay as good as asked."""
+"""Finds snapshots that can be deleted while reconstructions stay within a limit of error."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
 from edm2lite.atomic import sync
+from edm2lite.ema.calibration import fit_sample, read_sample
 from edm2lite.ema.doctor import THINNED, predict
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
-from edm2lite.ema.sample import fit_sample, read_sample
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
+from edm2lite.ema.trajectory import TrajectoryModel
 
 Array = NDArray[np.float64]
 
 
 def removal_order(
-    have: Array,
-    want: Array,
+    sources: Array,
+    targets: Array,
     removable: Sequence[int],
     max_error: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[int]:
-    """Sources in the order in which their loss costs least, while the error stays below a limit.
+    """The sources whose removal costs least, in order, while the error stays within a limit.
 
-    Minimises ``|x @ have - want|**2`` with ``sum x = 1`` for every target. With the last source as
-    the reference this is plain least squares, where leaving out source i adds exactly
-    ``x_i**2 / inverse(H)_ii`` to the square: one QR factorisation prices all candidates of a round,
-    and a first one makes the vectors as short as their number.
+    Minimizes ``|x @ sources - target|**2`` with ``sum x = 1`` for every target. With the last
+    source as the reference this is plain least squares, where leaving out source i adds exactly
+    ``x_i**2 / inverse(H)_ii`` to the square: one QR factorization prices all candidates of a round.
+    A first factorization reduces the vectors to as many elements as there are vectors.
 
     Args:
-        have: [K, M] vectors of the sources; the last one always stays.
-        want: [R, M] vectors of the targets.
-        removable: Indices of sources that may go.
-        max_error: Limit of the worst error over the targets.
-        progress: Called with (removed, removable) after each round.
+        sources: [K, M] vectors of the sources; the last one is never removed.
+        targets: [R, M] vectors of the targets.
+        removable: Indices of sources that may be removed.
+        max_error: Limit of the largest error over the targets.
+        progress: Called with the number removed and the number removable after each round.
+
+    Example:
+        >>> sources = np.array([[1.0, 0.0], [1.0, 1e-6], [0.0, 1.0]])  # the first two are alike
+        >>> len(removal_order(sources, np.array([[0.5, 0.5]]), [0, 1], max_error=1e-3))
+        1
     """
-    k = len(have) - 1
-    short = qr(np.concatenate([have[:-1], want]).T - have[-1][:, None], mode="r")[0]
+    k = len(sources) - 1
+    short = qr(np.concatenate([sources[:-1], targets]).T - sources[-1][:, None], mode="r")[0]
     columns, right = short[: len(short), :k], short[:, k:]
     kept, order = list(range(k)), []
     allowed = set(removable) - {k}
@@ -72,21 +78,35 @@ def plan_thinning(
     max_error: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[SnapshotInfo], float]:
-    """Snapshots that can go, and the worst predicted error of what stays.
+    """Snapshots that can be deleted, and the largest predicted error without them.
 
-    The limit holds for the solver that :func:`edm2lite.ema.reconstruct` uses, for averages that
-    end at the latest snapshot, both under the model learnt from all snapshots and under the one
-    learnt from those that stay. Those of the latest time always stay. Averages that end earlier
-    lose accuracy without limit.
+    The limit holds for averages that end at the latest snapshot, with the default solver of
+    :func:`edm2lite.ema.reconstruct`, both under the model fitted to all snapshots and under the one
+    fitted to those that are kept. Snapshots of the latest time are always kept. Averages that end
+    earlier may lose any amount of accuracy.
 
     Args:
-        infos: Sound snapshots of a run, by time.
-        sigma_rels: [R] relative widths that must stay good.
+        infos: Intact snapshots of a run, by time.
+        sigma_rels: [R] relative widths that must stay within the limit.
         max_error: Limit of the predicted error.
-        progress: As :func:`removal_order`.
+        progress: Called with the number removed and the number removable after each round.
 
     Raises:
-        ValueError: Even all snapshots do not reach ``max_error``.
+        ValueError: If not even all snapshots together reach ``max_error``.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from edm2lite.ema import PowerFunctionEMA, list_snapshots
+        >>> weights, folder = {"w": torch.ones(50)}, tempfile.mkdtemp()
+        >>> ema = PowerFunctionEMA(weights)
+        >>> for step in range(1, 9):
+        ...     weights["w"] += 0.01 * torch.randn(50)
+        ...     ema.update(64 * step)
+        ...     _ = ema.save_snapshots(folder)
+        >>> infos = list_snapshots(folder)
+        >>> unneeded, error = plan_thinning(infos, np.array([0.10]), max_error=0.01)
+        >>> len(infos), len(unneeded) > 8, error <= 0.01
+        (16, True, True)
     """
     sample = read_sample(infos)
     model = fit_sample(infos, sample)
@@ -96,41 +116,76 @@ def plan_thinning(
             f"the limit must be at least what all {len(infos)} snapshots reach, {before:.1e} is"
             f" above {max_error:g}; raise --max-error or narrow the range"
         )
+    order = _candidates(infos, sigma_rels, max_error, model, progress)
+
+    def error_without(count: int) -> float:
+        """Largest predicted error once the first ``count`` candidates are deleted."""
+        removed = set(order[:count])
+        indices = [i for i in range(len(infos)) if i not in removed]
+        kept = [infos[i] for i in indices]
+        error = float(predict(kept, sigma_rels, model).max())
+        if not error <= max_error:
+            return error
+        refitted = fit_sample(kept, sample[indices])
+        return max(error, float(predict(kept, sigma_rels, refitted).max()))
+
+    count, error = _largest_count(len(order), error_without, max_error, before)
+    return [infos[i] for i in order[:count]], error
+
+
+def _candidates(
+    infos: Sequence[SnapshotInfo],
+    sigma_rels: NDArray[np.float64],
+    max_error: float,
+    model: TrajectoryModel,
+    progress: Callable[[int, int], None] | None,
+) -> list[int]:
+    """Indices of snapshots that the optimal coefficients of ``model`` can do without, in order."""
     end = infos[-1].nimg
-    sources = [info.profile for info in infos]
     targets = [PowerFunction.of_width(float(s), end) for s in sigma_rels]
     rounding = [ROUNDING[info.dtype] for info in infos]
-    have, want, noise = responses(sources, targets, model, rounding)
-    order = removal_order(
-        np.concatenate([have, noise], axis=1),
-        np.concatenate([want, np.zeros((len(want), noise.shape[1]))], axis=1),
+    stored, wanted, noise = responses([info.profile for info in infos], targets, model, rounding)
+    return removal_order(
+        np.concatenate([stored, noise], axis=1),
+        np.concatenate([wanted, np.zeros((len(wanted), noise.shape[1]))], axis=1),
         [i for i, info in enumerate(infos) if info.nimg < end],
         max_error / model.misfit,
         progress,
     )
 
-    def error_after(count: int) -> float:
-        gone = set(order[:count])
-        stay = [i for i in range(len(infos)) if i not in gone]
-        kept = [infos[i] for i in stay]
-        known = float(predict(kept, sigma_rels, model).max())
-        if not known <= max_error:
-            return known
-        return max(known, float(predict(kept, sigma_rels, fit_sample(kept, sample[stay])).max()))
 
-    good, bad, error = 0, len(order) + 1, before
-    while bad - good > 1:  # more can go in this order with every coefficient free than in practice
-        middle = len(order) if bad > len(order) else (good + bad) // 2
-        found = error_after(middle)
+def _largest_count(
+    total: int, error_without: Callable[[int], float], max_error: float, before: float
+) -> tuple[int, float]:
+    """How many of ``total`` candidates can be deleted, by bisection, and the error then.
+
+    Not always all of them: the candidates were found with every coefficient free, while the solver
+    may prefer the coefficients of the paper.
+    """
+    good, bad, error = 0, total + 1, before
+    while bad - good > 1:
+        middle = total if bad > total else (good + bad) // 2
+        found = error_without(middle)
         if found <= max_error:
             good, error = middle, found
         else:
             bad = middle
-    return [infos[i] for i in order[:good]], error
+    return good, error
 
 
 def remove(infos: Sequence[SnapshotInfo]) -> int:
-    """Delete snapshots, noting each in ``thinned.jsonl`` beside them; returns the bytes freed."""
+    """Delete snapshots, and record each in ``thinned.jsonl`` beside them.
+
+    Args:
+        infos: Snapshots to delete.
+
+    Returns:
+        The number of bytes freed.
+
+    Example:
+        >>> remove([])
+        0
+    """
     freed = 0
     for folder in {info.path.parent for info in infos}:
         with open(folder / THINNED, "a") as file:

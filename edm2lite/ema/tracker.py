@@ -1,9 +1,4 @@
-"""PowerFunctionEMA: running power-function averages of the tensors of any model.
-
-Call :meth:`PowerFunctionEMA.update` after each optimizer step with the number of images seen so
-far, and :meth:`PowerFunctionEMA.save_snapshots` now and then. The averages then follow the exact
-profile of Eq. 1 for any stride, and any other length can be rebuilt from the files afterwards.
-"""
+"""Running power-function averages of the tensors of any model, as it is trained."""
 
 from __future__ import annotations
 
@@ -19,45 +14,59 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.averages import Averages
-from edm2lite.ema.profile import PowerFunction, gamma_to_sigma_rel, sigma_rel_to_gamma
-from edm2lite.ema.snapshot import snapshot_path
-from edm2lite.ema.source import Source, Tracked, as_part_of, check_names, local, over_ranks
+from edm2lite.ema.lengths import widths_and_exponents
+from edm2lite.ema.model_tensors import Source, TrackedTensors, check_names
+from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.shards import local_shard, sharded_like, values_of_ranks
 from edm2lite.ema.writer import SnapshotSaver
 
 logger = logging.getLogger(__name__)
 
 
 class PowerFunctionEMA:
-    """Averages of a model's parameters under one or more power-function profiles.
+    """Averages of a model's parameters under one or more power-function profiles (Eq. 1).
 
+    Call :meth:`update` after each optimizer step and :meth:`save_snapshots` from time to time.
     After ``update(nimg)`` each average is ``sum_k p_k theta_k`` over the updates k so far, where
     ``p_k = (n_k / n)**(gamma+1) - (n_{k-1} / n)**(gamma+1)`` and n_k is the image count of update k
-    (Eq. 127 with the weights held still between updates). The initial weights have no mass.
+    (Eq. 127, with weights that are constant between updates). The initial weights have no mass.
 
-    Parameters that train are averaged in ``dtype`` whatever their own dtype, tied ones once;
-    buffers and frozen parameters are copied as they are when a snapshot is written. Wrappers (DDP,
-    FSDP, torch.compile) are looked through, and leave no trace in the names.
+    Trained parameters are averaged in ``dtype`` whatever their own dtype, and tied ones once.
+    Buffers and frozen parameters are copied as they are when a snapshot is written. The prefixes
+    that wrappers (DDP, FSDP, torch.compile) add to names are removed.
 
-    Sharded parameters (FSDP2, DTensor) are averaged where they are: updates communicate nothing, so
-    each rank judges its own shards. Where only some ranks refuse an update, their shards skip it
-    and the others do not; each shard's average stays exact for the updates that it took. Snapshots
-    and checkpoints record those of rank 0, and saving a snapshot warns of a difference.
+    Sharded parameters (FSDP2, DTensor) are averaged where they are. Updates communicate nothing, so
+    each rank refuses an update that is not finite for its own shards alone. Each shard's average is
+    exact for the updates that it took. Snapshots and checkpoints record those of rank 0, and saving
+    a snapshot warns if ranks differ.
 
     Args:
         source: A module, or a mapping of names to tensors.
         sigma_rels: Relative widths, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents, in place of ``sigma_rels``.
-        start_nimg: Images that count as seen before averaging begins. With a value above 0 (late
+        start_nimg: Images that count as seen before averaging begins. With a value above 0 (a late
             start, or fine-tuning with the clock of the pre-training) the current weights take the
             mass of all time before it. Recorded in every snapshot.
-        device: Where the averages are kept. For a model on a GPU "cpu" takes no GPU memory: the
-            weights are copied there in the background and averaged at the next call.
-            [default: where the first tensor is]
-        dtype: Of the averages, float32 or float64.
+        device: Device of the averages. For a model on a GPU, ``"cpu"`` takes no GPU memory: the
+            weights are copied in the background and averaged at the next call.
+            [default: the device of the first tensor]
+        dtype: Type of the averages, float32 or float64.
         run: Identifier stored in every snapshot. [default: a random one]
 
     Raises:
-        ValueError: Unusable lengths, dtype or clock, or nothing to average.
+        ValueError: If the lengths, ``dtype`` or ``start_nimg`` are out of range, or there is
+            nothing to average.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> ema = PowerFunctionEMA(model, sigma_rels=(0.05, 0.10))
+        >>> for step in range(1, 4):
+        ...     with torch.no_grad():
+        ...         _ = model.weight.fill_(step)  # stands for an optimizer step
+        ...     ema.update(nimg=64 * step)
+        >>> with ema.applied(0.10):
+        ...     print(model.weight[0, 0] < 3)
+        tensor(True)
     """
 
     def __init__(
@@ -71,20 +80,7 @@ class PowerFunctionEMA:
         dtype: torch.dtype = torch.float32,
         run: str | None = None,
     ):
-        if sigma_rels is not None and gammas is not None:
-            raise ValueError("give either sigma_rels or gammas, not both")
-        if gammas is None:
-            self.sigma_rels = tuple(map(float, (0.05, 0.10) if sigma_rels is None else sigma_rels))
-            self.gammas = tuple(float(sigma_rel_to_gamma(s)) for s in self.sigma_rels)
-        else:
-            self.gammas = tuple(map(float, gammas))
-            self.sigma_rels = tuple(float(gamma_to_sigma_rel(g)) for g in self.gammas)
-        names = [snapshot_path(Path(), s, 0) for s in self.sigma_rels]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(
-                "lengths must be distinct to 5 decimals of sigma_rel and at least one, got"
-                f" {self.sigma_rels}"
-            )
+        self.sigma_rels, self.gammas = widths_and_exponents(sigma_rels, gammas)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"dtype of the averages must be float32 or float64, got {dtype}; late updates move"
@@ -94,14 +90,13 @@ class PowerFunctionEMA:
             raise ValueError(f"start_nimg must be an image count of at least 0, got {start_nimg}")
         self.start_nimg, self._last_nimg = start_nimg, start_nimg
         self.run = run or secrets.token_hex(4)
-        self._tracked = Tracked(source)
-        live = self._tracked.live()
-        parts = [local(t) for t in live.values()]
+        self._tracked = TrackedTensors(source)
+        shards = [local_shard(t) for t in self._tracked.live().values()]
         self._averages = Averages(
-            parts,
+            shards,
             self.gammas,
             start_nimg=start_nimg,
-            device=parts[0].device if device is None else torch.device(device),
+            device=shards[0].device if device is None else torch.device(device),
             dtype=dtype,
         )
         self._saver = SnapshotSaver()
@@ -109,34 +104,34 @@ class PowerFunctionEMA:
 
     @property
     def nimg(self) -> int:
-        """Image count of the last update that was taken. Waits for the device."""
-        return self._settled().nimg
+        """Image count of the last update that was taken. Reading it waits for the device."""
+        return self._averages.settle().nimg
 
     @property
     def history(self) -> list[list[int]]:
-        """Strides really seen, ``[[stride, updates], ...]``. Waits for the device."""
-        return self._settled().history
+        """Strides of the updates taken, ``[[stride, updates], ...]``. Waits for the device."""
+        return self._averages.settle().history
 
     @property
     def num_refused(self) -> int:
-        """Updates refused because they were not finite. Waits for the device."""
-        return self._settled().num_refused
+        """Number of updates refused because they were not finite. Waits for the device."""
+        return self._averages.settle().num_refused
 
     @torch.no_grad()
     def update(self, nimg: int, source: Source | None = None) -> None:
-        """Take the current weights into every average; ``nimg`` images have been seen by now.
+        """Take the current weights into every average.
 
-        An update with a NaN or infinity in any trained tensor is refused: counted in
-        ``num_refused``, logged, and the next update covers its stride. On CUDA nothing waits for
-        the device, and the log follows when the count or the history is read.
+        An update with a NaN or infinity in any trained tensor is refused: it is counted in
+        ``num_refused`` and logged, and the next update covers its stride. On CUDA this does not
+        wait for the device, and the log message appears when the count or the history is read.
 
         Args:
-            nimg: Exact image count after the optimizer step, larger than at the last call.
+            nimg: Exact number of images seen, this step included; it must grow from call to call.
             source: Where the weights are now. [default: the source given at construction]
 
         Raises:
-            ValueError: The clock did not advance, or the tensors are not the ones tracked.
-            RuntimeError: Called within :meth:`applied`.
+            ValueError: If ``nimg`` did not grow, or the tensors are not those that are tracked.
+            RuntimeError: If called within :meth:`applied`.
         """
         nimg = operator.index(nimg)
         if nimg <= self._last_nimg:
@@ -146,17 +141,20 @@ class PowerFunctionEMA:
             )
         if self._is_applied:
             raise RuntimeError("update() must come after applied(), the weights are averages now")
-        parts = [local(t) for t in self._tracked.live(source).values()]
-        self._averages.update(parts, nimg)
+        shards = [local_shard(t) for t in self._tracked.live(source).values()]
+        self._averages.update(shards, nimg)
         self._last_nimg = nimg
 
     def state_dict_of(self, sigma_rel: float) -> dict[str, Tensor]:
-        """The whole state dict with averaged parameters in place of the trained ones.
+        """The state dict of the model, with averages in place of the trained parameters.
 
         The values are live: the next update changes them. Those of a sharded model are sharded.
 
+        Args:
+            sigma_rel: One of the tracked lengths.
+
         Raises:
-            ValueError: ``sigma_rel`` is not one of the tracked lengths.
+            ValueError: If ``sigma_rel`` is not one of the tracked lengths.
         """
         average, owner = self._average(sigma_rel), self._tracked.owner
         return {
@@ -166,8 +164,12 @@ class PowerFunctionEMA:
 
     @contextmanager
     def applied(self, sigma_rel: float) -> Iterator[None]:
-        """Within the block the source's tensors hold the average; afterwards exactly their own."""
-        own = {name: local(t).clone() for name, t in self._tracked.live().items()}
+        """Let the model hold an average within the block, and exactly its own weights afterwards.
+
+        Args:
+            sigma_rel: One of the tracked lengths.
+        """
+        own = {name: local_shard(t).clone() for name, t in self._tracked.live().items()}
         outer, self._is_applied = self._is_applied, True
         try:
             self._write_live(self._average(sigma_rel))
@@ -184,28 +186,29 @@ class PowerFunctionEMA:
         *,
         background: bool = False,
     ) -> list[Path]:
-        """Write every average to ``folder``; see :mod:`edm2lite.ema.snapshot` for the format.
+        """Write every average to a file; see :mod:`edm2lite.ema.snapshot` for the format.
 
         Every rank of a sharded model must call this; rank 0 gathers and writes.
 
         Args:
-            folder: Made if missing.
-            dtype: float32, float16 or bfloat16, of the stored values.
-            extra: Further metadata: ``model`` (JSON) and the like.
-            background: Copy to host memory and return while a thread writes. Its errors are raised
-                by the next call of this, or of :meth:`flush`, which also waits for the files.
+            folder: Folder of the snapshots. It is created if missing.
+            dtype: Stored floating-point type: float32, float16 or bfloat16.
+            extra: Further metadata, such as a description of the model (``model``, JSON).
+            background: Whether to copy to host memory and return while a thread writes. Errors of
+                the thread are raised by the next call, or by :meth:`flush`, which waits for it.
 
         Returns:
             The files, one for each average.
 
         Raises:
-            ValueError: No update has been made, ``folder`` holds snapshots of another run, or a
+            ValueError: If no update has been made, ``folder`` holds snapshots of another run, or a
                 value is not finite in ``dtype``.
-            OSError: A file could not be written; nothing has its name. Call again, with more room.
+            OSError: If a file cannot be written. No partial file is left behind; make room and
+                call again.
         """
         if not self.history:
             raise ValueError("a snapshot needs at least one update; call update(nimg) first")
-        counts = over_ranks(self.num_refused, self._tracked.live().values())
+        counts = values_of_ranks(self.num_refused, self._tracked.live().values())
         if len(set(counts)) > 1:
             logger.warning(
                 "ranks refused different numbers of EMA updates, %s: history is rank 0's", counts
@@ -225,12 +228,12 @@ class PowerFunctionEMA:
         )
 
     def flush(self) -> None:
-        """Wait for the files of ``save_snapshots(background=True)``; raises what went wrong."""
+        """Wait for the files of ``save_snapshots(background=True)`` and raise any error."""
         self._saver.writer.flush()
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue exactly: averages (live) and clock."""
+        """All that is needed to continue exactly: the averages (live) and the clock."""
         return {
             "averages": {repr(s): self._average(s) for s in self.sigma_rels},
             "clock": {
@@ -244,22 +247,25 @@ class PowerFunctionEMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
+        """Continue from the result of :meth:`state_dict`.
+
+        Args:
+            state: Averages and clock.
 
         Raises:
-            ValueError: It tracks other lengths or other tensors. Nothing has changed then.
+            ValueError: If its lengths or tensors are not those of this tracker; nothing changes.
         """
-        wanted = [repr(s) for s in self.sigma_rels]
-        if sorted(state["averages"]) != sorted(wanted):
+        lengths = [repr(s) for s in self.sigma_rels]
+        if sorted(state["averages"]) != sorted(lengths):
             raise ValueError(
-                f"saved averages must have lengths {wanted}, found {sorted(state['averages'])}"
+                f"saved averages must have lengths {lengths}, found {sorted(state['averages'])}"
             )
         names = list(self._tracked.live())
         copies = []
-        for i, key in enumerate(wanted):
-            check_names(names, state["averages"][key])
+        for i, length in enumerate(lengths):
+            check_names(names, state["averages"][length])
             for name, view in zip(names, self._averages.views(i), strict=True):
-                saved = local(state["averages"][key][name])
+                saved = local_shard(state["averages"][length][name])
                 if saved.shape != view.shape:
                     raise ValueError(
                         f"saved average of {name} must have the shape {tuple(view.shape)}, it has"
@@ -281,14 +287,10 @@ class PowerFunctionEMA:
             raise ValueError(f"sigma_rel must be one of {self.sigma_rels}, got {sigma_rel}")
         views = self._averages.views(self.sigma_rels.index(sigma_rel))
         live = self._tracked.live()
-        return {n: as_part_of(v, t) for (n, t), v in zip(live.items(), views, strict=True)}
-
-    def _settled(self) -> Averages:
-        self._averages.settle()
-        return self._averages
+        return {n: sharded_like(v, t) for (n, t), v in zip(live.items(), views, strict=True)}
 
     @torch.no_grad()
     def _write_live(self, values: Mapping[str, Tensor]) -> None:
         # live() asks the module for its state dict, at which FSDP2 drops gathered copies
         for name, tensor in self._tracked.live().items():
-            local(tensor).copy_(local(values[name]))
+            local_shard(tensor).copy_(local_shard(values[name]))

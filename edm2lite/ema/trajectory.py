@@ -1,23 +1,23 @@
-"""How the weights of a run moved, as far as its averages tell.
+"""A statistical model of how the weights of a run moved.
 
-The weights are modelled, relative to their RMS, as sums of independent movements, independent from
+Relative to their RMS, the weights are modeled as a sum of independent movements, independent from
 element to element, whose strengths change over the run:
 
-- a walk: increments that are never forgotten;
-- excursions, forgotten over a few percent of the run, as around an optimum that holds them back;
-- white noise, forgotten at once;
-- one straight drift.
+- a random walk: increments that persist;
+- excursions that decay over a few percent of the run, as around an optimum that pulls weights back;
+- white noise, which decays at once;
+- a straight drift.
 
-All but the drift have passed a momentum m, as that of an optimizer, which makes them smooth over
-shorter times. With the error of the profile ``e(t) = sum_i x_i P_i(t) - P_target(t)``, where the
-coefficients x sum to 1, and with f' for f after :func:`edm2lite.ema.quadrature.remembered` with the
-memory m, the expected squared error of ``sum_i x_i theta_i`` is
+All but the drift are smoothed by a momentum m, as that of an optimizer. Let the error of the
+profile be ``e(t) = sum_i x_i P_i(t) - P_target(t)``, with coefficients x that sum to 1, and let f'
+denote f after :func:`edm2lite.ema.quadrature.lookahead_mean` with the memory m. Then the expected
+squared error of ``sum_i x_i theta_i`` is
 
-    int walk(t) e'(t)**2 dt/T + int white(t) T (de/dt)'(t)**2 dt + the same with excursions
+    int walk(t) e'(t)**2 dt/T + int white(t) T (de/dt)'(t)**2 dt + (likewise for excursions)
     + drift (int e dt/T)**2 + rounding
 
-and every term is a sum of squares linear in x: :meth:`TrajectoryModel.response` gives the vectors,
-:meth:`TrajectoryModel.rounding_factor` those of the rounding. NumPy and SciPy only.
+where every term is a square of something linear in x. :meth:`TrajectoryModel.response` gives these
+vectors, and :meth:`TrajectoryModel.rounding_factor` those of the rounding. NumPy and SciPy only.
 """
 
 from __future__ import annotations
@@ -29,30 +29,38 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edm2lite.ema.profile import PowerFunction, Profile, Window
-from edm2lite.ema.quadrature import quadrature_nodes, remembered
+from edm2lite.ema.quadrature import lookahead_mean, quadrature_nodes
 from edm2lite.ema.rounding import stored_rounding, tracker_rounding
 
 Array = NDArray[np.float64]
 
 EXCURSION = 0.03
-"""Time over which an excursion is forgotten, of the run."""
+"""Time over which an excursion decays, as a fraction of the run."""
 
 
 @dataclass(frozen=True)
 class TrajectoryModel:
-    """Rates at which the weights moved; all are variances relative to the weights' mean square.
+    """Rates at which the weights moved: variances relative to the mean square of the weights.
 
     Attributes:
         nimg: T, the time unit of the rates: end of the latest average fitted, in images.
-        first_nimg: End of the earliest average fitted. Before it the walk is faster as ``1 / t``.
-        edges: [J - 1] times in images where the rates change.
-        walk: [J] variance of the increments over a time T.
-        white: [J] variance of an average over a time T of the part that forgets at once.
-        excursion: [J] the same of the part that forgets over ``EXCURSION`` of T.
+        first_nimg: End of the earliest average fitted. Before it the walk is faster, as ``1 / t``.
+        edges: [J - 1] times in images at which the rates change.
+        walk: [J] variance of the increments of the walk over a time T.
+        white: [J] variance of the mean of the white noise over a time T.
+        excursion: [J] variance of the mean of the excursions over a time T.
         drift: Variance of the straight movement over the whole run.
         momentum: Time in images over which movements are smooth; 0 for none.
-        updates: Updates of the float32 tracker up to ``nimg``; 0 if its rounding is left out.
+        updates: Updates of the float32 tracker up to ``nimg``; 0 leaves out their rounding.
         misfit: Factor >= 1 on predicted errors, above 1 if the model cannot describe the averages.
+
+    Example:
+        >>> one, none = np.ones(1), np.zeros(1)
+        >>> walk = TrajectoryModel(1000, 100, np.zeros(0), one, none, none)  # nothing but a walk
+        >>> ends = [Window(1e-6, 500), Window(1e-6, 1000)]  # the weights at two moments
+        >>> v = walk.response(ends, quadrature_nodes([500, 1000], 1000))
+        >>> round(float(((v[1] - v[0]) ** 2).sum()), 3)  # half of the run apart
+        0.5
     """
 
     nimg: int
@@ -67,14 +75,18 @@ class TrajectoryModel:
     misfit: float = 1.0
 
     def response(self, profiles: Sequence[Profile], quadrature: tuple[Array, Array]) -> Array:
-        """[K, M] vectors: the expected squared error from movement is ``|x @ V - V_target|**2``.
+        """Vectors V [K, M] such that the error from movement is ``|x @ V - V_target|**2``.
 
         Args:
-            profiles: K averages, stored or wanted.
-            quadrature: (times, weights) from :func:`quadrature_nodes`, the same for all of them.
+            profiles: K averages, sources or targets.
+            quadrature: (times, weights) of :func:`quadrature_nodes`, one for sources and targets.
         """
         *families, drift = unit_responses(
-            *shapes(profiles, quadrature), quadrature, self.nimg, self.first_nimg, self.momentum
+            *profile_shapes(profiles, quadrature),
+            quadrature,
+            self.nimg,
+            self.first_nimg,
+            self.momentum,
         )
         piece = np.searchsorted(self.edges, quadrature[0])
         rates = (self.walk, self.white, self.excursion)
@@ -88,12 +100,12 @@ class TrajectoryModel:
     def rounding_factor(
         self, sources: Sequence[PowerFunction], rounding: ArrayLike, response: Array
     ) -> Array:
-        """[K, m] factor B: the expected squared error from rounding is ``|x @ B|**2``.
+        """Factor B [K, m] such that the expected squared error from rounding is ``|x @ B|**2``.
 
         Args:
             sources: K stored averages.
             rounding: [K] or scalar, relative RMS error q of the stored numbers.
-            response: [K, M] of the sources.
+            response: [K, M] vectors of the sources, from :meth:`response`.
         """
         stored = stored_rounding(rounding, response)
         if not self.updates:
@@ -102,9 +114,12 @@ class TrajectoryModel:
         return np.concatenate([stored, tracked], axis=1)
 
     def changes(self) -> tuple[Array, Array]:
-        """Numbers of updates before the end, and the squared change of the weights over as many.
+        """Expected squared change of the weights over some numbers of updates before the end.
 
-        Without the drift, which an average follows.
+        The drift is left out, since averages follow it.
+
+        Returns:
+            Numbers of updates [L], increasing from 1, and the changes [L].
         """
         stride = self.nimg / self.updates
         lags = np.unique(np.round(np.geomspace(1, max(1, self.updates / 2), 24)))
@@ -112,14 +127,30 @@ class TrajectoryModel:
         ends = ends[ends > 0.5 * stride]
         if len(ends) < 2:
             return np.ones(1), np.zeros(1)
-        held = [Window(0.999 * stride, end) for end in ends]  # the weights of one update
+        held = [Window(0.999 * stride, end) for end in ends]  # weights of one update
         times = np.concatenate([ends, ends - 0.999 * stride])
         response = self.response(held, quadrature_nodes(times[times > 0], self.nimg))[:, :-1]
         return lags[: len(ends) - 1], ((response[1:] - response[0]) ** 2).sum(axis=1)
 
 
-def shapes(profiles: Sequence[Profile], quadrature: tuple[Array, Array]) -> tuple[Array, Array]:
-    """What of each profile lies after the nodes, and its density there, each [K, M]."""
+def profile_shapes(
+    profiles: Sequence[Profile], quadrature: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Weight of each profile after the nodes, and its density at the nodes.
+
+    Args:
+        profiles: K averages.
+        quadrature: (times [M], weights [M]) of :func:`quadrature_nodes`.
+
+    Returns:
+        Weight after each node and density in 1 / images, both [K, M].
+
+    Example:
+        >>> nodes = quadrature_nodes([1000], 1000)
+        >>> after, density = profile_shapes([Window(1000, 1000)], nodes)
+        >>> bool(np.allclose(after, 1 - nodes[0] / 1000)), bool(np.allclose(density, 1e-3))
+        (True, True)
+    """
     u, w = quadrature
     after = np.stack([1 - p.cumulative(u) for p in profiles])
     step = 1e-3 * w  # far smaller than the distance of a node from any end of an average
@@ -137,14 +168,23 @@ def unit_responses(
     first: float,
     momentum: float,
 ) -> tuple[Array, Array, Array, Array]:
-    """Walk, white, excursion [K, M] and drift [K, 1] vectors of :func:`shapes` at unit rates."""
+    """Vectors of the walk, white noise, excursions [K, M] and drift [K, 1] at unit rates.
+
+    Args:
+        after: [K, M] from :func:`profile_shapes`.
+        density: [K, M] from :func:`profile_shapes`.
+        quadrature: (times [M], weights [M]) of :func:`quadrature_nodes`.
+        nimg: T, the time unit of the rates.
+        first: Time in images before which the walk is faster.
+        momentum: Time in images over which movements are smooth; 0 for none.
+    """
     u, w = quadrature
     drift = (after @ w / nimg)[:, None]
     if momentum:
-        after, density = np.split(remembered(np.concatenate([after, density]), w, momentum), 2)
+        after, density = np.split(lookahead_mean(np.concatenate([after, density]), w, momentum), 2)
     # Training moves fastest at the start, which no stored average shows: the variance falls as the
     # square of a learning rate that falls as t**-0.5.
     walk = after * np.sqrt(w / nimg * np.maximum(1, first / u))
     white = density * np.sqrt(w * nimg)
-    excursion = remembered(density, w, EXCURSION * nimg) * np.sqrt(w * nimg)
+    excursion = lookahead_mean(density, w, EXCURSION * nimg) * np.sqrt(w * nimg)
     return walk, white, excursion, drift

@@ -1,4 +1,4 @@
-"""Checks that a rebuilt average is what its file says: made from these snapshots in this way."""
+"""Checks that a rebuilt average is what its file says: this combination of these snapshots."""
 
 from __future__ import annotations
 
@@ -11,47 +11,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm2lite.ema.snapshot import snapshot_folder
+from edm2lite.ema.folder import snapshot_folder
 from edm2lite.ema.stream import Progress, weighted_sums
-from edm2lite.ema.workers import Crew
+from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import MODEL_FORMAT, Header, read_header, verify
 
 
 def verify_reconstruction(
     path: str | Path, source: str | Path, progress: Progress | None = None
 ) -> int:
-    """Rebuild a file from the snapshots and coefficients that it names; returns their number.
+    """Rebuild a file from the snapshots and coefficients that it names, and compare.
 
-    The result must be the same to float32 rounding: the order of additions depends on the machine
-    and on how many averages were rebuilt together.
+    The values must agree up to float32 rounding: the order of additions depends on the machine and
+    on how many averages were rebuilt together.
 
     Args:
         path: A file that :func:`edm2lite.ema.reconstruct` wrote.
         source: The run or folder that holds the snapshots.
-        progress: Called with (bytes read, bytes in all) after each block.
+        progress: Called with the bytes read and the total after each block.
+
+    Returns:
+        The number of snapshots that the file was made from.
 
     Raises:
-        FileNotFoundError, ValueError: Something is missing, damaged or different.
+        FileNotFoundError: If ``path`` does not exist.
+        ValueError: If a file is damaged, a snapshot is missing, or the values differ.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.ema import PowerFunctionEMA, reconstruct
+        >>> weights, run = {"w": torch.ones(50)}, Path(tempfile.mkdtemp())
+        >>> ema = PowerFunctionEMA(weights)
+        >>> for step in range(1, 5):
+        ...     weights["w"] += 0.01 * torch.randn(50)
+        ...     ema.update(64 * step)
+        ...     _ = ema.save_snapshots(run / "snapshots")
+        >>> (result,) = reconstruct(run, sigma_rel=0.07, out=run / "ema")
+        >>> verify_reconstruction(result.path, run)
+        8
     """
     header = verify(Path(path))
     inputs = _recorded_inputs(header)
     headers = _find(inputs, snapshot_folder(Path(source)))
     shapes = {name: spec.shape for name, spec in header.tensors.items()}
     if any({n: s.shape for n, s in h.tensors.items()} != shapes for h in headers):
-        raise ValueError(f"{path} must hold the tensors of its snapshots and holds others")
+        raise ValueError(
+            f"{path} must hold the same tensors as its snapshots, and holds others; rebuild it"
+        )
     weights = np.array([[entry["coefficient"] for entry in inputs]], np.float64)
-    grown = float(np.abs(weights).sum())
+    sum_abs = float(np.abs(weights).sum())
     different, largest = 0, 0.0
-    with open(header.path, "rb") as file, Crew() as crew:
+    with open(header.path, "rb") as file, WorkerPool() as pool:
         file.seek(header.data_start)
-        for parts, values in weighted_sums(headers, weights, crew, progress=progress):
+        for parts, values in weighted_sums(headers, weights, pool, progress=progress):
             for part in parts:
                 dtype = header.tensors[part.name].dtype
                 rebuilt = values[0, part.first : part.last].to(dtype)
                 data = bytearray(file.read(rebuilt.numel() * dtype.itemsize))
                 found = torch.frombuffer(data, dtype=dtype)
                 gap = (rebuilt.double() - found.double()).abs()
-                different += int((gap > _rounding(found, grown)).sum())
+                different += int((gap > _tolerance(found, sum_abs)).sum())
                 largest = max(largest, float(gap.max()))
     if different:
         raise ValueError(
@@ -62,34 +81,41 @@ def verify_reconstruction(
 
 
 def _recorded_inputs(header: Header) -> list[dict[str, Any]]:
-    """Entries file, digest, coefficient of the metadata."""
+    """File, digest and coefficient of each snapshot, from the metadata."""
     if header.metadata.get("format") != MODEL_FORMAT or "inputs" not in header.metadata:
-        raise ValueError(f"{header.path} must be a file that reconstruct_ema wrote and is another")
-    inputs = json.loads(header.metadata["inputs"])
+        raise ValueError(f"{header.path} must be a file that reconstruct_ema wrote, and is not")
+    inputs: list[dict[str, Any]] = json.loads(header.metadata["inputs"])
     if not inputs:
-        raise ValueError(f"{header.path} must name its snapshots and names none")
+        raise ValueError(
+            f"{header.path} must name the snapshots it was made from, and names none; rebuild it"
+        )
     return inputs
 
 
 def _find(inputs: list[dict[str, Any]], folder: Path) -> list[Header]:
-    """Headers of the snapshots, by digest; names are for people and may have changed."""
+    """Headers of the snapshots, found by digest: file names may have changed."""
     present = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(ValueError):  # damaged: named below if it is needed
+        with contextlib.suppress(ValueError):  # a damaged file, reported below if it is needed
             header = read_header(path)
             present[header.digest] = header
-    gone = [str(entry["file"]) for entry in inputs if entry["digest"] not in present]
-    if gone:
+    missing = [str(entry["file"]) for entry in inputs if entry["digest"] not in present]
+    if missing:
         raise ValueError(
             f"all {len(inputs)} snapshots that the file was made from must be in {folder},"
-            f" {len(gone)} are missing or damaged: {', '.join(gone[:5])}; restore them"
+            f" {len(missing)} are missing or damaged: {', '.join(missing[:5])}; restore them"
         )
     return [present[entry["digest"]] for entry in inputs]
 
 
-def _rounding(values: Tensor, grown: float) -> Tensor | float:
-    """What two sums of the same terms may differ by; ``grown`` is the sum of |coefficients|."""
+def _tolerance(values: Tensor, sum_abs: float) -> Tensor | float:
+    """Largest difference by rounding of two sums of the same terms.
+
+    Args:
+        values: One of the sums.
+        sum_abs: Sum of the absolute coefficients.
+    """
     if not values.is_floating_point():
         return 0.0
     size = values.double().abs()
-    return torch.finfo(values.dtype).eps * size + 2**-21 * grown * size.max()
+    return torch.finfo(values.dtype).eps * size + 2**-21 * sum_abs * size.max()

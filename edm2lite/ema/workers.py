@@ -1,8 +1,8 @@
-"""The caller and some threads that work through a list together.
+"""A pool of threads, the caller among them, that work through one list of tasks.
 
-On a machine of few cores a thread for each kind of work (reading, arithmetic, writing) leaves cores
-idle or makes threads take turns on one. Here all that can be done now is one list, from which every
-thread takes what comes next.
+On a machine with few cores, one thread per kind of work (reading, arithmetic, writing) leaves cores
+idle or makes threads compete for one core. Here everything that can be done now is in one list, and
+each thread takes the next task from it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,25 @@ import torch
 T = TypeVar("T")
 
 
-class Crew:
-    """Threads that run what was added, the caller among them.
+class WorkerPool:
+    """Threads that run the tasks added to them when :meth:`run` is called; the caller helps.
 
-    While the context is open torch has one thread per worker: its own threads wait for one another
-    after every operation, which stalls them whenever something else takes a core.
+    Use it as a context manager. While it is open, torch runs single-threaded in every worker:
+    torch's own threads wait for each other after every operation, which stalls all of them whenever
+    another program takes a core.
 
     Args:
-        size: Workers, at least 1. [default: the cores that this process may use, at most 8]
+        size: Number of workers, at least 1. [default: the cores this process may use, at most 8]
+
+    Example:
+        >>> squares = [0, 0, 0]
+        >>> def square(worker, i):
+        ...     squares[i] = i**2
+        >>> with WorkerPool(2) as pool:
+        ...     pool.add(square, range(3))
+        ...     pool.run()
+        >>> squares
+        [0, 1, 4]
     """
 
     def __init__(self, size: int | None = None):
@@ -36,7 +47,7 @@ class Crew:
     def __len__(self) -> int:
         return self._size
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(
@@ -51,14 +62,19 @@ class Crew:
         torch.set_num_threads(self._threads)
 
     def add(self, function: Callable[[int, T], object], items: Iterable[T]) -> None:
-        """``function(worker, item)`` for every item, ``worker`` in [0, size), at the next run."""
+        """Add the tasks ``function(worker, item)``, one per item, to the next run.
+
+        Args:
+            function: Called with the number of the worker, in [0, size), and an item.
+            items: Second arguments of ``function``.
+        """
         self._tasks.extend((function, item) for item in items)
 
     def run(self) -> None:
-        """Work through all that was added, begun in its order; returns when it is done.
+        """Carry out all tasks, started in the order in which they were added, and wait for them.
 
         Raises:
-            Exception: What a worker met; the tasks after it are dropped.
+            Exception: Whatever a task raised; the tasks after it are dropped.
         """
         helpers = min(self._size, len(self._tasks)) - 1
         others = [self._pool.submit(self._work, worker + 1) for worker in range(helpers)]
@@ -84,7 +100,12 @@ class Crew:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use.
+
+    Example:
+        >>> num_cores() >= 1
+        True
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

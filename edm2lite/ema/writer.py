@@ -1,4 +1,4 @@
-"""Snapshots of all averages of one moment, written now or by a thread while training goes on."""
+"""Writes the snapshots of all averages of one moment, at once or in a background thread."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edm2lite.ema.folder import refuse_other_runs
 from edm2lite.ema.profile import PowerFunction
-from edm2lite.ema.snapshot import refuse_other_runs, snapshot_path, write_snapshot
-from edm2lite.ema.source import is_sharded, on_host, writes_files
+from edm2lite.ema.shards import gather, is_sharded, is_writer
+from edm2lite.ema.snapshot import snapshot_path, write_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +24,20 @@ Job = Callable[[], object]
 
 
 class BackgroundWriter:
-    """Runs jobs in a thread of its own, strictly in the order given.
+    """Runs jobs in a thread of its own, strictly in the order in which they were submitted.
 
-    A failure stops the line and is raised by the next :meth:`flush`. A job that the system failed
-    (OSError: disk full, folder gone) then still stands first and the next call tries it again, so
-    that nothing is lost or overtaken; a job that is itself wrong is dropped. The thread lives only
-    while there is work, and a normal interpreter exit waits for it.
+    A failure stops the queue and is raised by the next :meth:`flush`. A job that failed with an
+    OSError (disk full, folder gone) stays first in the queue and is tried again afterwards, so that
+    nothing is lost or overtaken. A job that failed otherwise is dropped. The thread lives only
+    while there is work, and a normal exit of the interpreter waits for it.
+
+    Example:
+        >>> writer, done = BackgroundWriter(), []
+        >>> for i in range(3):
+        ...     writer.submit(lambda i=i: done.append(i))
+        >>> writer.flush()
+        >>> done
+        [0, 1, 2]
     """
 
     def __init__(self) -> None:
@@ -38,16 +47,16 @@ class BackgroundWriter:
         self._error: Exception | None = None
 
     def submit(self, job: Job) -> None:
-        """Queue a job; returns at once. It waits while an error is to be raised."""
+        """Queue a job and return at once. The job is not started before an error is raised."""
         with self._changed:
             self._jobs.append(job)
             self._start()
 
     def flush(self) -> None:
-        """Return when every job is done.
+        """Wait until every job is done.
 
         Raises:
-            Exception: Whatever stopped a job, once; call again to go on with the jobs left.
+            Exception: If a job raised it. Call again to continue with the remaining jobs.
         """
         with self._changed:
             self._start()
@@ -81,7 +90,21 @@ class BackgroundWriter:
 
 
 class SnapshotSaver:
-    """Saves averages to folders that belong to one run."""
+    """Saves averages to folders, each of which belongs to one run.
+
+    Attributes:
+        writer: The background thread.
+
+    Example:
+        >>> import tempfile
+        >>> saver, profile = SnapshotSaver(), PowerFunction.of_width(0.10, nimg=64)
+        >>> paths = saver.save(
+        ...     Path(tempfile.mkdtemp()), [(0.10, profile, {"w": torch.ones(3)})], run="a1",
+        ...     dtype=torch.float32, background=False, history=[(64, 1)], start_nimg=0, extra={},
+        ... )
+        >>> paths[0].name
+        'ema-0.10000-0000000064.safetensors'
+    """
 
     def __init__(self) -> None:
         self.writer = BackgroundWriter()
@@ -97,25 +120,37 @@ class SnapshotSaver:
         background: bool,
         **details: Any,
     ) -> list[Path]:
-        """Write (sigma_rel, profile, tensors) each to its file, after all that were queued before.
+        """Write each average to its file, after all that were queued before.
+
+        Args:
+            folder: Folder of the snapshots. It is created if missing.
+            averages: (sigma_rel, profile, tensors) of each average.
+            run: Identifier of the run.
+            dtype: Stored floating-point type.
+            background: Whether a thread writes while this returns.
+            details: Further arguments of :func:`edm2lite.ema.snapshot.write_snapshot`.
+
+        Returns:
+            The files.
 
         Raises:
-            ValueError, OSError: As :func:`write_snapshot`; or ``folder`` is of another run.
+            ValueError: If ``folder`` holds snapshots of another run, or a tensor is not finite.
+            OSError: If a file cannot be written.
         """
         self.writer.flush()
         jobs, paths = [], []
         for sigma_rel, profile, tensors in averages:
-            writes = writes_files(tensors.values())
+            writes = is_writer(tensors.values())
             if writes and (folder, run) not in self._own:
                 refuse_other_runs(folder, run)
                 self._own.add((folder, run))
             if background or any(is_sharded(t) for t in tensors.values()):
-                tensors = on_host(tensors, dtype, keep=writes)
+                tensors = gather(tensors, dtype, keep=writes)
             details |= {"run": run, "profile": profile, "sigma_rel": sigma_rel, "dtype": dtype}
             if writes:
                 jobs.append(partial(write_snapshot, folder, tensors, **details))
             paths.append(snapshot_path(folder, sigma_rel, profile.nimg))
-        for job in jobs:  # after all are gathered: no rank is left waiting for one that failed
+        for job in jobs:  # only now: a job that fails must not leave other ranks waiting to gather
             if background:
                 self.writer.submit(job)
             else:

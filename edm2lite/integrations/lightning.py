@@ -29,12 +29,12 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _callback() -> type:
-    """A Callback for the trainers of both packages that are loaded, else of one that is there."""
+    """A Callback of every one of the packages that is loaded, or else of one that is installed."""
     found = [name for name in PACKAGES if name in sys.modules]
     if not found:
         found = [n for n in PACKAGES if importlib.util.find_spec(n.partition(".")[0])][:1]
     if not found:
-        raise ImportError("the callback needs lightning: pip install 'edm2lite[lightning]'")
+        raise ImportError("this callback needs lightning: pip install 'edm2lite[lightning]'")
     bases = tuple(importlib.import_module(name).Callback for name in found)
     return type("Callback", bases, {})
 
@@ -44,22 +44,28 @@ if not TYPE_CHECKING:
 
 
 class EMACallback(Recorder, Callback):
-    """Averages the weights after every optimizer step, whatever the gradient accumulation.
+    """A callback that averages the weights after every optimizer step.
 
     The clock counts the samples of all batches of all ranks: the length of the first dimension that
     the tensors of a batch share, times the number of data-parallel processes. ``samples`` replaces
-    this by the samples of an optimizer step (int, accumulation and ranks included), or by a
-    function that counts a batch of one process: ``samples=lambda batch: batch["tokens"].numel()``.
+    this: an int is the number of samples per optimizer step, accumulation and ranks included, and a
+    function counts a batch of one process, as in ``samples=lambda batch: batch["tokens"].numel()``.
 
-    Averages and clock travel in Lightning's checkpoints, and ``fit(ckpt_path=...)`` continues them
-    exactly. Snapshots of after that moment, from before the interruption, move to
-    ``snapshots/superseded/``. The end of the fit has a snapshot too.
+    Averages and clock are saved in Lightning's checkpoints, and ``fit(ckpt_path=...)`` continues
+    them exactly. Snapshots that an interrupted run saved after its last checkpoint are archived in
+    ``snapshots/superseded/``. A snapshot is also saved at the end of the fit.
 
-    With ``evaluate_with`` validation sees that average, from ``on_validation_start`` to
-    ``on_validation_end``; Lightning's own checkpoint callbacks save the raw weights. The names in
-    the snapshots are those of the LightningModule; for a part, ``source=lambda m: m.net``.
+    With ``evaluate_with``, validation uses that average, from ``on_validation_start`` to
+    ``on_validation_end``. Lightning's own checkpoint callbacks save the raw weights. Tensors in the
+    snapshots have their names in the LightningModule; to average a part of it, pass for example
+    ``source=lambda m: m.net``.
 
-    Arguments are those of :class:`edm2lite.integrations.recorder.Recorder`.
+    The arguments are those of :class:`edm2lite.integrations.recorder.Recorder`.
+
+    Example:
+        >>> callback = EMACallback("runs/mine", snapshot_nimg=64_000, evaluate_with=0.10)
+        >>> callback.snapshots.as_posix()  # Trainer(callbacks=[callback], ...) fills it
+        'runs/mine/snapshots'
     """
 
     _is_fit = False
@@ -68,12 +74,14 @@ class EMACallback(Recorder, Callback):
     _swapped: ExitStack | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note whether this is a fit, and forget what an earlier one loaded."""
         self._is_fit, self._loaded = stage == "fit", None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start averaging, or continue from the averages in the checkpoint."""
         state, self._loaded = self._loaded, None
-        goes_on = self._model is pl_module and self._global_step == trainer.global_step
-        if state is not None or not goes_on:  # else: another fit of the same trainer
+        continues = self._model is pl_module and self._global_step == trainer.global_step
+        if state is not None or not continues:  # else: another fit of the same trainer
             steps, is_main = trainer.global_step, trainer.is_global_zero
             self._begin(pl_module, state, steps_before=steps, is_main=is_main)
             self._global_step = trainer.global_step
@@ -83,29 +91,34 @@ class EMACallback(Recorder, Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Count the batch, and take the weights into the averages if it ended a step."""
         if not isinstance(self._samples, int):
             count = self._samples or count_samples
             self._pending += count(batch) * self._num_replicas
         if trainer.global_step > self._global_step:
             self._global_step = trainer.global_step
-            fixed = self._samples if isinstance(self._samples, int) else self._pending
+            samples = self._samples if isinstance(self._samples, int) else self._pending
             self._pending = 0
-            self._advance(fixed)
+            self._advance(samples)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last snapshots and wait for the files."""
         self._finish()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the model hold the average of ``evaluate_with``."""
         if pl_module is self._model:
             self._swapped = ExitStack()
             self._swapped.enter_context(self._evaluating())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the model its own weights back."""
         self._restore_weights()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        """Give the model its own weights back."""
         self._restore_weights()
 
     def _restore_weights(self) -> None:
@@ -114,19 +127,28 @@ class EMACallback(Recorder, Callback):
             self._swapped = None
 
     def state_dict(self) -> dict[str, Any]:
+        """Averages and clock for Lightning's checkpoint."""
         state = {} if self._ema is None else self._state()
         return {**state, "pending": self._pending} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the averages and clock of a checkpoint until training starts."""
         if self._is_fit:
-            self._loaded = state_dict  # until the model is where it trains
+            self._loaded = state_dict  # kept until the model is on its device
 
 
 def count_samples(batch: Any) -> int:
-    """Length of the first dimension of the tensors in a batch, which must be the same in all.
+    """Number of samples in a batch: the length of the first dimension of its tensors.
+
+    Args:
+        batch: A tensor, or a mapping or sequence of batches; other values are ignored.
 
     Raises:
-        ValueError: There is no tensor, or they differ.
+        ValueError: If there is no tensor, or lengths differ.
+
+    Example:
+        >>> count_samples({"image": torch.zeros(4, 3, 8, 8), "label": torch.zeros(4)})
+        4
     """
     lengths = {len(tensor) for tensor in _tensors(batch) if tensor.ndim}
     if len(lengths) != 1:

@@ -1,8 +1,8 @@
-"""What every framework's callback shares: the averages of a run, its clock and its snapshots.
+"""What the callbacks of all frameworks share: the averages of a run, its clock and its snapshots.
 
-The clock counts samples, so that a resumed run, another batch size or an incomplete accumulation
-keeps the profile exact. A step that a gradient scaler skips is an update with unchanged weights:
-the samples were seen, and the weights were what they were meanwhile.
+The clock counts samples, so that the profile stays exact when a run is resumed, the batch size
+changes or an accumulation is incomplete. A step that a gradient scaler skips is an update with
+unchanged weights: its samples were seen, and the weights stayed the same meanwhile.
 """
 
 from __future__ import annotations
@@ -18,33 +18,45 @@ import torch
 from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA, stale
-from edm2lite.ema.snapshot import refuse_other_runs
-from edm2lite.ema.source import Source, is_sharded, named, on_host
+from edm2lite.ema.folder import refuse_other_runs
+from edm2lite.ema.model_tensors import Source, named_tensors
+from edm2lite.ema.shards import gather, is_sharded
 
 logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Averages of a run in another's trainer, with snapshots in ``run_dir/snapshots``.
+    """Tracks the averages of a run in a trainer, and saves snapshots in ``run_dir/snapshots``.
 
     Args:
-        run_dir: What ``reconstruct_ema`` and ``edm2lite snapshots`` take afterwards. Rank 0 writes.
-        snapshot_nimg: Samples from snapshot to snapshot; saved at the first step that reaches the
-            next multiple. 1/30 to 1/60 of the run is a good choice (docs/ema.md).
-        snapshot_steps: The same in optimizer steps, in place of ``snapshot_nimg``.
-        samples: How the clock counts; the callback says what it takes and does without it.
-        sigma_rels: As :class:`edm2lite.ema.PowerFunctionEMA`.
-        gammas: The same.
-        evaluate_with: One of the lengths; validation then sees that average. [default: raw weights]
-        source: What is averaged of the model that trains, a part of it or a mapping of names to
-            tensors; asked at every step. [default: the model]
-        start_nimg: Samples that count as seen before the first step, when averaging begins with a
-            model that was trained before. A checkpoint that holds averages goes before it.
-        device: Where the averages are kept; "cpu" takes no memory of a GPU.
-        snapshot_dtype: float32, float16 or bfloat16, of the stored values.
+        run_dir: Folder of the run, for ``reconstruct_ema`` and ``edm2lite snapshots`` later. Only
+            rank 0 writes to it.
+        snapshot_nimg: Samples between snapshots. One is saved at the first step that reaches the
+            next multiple; 1/30 to 1/60 of the run is a good choice (docs/ema.md).
+        snapshot_steps: Optimizer steps between snapshots, in place of ``snapshot_nimg``.
+        samples: What the clock counts: the number of samples per optimizer step, or a function.
+            See the class of each callback for the argument of the function and for the default.
+        sigma_rels: Relative widths to track, each in (0, 0.2887). [default: 0.05 and 0.10]
+        gammas: Exponents to track, in place of ``sigma_rels``.
+        evaluate_with: Tracked length to use in validation. [default: the raw weights]
+        source: Function from the model that trains to what is averaged: a part of it, or a mapping
+            of names to tensors. It is called at every step. [default: the model itself]
+        start_nimg: Samples that count as seen before the first step, for a model that was trained
+            before. Averages in a checkpoint take precedence.
+        device: Device of the averages; ``"cpu"`` takes no GPU memory.
+        snapshot_dtype: Stored floating-point type: float32, float16 or bfloat16.
+
+    Attributes:
+        snapshots: Folder of the snapshots.
+        nimg: Samples seen so far.
 
     Raises:
-        ValueError: Neither or both cadences, or one that is not positive.
+        ValueError: If not exactly one cadence is given, or it is not positive.
+
+    Example:
+        >>> recorder = Recorder("runs/mine", snapshot_nimg=64_000, sigma_rels=(0.05, 0.10))
+        >>> recorder.nimg, recorder.snapshots.name
+        (0, 'snapshots')
     """
 
     def __init__(
@@ -63,7 +75,10 @@ class Recorder:
         snapshot_dtype: torch.dtype = torch.float32,
     ):
         if (snapshot_nimg is None) == (snapshot_steps is None):
-            raise ValueError("give one of snapshot_nimg and snapshot_steps: when to save snapshots")
+            raise ValueError(
+                "give the cadence of the snapshots as one of snapshot_nimg and snapshot_steps, got"
+                f" {snapshot_nimg} and {snapshot_steps}"
+            )
         if (snapshot_nimg or snapshot_steps or 0) <= 0:
             raise ValueError(
                 "snapshots must be at least one sample or step apart, got"
@@ -71,7 +86,6 @@ class Recorder:
             )
         self.snapshots = Path(run_dir) / "snapshots"
         self.nimg = 0
-        """Samples seen so far."""
         self._snapshot_nimg, self._snapshot_steps = snapshot_nimg, snapshot_steps
         self._samples = samples
         self._tracker = partial(
@@ -92,27 +106,36 @@ class Recorder:
 
     @property
     def ema(self) -> PowerFunctionEMA:
-        """The averages. Outside of validation, ``with callback.ema.applied(0.10): ...`` uses one.
+        """The averages. Outside of validation, use one by ``with callback.ema.applied(0.10):``.
 
         Raises:
-            RuntimeError: Training has not begun.
+            RuntimeError: If training has not begun.
         """
         if self._ema is None:
-            raise RuntimeError("there are averages from the beginning of training on, not before")
+            raise RuntimeError(
+                "averages exist once training has begun; call fit() or train() first"
+            )
         return self._ema
 
     def _begin(self, model: nn.Module, state: Any, *, steps_before: int, is_main: bool) -> None:
-        """Start averaging ``model``, or continue from ``state``.
+        """Start averaging a model, or continue from a checkpoint.
+
+        Args:
+            model: The model that trains.
+            state: Result of :meth:`_state` from the checkpoint; None if there is none.
+            steps_before: Optimizer steps made before this moment.
+            is_main: Whether this process writes files.
 
         Raises:
-            ValueError: The model cannot be averaged, ``steps_before`` were made without averages,
-                or ``run_dir`` belongs to another run. Nothing has been written then.
+            ValueError: If the model cannot be averaged, steps were made without averages, or
+                ``run_dir`` belongs to another run. Nothing has been written then.
         """
         _refuse_foreign_shards(model)
         if state is None and steps_before and self._start_nimg is None:
             raise ValueError(
-                f"training goes on after {steps_before} steps and the checkpoint holds no averages;"
-                " give start_nimg, the samples seen by now, to begin averaging here"
+                "a checkpoint to continue from must hold averages, the one of step"
+                f" {steps_before} holds none; give start_nimg, the samples seen by now, to begin"
+                " averaging here"
             )
         source = self._source(model)
         ema = self._tracker(source)
@@ -120,18 +143,18 @@ class Recorder:
             _check_evaluation(self._evaluate_with, ema, model, source)
         self.nimg, self._steps = ema.start_nimg, 0
         if state is not None:
-            averages = _spread(state["ema"]["averages"], ema)
+            averages = _shard_averages(state["ema"]["averages"], ema)
             ema.load_state_dict({**state["ema"], "averages": averages})
             self.nimg, self._steps = state["nimg"], state["steps"]
         if is_main:
             refuse_other_runs(self.snapshots, ema.run)
-            stale.set_aside(self.snapshots, self.nimg)
+            stale.archive(self.snapshots, self.nimg)
         self._ema, self._model, self._is_main = ema, model, is_main
-        self._takes_part = is_main or any(is_sharded(t) for t in named(source).values())
+        self._takes_part = is_main or any(is_sharded(t) for t in named_tensors(source).values())
         self._saved_nimg = -1
 
     def _advance(self, samples: int) -> None:
-        """An optimizer step has been made, ``samples`` after the last call."""
+        """Count an optimizer step over ``samples`` samples, and save snapshots if they are due."""
         before, self.nimg = self.nimg, self.nimg + samples
         self._steps += 1
         self.ema.update(self.nimg, self._source(self._model))
@@ -143,33 +166,37 @@ class Recorder:
             self._save()
 
     def _save(self) -> None:
-        """Snapshots of now, written by a thread while training goes on."""
+        """Save the averages in snapshots, written by a thread while training continues."""
         if self._takes_part and self.ema.history:  # empty if every update so far was refused
             self.ema.save_snapshots(self.snapshots, self._snapshot_dtype, background=True)
         self._saved_nimg = self.nimg
 
     def _finish(self) -> None:
-        """Snapshots of the last step, if there are none yet; returns when all are on disk."""
+        """Save snapshots of the last step if there are none, and wait until all are on disk."""
         if self.nimg > self._saved_nimg:
             self._save()
         for path in self._settle():
-            logger.warning("%s differs from what the run wrote when it came by again", path)
+            logger.warning("%s differs from what the continued run wrote in its place", path)
 
     def _settle(self) -> list[Path]:
+        """Wait for the files; the archived snapshots that differ from what the run wrote again."""
         self.ema.flush()
-        return stale.settle(self.snapshots) if self._is_main else []
+        return stale.delete_reproduced(self.snapshots) if self._is_main else []
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint must hold: whole tensors on the host, on rank 0; {} on others.
+        """What a checkpoint must hold, with full tensors in host memory.
 
-        Every rank must call this. Snapshots of before are on disk when it returns.
+        Every rank must call this. Earlier snapshots are on disk when it returns.
+
+        Returns:
+            The state on rank 0, and {} on the others.
         """
         self._settle()
         if not self._takes_part:
             return {}
         state = self.ema.state_dict()
         averages = {
-            length: on_host(tensors, torch.float32, keep=self._is_main)
+            length: gather(tensors, torch.float32, keep=self._is_main)
             for length, tensors in state["averages"].items()
         }
         ema = {"averages": averages, "clock": state["clock"]}
@@ -177,7 +204,7 @@ class Recorder:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Within the block the model has the weights that it is to be evaluated with."""
+        """Let the model hold the weights that ``evaluate_with`` asks for, within the block."""
         if self._evaluate_with is None or self._ema is None:
             yield
         else:
@@ -185,31 +212,34 @@ class Recorder:
                 yield
 
 
-def _spread(
+def _shard_averages(
     averages: Mapping[str, Mapping[str, Tensor]], ema: PowerFunctionEMA
 ) -> dict[str, dict[str, Tensor]]:
-    """Whole tensors as the tracker holds them: each rank its part where they are sharded."""
+    """Full tensors of a checkpoint, sharded as the tracker holds them."""
     live = ema.state_dict()["averages"]
     return {
-        length: {n: _part(value, live.get(length, {}).get(n)) for n, value in values.items()}
+        length: {n: _sharded_like(v, live.get(length, {}).get(n)) for n, v in values.items()}
         for length, values in averages.items()
     }
 
 
-def _part(whole: Tensor, like: Any) -> Tensor:
-    if like is None or not is_sharded(like):  # a name that is not tracked is refused by the tracker
-        return whole
+def _sharded_like(full: Tensor, tensor: Any) -> Tensor:
+    if tensor is None or not is_sharded(tensor):  # unknown names are left for the tracker to refuse
+        return full
     from torch.distributed.tensor import distribute_tensor
 
-    mesh = like.device_mesh
-    on_device = whole.to(like.to_local().device)
-    return distribute_tensor(on_device, mesh, like.placements, src_data_rank=None)
+    mesh = tensor.device_mesh
+    on_device = full.to(tensor.to_local().device)
+    return distribute_tensor(on_device, mesh, tensor.placements, src_data_rank=None)
 
 
 def _refuse_foreign_shards(model: nn.Module) -> None:
-    """Raise ValueError for weights that are not where the module says."""
+    """Refuse a model whose parameters do not hold the weights (FSDP1, DeepSpeed ZeRO 3)."""
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
-        raise ValueError("averages of shards need FSDP2 (fully_shard), this model is FSDP1")
+        raise ValueError(
+            "averages need weights that are whole or sharded by FSDP2, these are sharded by FSDP1;"
+            " use fully_shard (FSDP2)"
+        )
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         raise ValueError(
             "averages need weights that are whole or sharded by FSDP2, these are partitioned by"
@@ -225,9 +255,9 @@ def _check_evaluation(
             f"evaluate_with must be one of the lengths {ema.sigma_rels}, got {sigma_rel}"
         )
     own = {id(t) for t in model.state_dict(keep_vars=True).values()}
-    computed = [name for name, tensor in named(source).items() if id(tensor) not in own]
+    computed = [name for name, tensor in named_tensors(source).items() if id(tensor) not in own]
     if computed:
         raise ValueError(
-            "evaluate_with needs averages of the model's own tensors, source makes others:"
+            "evaluate_with needs averages of the model's own tensors, source computes others:"
             f" {computed[:5]}; leave it out and evaluate what is rebuilt from the snapshots"
         )

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from edm2lite.atomic import sync
-from edm2lite.ema.profile import PowerFunction, sigma_rel_to_gamma
+from edm2lite.ema.formulas import sigma_rel_to_gamma
+from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.stream import Progress
 from edm2lite.interop.edm2_network import Network, read_network

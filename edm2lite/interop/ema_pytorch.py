@@ -29,7 +29,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from edm2lite.ema.profile import PowerFunction, gamma_to_sigma_rel, sigma_rel_to_gamma
+from edm2lite.ema.formulas import gamma_to_sigma_rel, sigma_rel_to_gamma
+from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.stream import Progress
 

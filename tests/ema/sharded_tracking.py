@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.ema.source import local, over_ranks
+from edm2lite.ema.shards import local_shard, values_of_ranks
 
 
 def build() -> nn.Module:
@@ -25,7 +25,7 @@ def build() -> nn.Module:
 def step(net: nn.Module, k: int) -> None:
     with torch.no_grad():
         for i, p in enumerate(net.parameters()):
-            local(p).mul_(0.5 + 0.1 * k + 0.01 * i)
+            local_shard(p).mul_(0.5 + 0.1 * k + 0.01 * i)
 
 
 def main(folder: Path) -> None:
@@ -53,10 +53,10 @@ def main(folder: Path) -> None:
     if dist.get_rank() == 0:
         reference.save_snapshots(folder / "whole")
 
-    before = [local(p).clone() for p in net.parameters()]
+    before = [local_shard(p).clone() for p in net.parameters()]
     with ema.applied(0.05):
         out = net(torch.ones(4, 5))
-    assert all(local(p).equal(b) for p, b in zip(net.parameters(), before, strict=True))
+    assert all(local_shard(p).equal(b) for p, b in zip(net.parameters(), before, strict=True))
     with reference.applied(0.05):
         torch.testing.assert_close(out, whole(torch.ones(4, 5)))
 
@@ -68,13 +68,13 @@ def main(folder: Path) -> None:
     assert again.nimg == 192 and again.run == "sharded"
     for sigma_rel in ema.sigma_rels:
         mine, theirs = ema.state_dict_of(sigma_rel), again.state_dict_of(sigma_rel)
-        assert all(local(mine[n]).equal(local(theirs[n])) for n in mine)
+        assert all(local_shard(mine[n]).equal(local_shard(theirs[n])) for n in mine)
 
     if dist.get_rank() == 1:
         with torch.no_grad():
-            local(net[0].weight).fill_(float("nan"))
+            local_shard(net[0].weight).fill_(float("nan"))
     ema.update(256)  # refused by rank 1 alone
-    assert over_ranks(ema.num_refused, net.parameters()) == [0, 1]
+    assert values_of_ranks(ema.num_refused, net.parameters()) == [0, 1]
     assert ema.nimg == (256 if dist.get_rank() == 0 else 192)
     dist.barrier()  # or one may tear down its end while the other still talks
     dist.destroy_process_group()

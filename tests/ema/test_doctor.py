@@ -43,13 +43,13 @@ def name(sigma_rel, k):
 
 def only_finding(folder, **options):
     report = examine(folder, LENGTHS, **options)
-    assert len(report.findings) == 1, [f.what for f in report.findings]
+    assert len(report.findings) == 1, [f.message for f in report.findings]
     return report.findings[0], report
 
 
-def test_a_sound_folder_has_no_finding_and_the_errors_of_the_plan(walk):
+def test_an_intact_folder_has_no_finding_and_the_errors_of_the_plan(walk):
     report = examine(walk[0], LENGTHS)
-    assert not report.findings and len(report.sound) == len(report.files) == 48
+    assert not report.findings and len(report.intact) == len(report.files) == 48
     plans = plan_targets(walk[0], sigma_rel=LENGTHS)
     np.testing.assert_allclose(report.errors, [p.predicted_error for p in plans], rtol=1e-9)
 
@@ -60,11 +60,11 @@ def test_a_file_cut_anywhere_is_named_and_priced(folder, size):
     victim.write_bytes(victim.read_bytes()[:size])
     report = examine(folder, LENGTHS)
     (damaged,) = (f for f in report.findings if f.path is not None)
-    assert damaged.path == victim and victim.name in damaged.what
+    assert damaged.path == victim and victim.name in damaged.message
     # a file that lost its header does not say what it was; then its place is found empty
     (priced,) = (f for f in report.findings if f.lost)
     assert [(p.nimg, round(p.sigma_rel, 9)) for p in priced.lost] == [(32000, 0.1)]
-    assert priced.error > 1.001 * priced.error_if_sound
+    assert priced.error > 1.001 * priced.error_if_intact
     assert damaged.state == ("truncated" if size < 0 else "damaged")
 
 
@@ -87,12 +87,12 @@ def test_values_that_are_not_finite_are_found(folder, value):
     kept = {k: v for k, v in metadata.items() if "digest" not in k}
     save_tensors(victim, tensors, kept)
     finding, _ = only_finding(folder)
-    assert finding.state == "not finite" and finding.path == victim and " in a;" in finding.what
-    assert finding.error > finding.error_if_sound
+    assert finding.state == "not finite" and finding.path == victim and " in a;" in finding.message
+    assert finding.error > finding.error_if_intact
     tensors["a"].fill_(value)  # whole: the sample that errors are learnt from sees it too
     save_tensors(victim, tensors, kept)
     finding, report = only_finding(folder, quick=True)
-    assert victim.name in finding.what and not len(report.errors)
+    assert victim.name in finding.message and not len(report.errors)
 
 
 def test_snapshots_of_another_run_are_found(folder, tmp_path):
@@ -101,8 +101,8 @@ def test_snapshots_of_another_run_are_found(folder, tmp_path):
     (path,) = other.save_snapshots(tmp_path / "elsewhere")  # here they are refused
     path = path.rename(folder / path.name)
     finding, report = only_finding(folder)
-    assert finding.state == "other run" and finding.path == path and "of run b" in finding.what
-    assert not finding.lost and len(report.sound) == 48
+    assert finding.state == "other run" and finding.path == path and "of run b" in finding.message
+    assert not finding.lost and len(report.intact) == 48
 
 
 def test_snapshots_of_other_shapes_are_found(folder):
@@ -128,15 +128,15 @@ def test_duplicates_are_found(folder, same):
     save_tensors(copy, tensors, {k: v for k, v in metadata.items() if "digest" not in k})
     finding, _ = only_finding(folder)
     assert finding.state == "duplicate" and finding.path == copy and not finding.lost
-    assert ("OTHER values" in finding.what) != same
+    assert ("OTHER values" in finding.message) != same
 
 
-def test_the_sound_one_of_two_copies_serves(folder):
+def test_the_intact_one_of_two_copies_serves(folder):
     victim = folder / name(0.05, 3)
     shutil.copy(victim, folder / "zz.safetensors")
     victim.write_bytes(victim.read_bytes()[:-1] + b"\1")
     finding, report = only_finding(folder)
-    assert finding.path == victim and not finding.lost and len(report.sound) == 48
+    assert finding.path == victim and not finding.lost and len(report.intact) == 48
 
 
 def test_missing_files_are_found_and_priced(folder):
@@ -146,10 +146,10 @@ def test_missing_files_are_found_and_priced(folder):
             (folder / name(sigma_rel, k)).unlink()
     report = examine(folder, LENGTHS)
     one, two = report.findings
-    assert "sigma_rel 0.1 is missing at nimg = 16000" in one.what
-    assert "2 times from nimg = 24000 to 25600" in two.what
+    assert "sigma_rel 0.1 is missing at nimg = 16000" in one.message
+    assert "2 times from nimg = 24000 to 25600" in two.message
     assert {p.nimg for p in two.lost} == {24000, 25600} and len(two.lost) == 4
-    assert two.error > 2 * two.error_if_sound > 0  # a hole of 3 steps in the middle
+    assert two.error > 2 * two.error_if_intact > 0  # a hole of 3 steps in the middle
     assert two.sigma_rel == LENGTHS[4] and two.error == pytest.approx(report.errors[4])
 
 
@@ -157,8 +157,8 @@ def test_keeping_only_the_last_is_found(folder):
     for info in list_snapshots(folder)[:30]:
         info.path.unlink()
     finding, _ = only_finding(folder)
-    assert "15 times from nimg = 1600 to 24000" in finding.what
-    assert finding.error > 5 * finding.error_if_sound
+    assert "15 times from nimg = 1600 to 24000" in finding.message
+    assert finding.error > 5 * finding.error_if_intact
 
 
 def test_a_cadence_between_multiples_of_the_batch_is_regular(tmp_path):
@@ -172,11 +172,11 @@ def test_a_cadence_between_multiples_of_the_batch_is_regular(tmp_path):
     assert not examine(tmp_path, LENGTHS).findings
 
 
-def test_a_folder_with_nothing_sound_is_described(folder):
+def test_a_folder_with_nothing_intact_is_described(folder):
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:-3])
     report = examine(folder, LENGTHS)
-    assert not report.sound and not len(report.errors) and len(report.findings) == 48
+    assert not report.intact and not len(report.errors) and len(report.findings) == 48
 
 
 def test_removal_order_is_that_of_trying_each():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from edm2lite.ema import Exponential, Length
+from edm2lite.ema.formulas import SIGMA_REL_MAX, decay_to_half_life
 from edm2lite.ema.lengths import MEASURES, measure
-from edm2lite.ema.profile import SIGMA_REL_MAX, decay_to_half_life
 from edm2lite.units import format_amount, parse_amount
 
 

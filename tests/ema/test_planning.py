@@ -27,7 +27,7 @@ def test_a_walk_gives_the_errors_and_bytes_that_were_planned(tmp_path, dtype, mo
     for built in reconstruct(infos, sigma_rel=LENGTHS):
         plan = assess(
             (0.05, 0.1), 50, dtype, duration=steps, num_params=n,
-            wanted=built.sigma_rel, movement=movement,
+            target_sigma_rels=built.sigma_rel, movement=movement,
         )  # fmt: skip
         truth = direct.state_dict_of(built.sigma_rel)["a"]
         # the weights grow by sqrt(1 + movement**2): the walk is relative to their length at the end
@@ -42,13 +42,18 @@ def test_the_default_movement_is_cautious_for_a_real_run(run_dir):
     fitted = plan_targets(run_dir, sigma_rel=LENGTHS)
     for plan in fitted:
         planned = assess(
-            (0.05, 0.1), 160, "float32", duration=1280, num_params=1, wanted=plan.sigma_rel
+            (0.05, 0.1),
+            160,
+            "float32",
+            duration=1280,
+            num_params=1,
+            target_sigma_rels=plan.sigma_rel,
         )
         assert plan.predicted_error < planned.worst_error
 
 
 def test_errors_scale_with_the_movement_where_rounding_is_small():
-    common = {"duration": 1 << 20, "num_params": 10, "wanted": [0.03, 0.2]}
+    common = {"duration": 1 << 20, "num_params": 10, "target_sigma_rels": [0.03, 0.2]}
     one, two = (
         assess((0.05, 0.1), 1 << 16, "float32", movement=m, **common).worst_error for m in (0.5, 1)
     )
@@ -60,20 +65,22 @@ def test_the_worst_length_is_named():
     assert len(lengths) == 8 and lengths[0] == 0.015 and lengths[-1] == pytest.approx(0.25)
     np.testing.assert_allclose(lengths[1:] / lengths[:-1], (0.25 / 0.015) ** (1 / 7))
     common = {"duration": 1600, "num_params": 1}
-    whole = assess((0.1,), 100, "float16", wanted=lengths, **common)
-    each = [assess((0.1,), 100, "float16", wanted=s, **common).worst_error for s in lengths]
+    whole = assess((0.1,), 100, "float16", target_sigma_rels=lengths, **common)
+    each = [
+        assess((0.1,), 100, "float16", target_sigma_rels=s, **common).worst_error for s in lengths
+    ]
     assert whole.worst_error == pytest.approx(max(each), rel=1e-6)
     assert whole.worst_sigma_rel == lengths[int(np.argmax(each))]
 
 
 def test_a_cadence_that_does_not_divide_the_run_stores_its_end():
-    plan = assess((0.1,), 300, "bfloat16", duration=1000, num_params=7, wanted=0.1)
+    plan = assess((0.1,), 300, "bfloat16", duration=1000, num_params=7, target_sigma_rels=0.1)
     assert plan.num_files == 4 and plan.num_bytes == 4 * 7 * 2  # 300, 600, 900, 1000
     assert cadences(2048) == [128, 64, 32, 16]
 
 
 def test_the_cheapest_is_the_smallest_that_is_good_enough():
-    common = {"duration": 4096, "num_params": 100, "wanted": [0.05, 0.15]}
+    common = {"duration": 4096, "num_params": 100, "target_sigma_rels": [0.05, 0.15]}
     choices = [
         assess((0.05, 0.1), e, d, **common) for e in (64, 256, 1024) for d in ("float32", "float16")
     ]
@@ -95,7 +102,7 @@ def test_the_cheapest_is_the_smallest_that_is_good_enough():
 )
 def test_unusable_plans_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        assess(*arguments, duration=1000, num_params=1, wanted=0.1)
+        assess(*arguments, duration=1000, num_params=1, target_sigma_rels=0.1)
 
 
 def test_counts_and_ranges_as_people_type_them():

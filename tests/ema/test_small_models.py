@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edm2lite.ema import PowerFunctionEMA, list_snapshots, reconstruct
-from edm2lite.ema.sample import read_sample
+from edm2lite.ema.calibration import read_sample
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -1,17 +1,20 @@
+"""Oracles: exact arithmetic for Algorithm 3 of arXiv 2312.02696, dense sums, simulated walks."""
+
 import mpmath
 import numpy as np
 import pytest
 
-from edm2lite.ema.fitting import fit_trajectory
-from edm2lite.ema.profile import Exponential, PowerFunction, Tabulated, Window, sigma_rel_to_gamma
+from edm2lite.ema.formulas import sigma_rel_to_gamma
+from edm2lite.ema.profile import Exponential, PowerFunction, Tabulated, Window
 from edm2lite.ema.solve import (
     Solution,
-    least_error,
+    minimum_error_coefficients,
     predicted_error,
     solve_calibrated,
     solve_paper,
 )
 from edm2lite.ema.trajectory import TrajectoryModel
+from edm2lite.ema.trajectory_fit import fit_trajectory
 
 END = 960
 
@@ -39,6 +42,7 @@ def random_walk(seed, n=4000, end=END):
 
 
 def test_paper_coefficients_agree_with_exact_arithmetic():
+    """Algorithm 3 with the inner products of Eq. 151; its sum, here 0.98, is divided out."""
     sources = [PowerFunction.of_width(s, t) for s in (0.05, 0.10) for t in (1, 2, 3, 4)]
     target = PowerFunction.of_width(0.13, 4)
     with mpmath.workdps(40):
@@ -53,13 +57,16 @@ def test_paper_coefficients_agree_with_exact_arithmetic():
         right = mpmath.matrix([product(a, target) for a in sources])
         exact = mpmath.lu_solve(gram, right)
         total = mpmath.fsum(exact)
-        residual = product(target, target) - mpmath.fdot(exact, right)
-        square = float(residual / product(target, target))
-        exact = [float(v / total) for v in exact]
-    assert abs(float(total) - 0.97954771) < 1e-8  # facts.md, section 10
-    assert abs(square - 3.444144e-3) < 1e-9
-    x = solve_paper(sources, [target]).coefficients[:, 0]
-    np.testing.assert_allclose(x, exact, atol=1e-12)  # condition of the Gram matrix is 5e2
+        exact = exact / total
+        square = product(target, target)
+        residual = mpmath.fdot(exact, gram * exact) - 2 * mpmath.fdot(exact, right) + square
+        profile_error = float(mpmath.sqrt(residual / square))
+        exact = [float(v) for v in exact]
+    assert 0.97 < total < 0.99
+    solution = solve_paper(sources, [target])
+    # condition of the Gram matrix is 5e2
+    np.testing.assert_allclose(solution.coefficients[:, 0], exact, atol=1e-12)
+    assert abs(solution.predicted_error[0] - profile_error) < 1e-9
 
 
 def test_inner_products_without_closed_form_agree_with_it():
@@ -110,7 +117,7 @@ def test_no_change_of_the_coefficients_lowers_the_expected_error():
             + x @ alike @ x
         )
 
-    x = least_error(sources, [target], model, q)
+    x = minimum_error_coefficients(sources, [target], model, q)
     lowest = objective(x[:, 0])
     predicted = predicted_error(x, sources, [target], model, q)[0]
     assert abs(predicted**2 / lowest - 1) < 1e-3  # midpoint sums of kinked densities
@@ -160,8 +167,8 @@ def test_one_stored_average_predicts_the_error_of_the_walk_it_assumes():
 
 def test_a_source_given_twice_changes_nothing_but_its_share():
     sources, target = stored((0.05, 0.10), 8), [PowerFunction.of_width(0.03, END)]
-    once = least_error(sources, target, flat_model(), 1e-4)
-    twice = least_error([*sources, sources[-1]], target, flat_model(), 1e-4)
+    once = minimum_error_coefficients(sources, target, flat_model(), 1e-4)
+    twice = minimum_error_coefficients([*sources, sources[-1]], target, flat_model(), 1e-4)
     merged = twice[:-1].copy()
     merged[-1] += twice[-1]
     np.testing.assert_allclose(merged, once, atol=1e-6)
@@ -171,8 +178,8 @@ def test_a_source_given_twice_changes_nothing_but_its_share():
 def test_the_order_of_the_sources_does_not_matter():
     sources, target = stored((0.05, 0.10), 10), [PowerFunction.of_width(0.15, END)]
     order = np.random.default_rng(0).permutation(20)
-    x = least_error(sources, target, flat_model(), 1e-4)
-    shuffled = least_error([sources[i] for i in order], target, flat_model(), 1e-4)
+    x = minimum_error_coefficients(sources, target, flat_model(), 1e-4)
+    shuffled = minimum_error_coefficients([sources[i] for i in order], target, flat_model(), 1e-4)
     np.testing.assert_allclose(shuffled, x[order], atol=1e-7)
 
 

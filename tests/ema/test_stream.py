@@ -10,7 +10,7 @@ from threadpoolctl import ThreadpoolController
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.blocks import BlockReader
 from edm2lite.ema.stream import weighted_sums
-from edm2lite.ema.workers import Crew
+from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import read_header, save_tensors
 
 SHAPES = {"a": (3, 700), "n": (), "none": (0, 4), "b": (2500,), "c": (1,), "d": (33, 50)}
@@ -35,7 +35,7 @@ def test_blocks_hold_every_value_once(tmp_path, monkeypatch, block_values):
     monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_VALUES", block_values)
     read = [{n: torch.full(s, -1.0).flatten() for n, s in SHAPES.items()} for _ in written]
     sizes = []
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         for parts, views in BlockReader(headers, 1).blocks(crew):
             sizes.append(views.count)
             assert parts[0].first == 0 and parts[-1].last == views.count
@@ -67,7 +67,7 @@ def test_sums_equal_float64_whatever_the_types_blocks_and_threads(
     weights = np.random.default_rng(0).standard_normal((3, 4))
     weights[:, 0] += 1 - weights.sum(axis=1)
     sums = {name: torch.zeros(3, int(np.prod(shape))) for name, shape in SHAPES.items()}
-    with Crew(workers) as crew:
+    with WorkerPool(workers) as crew:
         for parts, values in weighted_sums(headers, weights, crew, dtype=dtype):
             for part in parts:
                 columns = slice(part.begin, part.begin + part.last - part.first)
@@ -91,7 +91,7 @@ def test_tensors_are_found_where_their_header_says(tmp_path):
     ]
     for header in turned:
         header.metadata.clear()  # no digest of bytes in file order
-    with Crew(1) as crew:
+    with WorkerPool(1) as crew:
         for parts, values in weighted_sums(turned, np.array([[0.25, 0.75]]), crew):
             for part in parts:
                 if part.name == "n":
@@ -112,7 +112,7 @@ def test_a_crew_does_everything_once_and_gives_its_threads_back(size):
         done.append(item)
         workers.add((worker, threading.get_ident()))
 
-    with Crew(size) as crew:
+    with WorkerPool(size) as crew:
         for _ in range(20):
             crew.add(work, range(20))
             crew.add(work, range(20, 50))
@@ -137,7 +137,7 @@ def test_a_crew_raises_what_a_worker_met_after_all_have_stopped(size, bad):
         finally:
             running.remove(item)
 
-    with Crew(size) as crew:
+    with WorkerPool(size) as crew:
         crew.add(work, range(30))
         with pytest.raises(OSError, match=f"item {bad}"):
             crew.run()

@@ -13,7 +13,7 @@ from torch import nn
 
 from edm2lite.ema import PowerFunctionEMA, sigma_rel_to_gamma
 from edm2lite.ema.averages import Averages
-from edm2lite.ema.snapshot import list_snapshots
+from edm2lite.ema.folder import list_snapshots
 from edm2lite.tensorfile import load_tensors
 
 STRIDES = {
@@ -250,7 +250,7 @@ def averages(tensors, **where):
     return Averages(tensors, (16.97, 6.94), start_nimg=0, **where)
 
 
-@pytest.mark.parametrize("where", [{"deferred": True}, {"parcel": True}], ids=str)
+@pytest.mark.parametrize("where", [{"deferred": True}, {"buffered": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_way_to_average_gives_the_same_bits(where, dtype, monkeypatch):
     monkeypatch.setattr("edm2lite.ema.averages._ALONE", 8)
@@ -327,7 +327,7 @@ def test_refusals_are_logged_when_the_device_is_asked(caplog):
 
 def test_weights_sent_to_the_host_are_those_of_the_moment():
     theta = [torch.ones(3)]
-    sent = averages(theta, parcel=True)
+    sent = averages(theta, buffered=True)
     sent.update(theta, 100)
     theta[0].fill_(9)
     assert sent.views(0)[0].eq(1).all()

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from edm2lite.ema.fitting import fit_trajectory
+from edm2lite.ema.formulas import decay
 from edm2lite.ema.likelihood import misfit_of
-from edm2lite.ema.profile import PowerFunction, decay
-from edm2lite.ema.quadrature import quadrature_nodes, remembered
+from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.quadrature import lookahead_mean, quadrature_nodes
 from edm2lite.ema.rounding import ROUNDING, stored_rounding, tracker_rounding
 from edm2lite.ema.solve import solve_calibrated
+from edm2lite.ema.trajectory_fit import fit_trajectory
 
 END = 960
 
@@ -288,7 +289,7 @@ def test_remembered_is_the_mean_over_what_follows(memory):
     u, w = quadrature_nodes([480, END], END)
     for nimg in (480, END):
         after = PowerFunction.of_width(0.075, nimg)
-        found = remembered(1 - after.cumulative(u)[None], w, memory)[0]
+        found = lookahead_mean(1 - after.cumulative(u)[None], w, memory)[0]
         for start, value in zip(u[::97], found[::97], strict=True):
 
             def integrand(t, start=start, after=after):

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, 
 from transformers import Trainer, TrainingArguments
 
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.ema.source import local
+from edm2lite.ema.shards import local_shard
 from edm2lite.integrations.lightning import EMACallback as LightningCallback
 from edm2lite.integrations.recorder import Recorder
 from edm2lite.integrations.transformers import EMACallback as TransformersCallback
@@ -124,7 +124,7 @@ def with_transformers(run: Path, rank: int) -> None:
 def step(net: nn.Module, k: int) -> None:
     with torch.no_grad():
         for i, p in enumerate(net.parameters()):
-            local(p).mul_(0.5 + 0.1 * k + 0.01 * i)
+            local_shard(p).mul_(0.5 + 0.1 * k + 0.01 * i)
 
 
 def with_shards(run: Path, rank: int) -> None:

@@ -188,13 +188,13 @@ def test_what_cannot_be_done_is_refused_before_training(tmp_path):
         evaluate_with=0.1,
         source=lambda m: {"w": m.net[0].weight * 2, "b": m.net[0].bias},
     )
-    with pytest.raises(ValueError, match=r"source makes others: \['w'\]"):
+    with pytest.raises(ValueError, match=r"source computes others: \['w'\]"):
         fit(tmp_path, [doubled], 1)
-    with pytest.raises(RuntimeError, match="from the beginning of training on"):
+    with pytest.raises(RuntimeError, match="only once training has begun"):
         _ = doubled.ema
     trainer = fit(tmp_path, [], 1)
     trainer.save_checkpoint(tmp_path / "without.ckpt")
-    with pytest.raises(ValueError, match="after 2 steps and the checkpoint holds no averages"):
+    with pytest.raises(ValueError, match="the one of step 2 holds none"):
         fit(tmp_path, [EMACallback(other, snapshot_nimg=9)], 2, ckpt=tmp_path / "without.ckpt")
     assert not other.exists()
 
@@ -232,7 +232,7 @@ def test_weights_that_are_elsewhere_are_refused(tmp_path):
         fit(tmp_path, [EMACallback(tmp_path, snapshot_nimg=30)], 1, net=net)
     net = module()
     net.net[2] = FullyShardedDataParallel(4, 1)
-    with pytest.raises(ValueError, match="averages of shards need FSDP2"):
+    with pytest.raises(ValueError, match="these are sharded by FSDP1"):
         fit(tmp_path, [EMACallback(tmp_path, snapshot_nimg=30)], 1, net=net)
 
 

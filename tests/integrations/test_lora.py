@@ -64,5 +64,5 @@ def test_what_is_more_than_a_product_is_refused():
         merged_deltas(adapted(use_dora=True))
     with pytest.raises(ValueError, match="another kind .DoRA, lora_bias"):
         merged_deltas(adapted(lora_bias=True))
-    with pytest.raises(ValueError, match=r"besides LoRA these parameters train: \['.*2.*weight'"):
+    with pytest.raises(ValueError, match=r"these parameters are too: \['.*2.*weight'"):
         merged_deltas(adapted(modules_to_save=["2"]))

@@ -121,7 +121,7 @@ def test_a_checkpoint_elsewhere_must_be_named_and_a_wrong_one_is_refused(tmp_pat
 
     make(tmp_path / "a").train()
     shutil.move(tmp_path / "a" / "checkpoint-2", moved := tmp_path / "moved")
-    with pytest.raises(ValueError, match="after 2 steps and the checkpoint holds no averages"):
+    with pytest.raises(ValueError, match="the one of step 2 holds none"):
         make(tmp_path / "a", epochs=2).train(str(moved))
     make(tmp_path / "a", epochs=2, resume_from_checkpoint=str(moved)).train(str(moved))
     check_snapshots(tmp_path / "a", nominal_walk(2), [24, 40, 48], prefix="net.")
@@ -130,11 +130,11 @@ def test_a_checkpoint_elsewhere_must_be_named_and_a_wrong_one_is_refused(tmp_pat
     content = json.loads(state.read_text())
     content["log_history"][0]["loss"] += 0.5
     state.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="step 2, and is of another; set TrainingArguments"):
+    with pytest.raises(ValueError, match="step 2, and belongs to another; set TrainingArguments"):
         make(tmp_path / "b", epochs=2).train(str(moved))
     tensors, metadata = load_tensors(moved / "ema_state.safetensors")
     save_tensors(moved / "ema_state.safetensors", tensors, {**metadata, "format": "x"})
-    with pytest.raises(ValueError, match="is of another"):
+    with pytest.raises(ValueError, match="belongs to another"):
         make(tmp_path / "a", epochs=2, resume_from_checkpoint=str(moved)).train(str(moved))
     (moved / "ema_state.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="cut short"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_done_is_refused_before_training(tmp_path):
         callback = EMACallback(tmp_path, snapshot_nimg=30, evaluate_with=0.10)
         trainer(tmp_path, [callback]).train()
     trainer(tmp_path, [], 1, save_strategy="epoch").train()
-    with pytest.raises(ValueError, match="after 2 steps and the checkpoint holds no averages"):
+    with pytest.raises(ValueError, match="the one of step 2 holds none"):
         callback = EMACallback(tmp_path, snapshot_nimg=30)
         trainer(tmp_path, [callback], 2).train(str(tmp_path / "checkpoint-2"))
     assert not (tmp_path / "snapshots").exists()
@@ -178,7 +178,7 @@ def test_what_cannot_be_done_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="one run"):
         trainer(tmp_path, [EMACallback(tmp_path, snapshot_nimg=30)], 1).train()
     search = TrainerState(is_hyper_param_search=True)
-    with pytest.raises(ValueError, match="this is a search over many"):
+    with pytest.raises(ValueError, match="this is a hyperparameter search over many"):
         callback.on_train_begin(None, search, None, model=None)
     callback._samples = None
     with pytest.raises(ValueError, match="give samples="):

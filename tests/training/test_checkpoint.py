@@ -138,7 +138,7 @@ def test_snapshots_that_the_rerun_does_not_repeat_are_kept_apart(run_dir, tmp_pa
     folder = tmp_path / "snapshots"
     shutil.copytree(run_dir / "snapshots", folder)
     last = list_snapshots(folder)[-1].path
-    stale.set_aside(folder, 1120)
+    stale.archive(folder, 1120)
     aside = folder / "superseded"
     assert {p.name for p in aside.iterdir()} == {p.name for p in folder.parent.rglob("*1280*")}
     earlier = list_snapshots(folder)[0]
@@ -146,12 +146,12 @@ def test_snapshots_that_the_rerun_does_not_repeat_are_kept_apart(run_dir, tmp_pa
     altered = earlier.path.read_bytes()
     last.write_bytes(altered)
     shutil.copy(run_dir / "snapshots" / last.name.replace("0.10000", "0.05000"), folder)
-    assert stale.settle(folder) == [aside / last.name]
+    assert stale.delete_reproduced(folder) == [aside / last.name]
     assert [p.name for p in aside.iterdir()] == [last.name]
     original = (run_dir / "snapshots" / last.name).read_bytes()
     os.replace(last, folder / "x")
     shutil.copy(run_dir / "snapshots" / last.name, folder)
     (aside / last.name).write_bytes(altered)
-    stale.set_aside(folder, 1120)  # a second restart: both versions stay
+    stale.archive(folder, 1120)  # a second restart: both versions stay
     assert (aside / f"{last.stem}.2.safetensors").read_bytes() == original
     assert (aside / last.name).read_bytes() == altered

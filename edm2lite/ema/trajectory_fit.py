@@ -1,7 +1,7 @@
-"""The movement of a run's weights, learnt from its stored averages. NumPy and SciPy only.
+"""Fits the model of how the weights of a run moved to its stored averages.
 
 :func:`fit_trajectory` finds the rates of :class:`edm2lite.ema.trajectory.TrajectoryModel` under
-which the differences between stored averages are the most likely.
+which the differences between the stored averages are the most likely. NumPy and SciPy only.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edm2lite.ema.blas import on_one_thread
-from edm2lite.ema.likelihood import equal_shares, fit_rates, misfit_of, unlikelihood
+from edm2lite.ema.likelihood import balanced_rates, deviance, fit_rates, misfit_of
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.rounding import tracker_rounding
-from edm2lite.ema.trajectory import TrajectoryModel, shapes, unit_responses
+from edm2lite.ema.trajectory import TrajectoryModel, profile_shapes, unit_responses
 
 Array = NDArray[np.float64]
 
-_PIECES = 16  # equal stretches of the run, each with rates of its own
-_FIT_SOURCES = 64  # stored averages that the fit looks at; the rates need no more
-_ROW = 16  # moments in a row among them, which show the short times
-_MOMENTA = (0.0, 0.001, 0.002, 0.004, 0.006, 0.009, 0.014)  # of the run
+_PIECES = 16  # equal pieces of the run, each with rates of its own
+_FIT_SOURCES = 64  # number of stored averages used for the fit; the rates need no more
+_ROW = 16  # consecutive moments among them, which show movement over short times
+_MOMENTA = (0.0, 0.001, 0.002, 0.004, 0.006, 0.009, 0.014)  # fractions of the run
 _CLEAR = 0.06  # gain of 2 / n log likelihood below which no momentum is assumed
 _TRY_STEPS, _FIT_STEPS, _ROUNDS = 60, 50, 4
 
@@ -36,45 +36,55 @@ def fit_trajectory(
     rounding: ArrayLike,
     updates: int = 0,
 ) -> TrajectoryModel:
-    """Maximum-likelihood rates, given the same random elements of every stored average.
+    """The trajectory model under which a sample of the stored averages is the most likely.
 
-    The differences of the averages are rotated and scaled so that the sample covariance is the
-    identity (which keeps 1e-7 of a weight in sight), and ``log det C + trace C**-1`` of the model
-    covariance C is lowered by the monotone multiplicative update of variance components,
-    ``c_j *= sqrt(trace(K_j C**-1 C**-1) / trace(K_j C**-1))``, which keeps rates non-negative. A
-    momentum is taken from a small grid if it makes the sample clearly more likely; then nothing is
-    forgotten at once. Rounding of the tracker depends on the rates and is worked out in rounds.
-    One average alone says nothing of movement: the walk is then assumed as large as the weights.
+    The differences of the averages are rotated and scaled so that their sample covariance is the
+    identity (which keeps movements of 1e-7 of a weight visible). The rates are then found by
+    :func:`edm2lite.ema.likelihood.fit_rates`. A momentum is chosen from a small grid if it makes
+    the sample clearly more likely; there is no white noise then. The rounding of the tracker
+    depends on the rates, so both are determined in turn. A single average says nothing about
+    movement: the walk is then assumed to be as large as the weights.
 
     Args:
         sources: K stored averages.
-        sample: [K, n] values as stored of n elements drawn at random from all trained tensors,
-            each tensor in its own scale; about 1e4 elements fix the rates to some percent.
+        sample: [K, n] stored values of n elements drawn at random from all trained tensors, each
+            tensor in its own scale. About 1e4 elements determine the rates to some percent.
         rounding: [K] or scalar, relative RMS rounding error of the stored numbers, as in
-            ``edm2lite.ema.rounding.ROUNDING``.
-        updates: Updates that the float32 tracker made until the latest source.
+            :data:`edm2lite.ema.rounding.ROUNDING`.
+        updates: Number of updates of the float32 tracker up to the latest source.
 
     Raises:
-        ValueError: Shapes differ, values are not finite, all zero, or a rounding is negative.
+        ValueError: If shapes do not match, values are not finite or all zero, or ``rounding`` or
+            ``updates`` is out of range.
+
+    Example:
+        >>> ends = [100 * k for k in range(1, 11)]
+        >>> sources = [PowerFunction.of_width(0.10, end) for end in ends]
+        >>> rng = np.random.default_rng(0)
+        >>> walk = 10 + np.cumsum(rng.standard_normal((1000, 200)), axis=0) / 1000**0.5
+        >>> shares = [np.diff(s.cumulative(np.arange(1001))) for s in sources]  # of each step
+        >>> model = fit_trajectory(sources, shares @ walk, rounding=0.0)
+        >>> bool(model.walk.mean() > 0) and model.momentum
+        0.0
     """
     sample, q = _check_sample(sources, sample, rounding, updates)
     times = np.array([s.nimg for s in sources])
-    picked = _spread(times)
-    basis, measured = _whitened_differences(sample[picked])
-    seen = _Differences([sources[i] for i in picked], basis, q[picked], updates, times)
+    chosen = _spread(times)
+    basis, measured = _whitened_differences(sample[chosen])
+    data = _Differences([sources[i] for i in chosen], basis, q[chosen], updates, times)
     if not len(basis):
-        return seen.model(np.repeat([1.0, 0.0], [seen.pieces, 2 * seen.pieces + 1]), 0.0)
-    momentum, kernels, rates = _likely_momentum(seen, measured)
-    noise = seen.noise(moved=0.0)  # systematic rounding, unless the rates turn out to be too large
+        return data.model(np.repeat([1.0, 0.0], [data.pieces, 2 * data.pieces + 1]), 0.0)
+    momentum, kernels, rates = _likely_momentum(data, measured)
+    noise = data.noise(moved=0.0)  # systematic rounding, unless the rates turn out to be too large
     for _ in range(_ROUNDS):
         rates = fit_rates(kernels, noise, measured, rates, _FIT_STEPS)
-        noise = seen.noise(*seen.model(rates, momentum).changes()) if updates else noise
+        noise = data.noise(*data.model(rates, momentum).changes()) if updates else noise
     covariance = np.tensordot(rates, kernels, 1) + noise
-    return replace(seen.model(rates, momentum), misfit=misfit_of(basis, covariance, measured))
+    return replace(data.model(rates, momentum), misfit=misfit_of(basis, covariance, measured))
 
 
 class _Differences:
-    """Covariances [k, k] of the differences ``basis @ averages`` that a model may have."""
+    """Covariances [k, k] of the differences ``basis @ averages`` under the models considered."""
 
     def __init__(
         self,
@@ -92,13 +102,13 @@ class _Differences:
         self._edges = np.concatenate([early, later[later > self._first]])
         self.pieces = len(self._edges) + 1
         self._nodes = quadrature_nodes([s.nimg for s in sources], self._end)
-        self._shapes = shapes(sources, self._nodes)
+        self._shapes = profile_shapes(sources, self._nodes)
 
     def kernels(self, momentum: float) -> Array:
-        """[3 J + 1, k, k] at unit rates: walk, white and excursion by piece, drift.
+        """Covariances [3 J + 1, k, k] at unit rates: walk, white, excursion by piece, and drift.
 
         Args:
-            momentum: As a share of the run.
+            momentum: Time over which movements are smooth, as a fraction of the run.
         """
         *families, drift = unit_responses(
             *self._shapes, self._nodes, self._end, self._first, momentum * self._end
@@ -109,16 +119,23 @@ class _Differences:
         return np.stack([factor @ factor.T for factor in factors])
 
     def noise(self, lags: ArrayLike = 1.0, moved: ArrayLike = 1.0) -> Array:
-        """[k, k] of the rounding, if weights move so far over so many updates."""
+        """Covariance [k, k] of the rounding errors.
+
+        Args:
+            lags: [L] numbers of updates.
+            moved: [L] expected squared change of the weights over so many updates.
+        """
         factor = np.diag(self._q)
         if self._updates:
             lags, moved = np.atleast_1d(lags), np.atleast_1d(moved)
             tracked = tracker_rounding(self._sources, self._updates, self._end, lags, moved)
             factor = np.concatenate([factor, tracked], axis=1)
         factor = self._basis @ factor
-        return factor @ factor.T
+        covariance: Array = factor @ factor.T
+        return covariance
 
     def model(self, rates: Array, momentum: float) -> TrajectoryModel:
+        """The model with these rates [3 J + 1]."""
         walk, white, excursion, drift = np.split(rates, self.pieces * np.arange(1, 4))
         return TrajectoryModel(
             self._end,
@@ -133,23 +150,23 @@ class _Differences:
         )
 
 
-def _likely_momentum(seen: _Differences, measured: Array) -> tuple[float, Array, Array]:
-    """(momentum, kernels, first rates); no momentum unless one is clearly more likely."""
-    noise = seen.noise()
-    kernels = np.stack([seen.kernels(momentum) for momentum in _MOMENTA])
-    start = np.stack([equal_shares(k, m > 0) for k, m in zip(kernels, _MOMENTA, strict=True)])
+def _likely_momentum(data: _Differences, measured: Array) -> tuple[float, Array, Array]:
+    """(momentum, kernels, first rates); the momentum is 0 unless another is clearly more likely."""
+    noise = data.noise()
+    kernels = np.stack([data.kernels(momentum) for momentum in _MOMENTA])
+    start = np.stack([balanced_rates(k, m > 0) for k, m in zip(kernels, _MOMENTA, strict=True)])
     rates = fit_rates(kernels, noise, measured, start, _TRY_STEPS)
-    unlikely = [
-        unlikelihood(np.tensordot(r, k, 1) + noise, measured)
+    deviances = [
+        deviance(np.tensordot(r, k, 1) + noise, measured)
         for r, k in zip(rates, kernels, strict=True)
     ]
-    best = int(np.argmin(unlikely))
-    best = best if unlikely[best] < unlikely[0] - _CLEAR else 0
+    best = int(np.argmin(deviances))
+    best = best if deviances[best] < deviances[0] - _CLEAR else 0
     return _MOMENTA[best], kernels[best], rates[best]
 
 
 def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of about ``_FIT_SOURCES`` averages at most, in rows of moments over the run."""
+    """Indices of up to about ``_FIT_SOURCES`` averages, in rows of moments spread over the run."""
     ends = np.unique(times)
     count = max(2, _FIT_SOURCES * len(ends) // len(times))
     if len(ends) <= count:
@@ -157,12 +174,19 @@ def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
     rows = max(2, count // _ROW)
     length = count // rows
     starts = np.linspace(0, len(ends) - length, rows).astype(int)
-    chosen = ends[np.unique(starts[:, None] + np.arange(length))]
-    return np.flatnonzero(np.isin(times, chosen))
+    moments = ends[np.unique(starts[:, None] + np.arange(length))]
+    return np.flatnonzero(np.isin(times, moments))
 
 
 def _whitened_differences(sample: Array) -> tuple[Array, Array]:
-    """(B [k, K], covariance [k, k]) with rows of B summing to 0 and covariance ~ identity."""
+    """Differences of averages with a sample covariance close to the identity.
+
+    Args:
+        sample: [K, n] values of K averages.
+
+    Returns:
+        B [k, K], rows of which sum to 0, and the sample covariance [k, k] of ``B @ averages``.
+    """
     n = sample.shape[1]
     # The singular values of a matrix are those of its triangular factor, which is small.
     triangle = np.asarray(np.linalg.qr(np.diff(sample, axis=0).T / np.sqrt(n), mode="r")).T
@@ -176,9 +200,9 @@ def _whitened_differences(sample: Array) -> tuple[Array, Array]:
 def _check_sample(
     sources: Sequence[PowerFunction], sample: NDArray[np.float64], rounding: ArrayLike, updates: int
 ) -> tuple[Array, Array]:
-    """(sample over the RMS of the latest average, rounding [K]), both float64."""
+    """The sample divided by the RMS of the latest average, and ``rounding`` as [K]."""
     if not sources:
-        raise ValueError("need at least 1 stored average to learn from, got none")
+        raise ValueError("need at least 1 stored average to fit the model to, got none")
     sample = np.asarray(sample, np.float64)
     if sample.ndim != 2 or len(sample) != len(sources) or not sample.shape[1]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A small part of the values of some snapshots, and how the weights moved according to it."""
+"""Calibrates the trajectory model of a run on a small sample of the values in its snapshots."""
 
 from __future__ import annotations
 
@@ -10,47 +10,71 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edm2lite.ema.fitting import fit_trajectory
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.trajectory import TrajectoryModel
+from edm2lite.ema.trajectory_fit import fit_trajectory
 
-_RUNS, _RUN_LENGTH = 96, 128  # places in the file, and values read at each
+_PLACES, _PLACE_LENGTH = 96, 128  # places in a file, and consecutive values read at each
 
 
 def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
-    """How the weights moved, learnt from a random sample of the files' floating-point values.
+    """The model of how the weights moved, fitted to a random sample of the stored values.
+
+    Args:
+        infos: Snapshots of one run, by time.
 
     Raises:
-        ValueError: A sampled value is not finite: that file is damaged.
+        ValueError: If a sampled value is not finite: that file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.ema import PowerFunctionEMA, list_snapshots
+        >>> weights, folder = {"w": torch.ones(50)}, tempfile.mkdtemp()
+        >>> ema = PowerFunctionEMA(weights)
+        >>> for step in range(1, 6):
+        ...     weights["w"] += 0.1 * torch.randn(50)
+        ...     ema.update(64 * step)
+        ...     _ = ema.save_snapshots(folder)
+        >>> fit_model(list_snapshots(folder)).nimg
+        320
     """
     return fit_sample(infos, read_sample(infos))
 
 
 def fit_sample(infos: Sequence[SnapshotInfo], sample: NDArray[np.float64]) -> TrajectoryModel:
-    """As :func:`fit_model`, of values [K, n] from :func:`read_sample`."""
+    """The model of :func:`fit_model`, fitted to values that were read already.
+
+    Args:
+        infos: K snapshots of one run, by time.
+        sample: [K, n] values of these snapshots from :func:`read_sample`.
+    """
     updates = sum(count for _, count in infos[-1].history)
     rounding = [ROUNDING[info.dtype] for info in infos]
     return fit_trajectory([info.profile for info in infos], sample, rounding, updates)
 
 
 def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
-    """[K, n] values of the same random elements of every file, always the same ones for a model.
+    """Values [K, n] of the same random floating-point elements of every file.
 
-    Of a small model these are all of its elements, once: one that is drawn again tells nothing new,
-    and the fit would take what is missing for a direction in which nothing moves.
+    The choice is always the same for a model. Of a small model, every element is read exactly once:
+    one that is drawn twice adds nothing, and the fit would take the missing rank of the sample for
+    a direction in which nothing moves.
+
+    Args:
+        infos: K snapshots of one run.
 
     Raises:
-        ValueError: A value is not finite: that file is damaged.
+        ValueError: If a value is not finite: that file is damaged.
     """
     rng = np.random.default_rng(0)
     tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.dtype.is_floating_point]
     sizes = np.array([spec.numel for _, spec in tensors], dtype=np.float64)
-    small = sizes.sum() <= _RUNS * _RUN_LENGTH
+    small = sizes.sum() <= _PLACES * _PLACE_LENGTH
     places = [(name, 0, spec.numel) for name, spec in tensors if small]
-    for i in rng.choice(len(tensors), 0 if small else _RUNS, p=sizes / sizes.sum()):
+    for i in rng.choice(len(tensors), 0 if small else _PLACES, p=sizes / sizes.sum()):
         name, spec = tensors[i]
-        count = min(_RUN_LENGTH, spec.numel)
+        count = min(_PLACE_LENGTH, spec.numel)
         places.append((name, int(rng.integers(spec.numel - count + 1)), count))
     sample = np.stack([_values_at(info, places) for info in infos])
     bad = [info.path for info, row in zip(infos, sample, strict=True) if not np.isfinite(row).all()]
@@ -62,7 +86,7 @@ def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
 
 
 def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> NDArray[np.float64]:
-    """float64 values of consecutive elements (tensor, first, count) of one file."""
+    """float64 values of one file at some places, each given as (tensor, first element, count)."""
     specs = [info.header.tensors[name] for name, _, _ in places]
     values = []
     with open(info.path, "rb", buffering=0) as file:
@@ -70,7 +94,7 @@ def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> ND
             os.pread(file.fileno(), count * s.dtype.itemsize, s.offset + first * s.dtype.itemsize)
             for (_, first, count), s in zip(places, specs, strict=True)
         ]
-    for dtype, same in itertools.groupby(range(len(places)), key=lambda i: specs[i].dtype):
-        data = bytearray(b"".join(read[i] for i in same))
+    for dtype, equal in itertools.groupby(range(len(places)), key=lambda i: specs[i].dtype):
+        data = bytearray(b"".join(read[i] for i in equal))
         values.append(torch.frombuffer(data, dtype=dtype).double().numpy())
     return np.concatenate(values)

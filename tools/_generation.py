@@ -53,8 +53,9 @@ def fill(generators: list[Generator], folders: list[ImageFolder]) -> None:
 
 def draw(path: Path, generators: list[Generator], folders: list[ImageFolder], chosen: bool) -> None:
     """Draw the images; in rows of one of each class where classes were ``chosen`` in turn."""
+    from edm2lite.image_grid import mosaic
     from edm2lite.plotting import figures as plots
-    from edm2lite.sampling.image_folder import mosaic, save_png
+    from edm2lite.sampling.image_folder import save_png
 
     rows = [f.images(g.seeds) for g, f in zip(generators, folders, strict=True)]
     first = generators[0]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from edm2lite.atomic import replacing
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
+from edm2lite.image_grid import arrange, png
 from edm2lite.models.encoders import Encoder
 from edm2lite.network.conditioning import values_of
 from edm2lite.sampling.guidance import Conditioned
@@ -58,20 +58,14 @@ def sample_grids(
 
 def tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[N, C, H, W] -> [rows * H, columns * W, C]: one picture, enlarged if small."""
-    num, channels, height, width = images.shape
+    num, _, height, width = images.shape
     columns = math.ceil(math.sqrt(2 * num))
     rows = math.ceil(num / columns)
-    cells = np.zeros((rows * columns, channels, height, width), np.uint8)
-    cells[:num] = images
-    picture = cells.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    picture = picture.reshape(rows * height, columns * width, channels)
-    factor = max(1, SIDE // max(picture.shape))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    zoom = max(1, SIDE // max(rows * height, columns * width))
+    return arrange(images, columns, zoom=zoom, background=0).transpose(1, 2, 0)
 
 
 def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write [H, W, 1 or 3] uint8 as PNG, atomically."""
     with replacing(path, "wb") as file:
-        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(
-            file, format="png"
-        )
+        file.write(png(picture.transpose(2, 0, 1)))

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
+from edm2lite.image_grid import Layout, channels_last
 from edm2lite.models.encoders import LatentEncoder
 from edm2lite.seeding import Purpose, normals, rng
 
@@ -60,13 +61,12 @@ def contact_sheet(
     path: Path, images: Sequence[Image.Image], names: Sequence[str], columns: int
 ) -> None:
     """Write the pictures in rows, each fitted into a cell with its name below."""
-    rows = -(-len(images) // columns)
     columns = min(columns, len(images))
-    step, row_step = CELL + GAP, CELL + CAPTION + GAP
-    sheet = Image.new("RGB", (columns * step + GAP, rows * row_step + GAP), "white")
+    layout = Layout(num=len(images), columns=columns, height=CELL + CAPTION, width=CELL, gap=GAP)
+    sheet = Image.new("RGB", layout.size[::-1], "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        x, y = GAP + i % columns * step, GAP + i // columns * row_step
+        y, x = layout.corner(i)
         cell = _fitted(image)
         sheet.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
         draw.text((x + CELL // 2, y + CELL + 1), name[:22], "black", font, anchor="ma")
@@ -88,7 +88,7 @@ def _fitted(image: Image.Image) -> Image.Image:
 
 
 def _picture(image: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    return Image.fromarray(channels_last(image))
 
 
 def _decoded(dataset: ImageDataset, encoder: LatentEncoder, index: int) -> Image.Image:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.atomic import replacing
+from edm2lite.image_grid import channels_last
 from edm2lite.network.magnitudes import Magnitude, by_bucket
 
 
@@ -35,13 +36,7 @@ def image_grid(
             place.set(xticks=[], yticks=[])
             place.spines[:].set_visible(False)
             if c < len(row):
-                image = row[c].transpose(1, 2, 0)
-                place.imshow(
-                    image.squeeze(-1) if image.shape[2] == 1 else image,
-                    cmap="gray",
-                    vmin=0,
-                    vmax=255,
-                )
+                place.imshow(channels_last(row[c]), cmap="gray", vmin=0, vmax=255)
             if r == 0 and c < len(column_names):
                 place.set_title(column_names[c], fontsize=9)
         grid[r][0].set_ylabel(row_names[r], rotation=0, ha="right", va="center", fontsize=9)

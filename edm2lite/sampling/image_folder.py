@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edm2lite.atomic import replacing
+from edm2lite.image_grid import png
 from edm2lite.sampling.generate import GeneratedBatch
 
 _HOST = socket.gethostname()
@@ -177,25 +178,7 @@ class ImageFolder:
 
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:
     """uint8 [C, H, W], C = 1 or 3, to a PNG file, atomically."""
-    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
-    _put(path, buffer.getvalue())  # no fsync: images are cheap to make again
-
-
-def mosaic(images: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
-    """Images [C, H, W] in rows of ``columns``, a line of white apart; small ones enlarged."""
-    channels, height, width = images[0].shape
-    zoom = max(1, 48 // height)
-    gap = max(1, zoom // 2)
-    rows = -(-len(images) // columns)
-    step_y, step_x = height * zoom + gap, width * zoom + gap
-    out = np.full((channels, rows * step_y + gap, columns * step_x + gap), 255, dtype=np.uint8)
-    for i, image in enumerate(images):
-        y, x = gap + i // columns * step_y, gap + i % columns * step_x
-        large = image.repeat(zoom, axis=1).repeat(zoom, axis=2)
-        out[:, y : y + height * zoom, x : x + width * zoom] = large
-    return out
+    _put(path, png(image))  # no fsync: images are cheap to make again
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:

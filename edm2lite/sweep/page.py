@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edm2lite.atomic import replacing
-from edm2lite.sampling.image_folder import mosaic
+from edm2lite.image_grid import channels_last, mosaic
 from edm2lite.sweep.cells import AXES, Cell, Point, best, varying
 from edm2lite.sweep.table import METRIC, named
 
@@ -86,10 +86,9 @@ def _uri(images: NDArray[np.uint8]) -> str:
         images = np.stack([_smaller(image, side) for image in images])
     columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(2 * len(images)))
     picture = mosaic(list(images), min(columns, len(images)))
-    pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
     buffer = io.BytesIO()
     small = images.shape[-1] <= 64
-    Image.fromarray(np.ascontiguousarray(pixels)).save(
+    Image.fromarray(channels_last(picture)).save(
         buffer, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 90})
     )
     kind = "png" if small else "jpeg"

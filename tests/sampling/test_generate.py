@@ -22,7 +22,7 @@ from edm2lite.network.conditioning import ClassLabel, Conditioning
 from edm2lite.network.unet import UNetConfig
 from edm2lite.sampling.generate import Generator
 from edm2lite.sampling.guidance import APG
-from edm2lite.sampling.image_folder import ImageFolder, mosaic
+from edm2lite.sampling.image_folder import ImageFolder
 from edm2lite.sampling.recipes import RECIPES, recipe
 from edm2lite.sampling.settings import Sampling
 from edm2lite.threads import map_in_threads
@@ -245,16 +245,6 @@ def test_every_model_gets_a_row(run_dir, names, tmp_path):
     with Image.open(grid) as picture:
         assert picture.size[0] > picture.size[1]
     assert "different names" in fail(names[0], names[0], "--out", tmp_path / "x")
-
-
-def test_a_mosaic_has_its_images_where_they_belong():
-    parts = [np.full((1, 24, 24), value, dtype=np.uint8) for value in (10, 20, 30)]
-    picture = mosaic(parts, columns=2)  # each enlarged by 2, one pixel between
-    assert picture.shape == (1, 1 + 2 * 49, 1 + 2 * 49)
-    assert [picture[0, y, x] for y, x in ((1, 1), (48, 98 - 48), (50, 1), (60, 60))] == [
-        10, 20, 30, 255,
-    ]  # fmt: skip
-    assert (picture[0, 49] == 255).all() and (picture[0, :, 0] == 255).all()
 
 
 def test_intervals_are_noise_levels_or_steps(names, tmp_path):

@@ -1,0 +1,126 @@
+"""Images [C, H, W] side by side in one picture, and pictures as PNG.
+
+Every picture that edm2lite writes pixel by pixel is laid out here: the mosaic of ``generate``, the
+samples of a run, the contact sheet of a data set and the images in the page of a sweep.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Positions of equal cells in a picture that is filled row by row.
+
+    Attributes:
+        num: Number of cells.
+        columns: Number of cells in a row.
+        height, width: Size of a cell in pixels.
+        gap: Pixels between two cells, and between a cell and the edge of the picture.
+
+    Example:
+        >>> layout = Layout(num=5, columns=3, height=10, width=20, gap=1)
+        >>> layout.size, layout.corner(4)
+        ((23, 64), (12, 22))
+    """
+
+    num: int
+    columns: int
+    height: int
+    width: int
+    gap: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        rows = -(-self.num // self.columns)
+        step_y, step_x = self.height + self.gap, self.width + self.gap
+        return rows * step_y + self.gap, self.columns * step_x + self.gap
+
+    def corner(self, index: int) -> tuple[int, int]:
+        """Row and column of the top left pixel of a cell."""
+        row, column = divmod(index, self.columns)
+        step_y, step_x = self.height + self.gap, self.width + self.gap
+        return row * step_y + self.gap, column * step_x + self.gap
+
+
+def arrange(
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    columns: int,
+    *,
+    zoom: int = 1,
+    gap: int = 0,
+    background: int = 255,
+) -> NDArray[np.uint8]:
+    """One picture [C, H, W] of images of equal size, row by row.
+
+    Args:
+        images: uint8 images, [N, C, H, W] or a sequence of N arrays [C, H, W].
+        columns: Number of images in a row; the last row may be shorter.
+        zoom: Whole factor by which each image is enlarged, without smoothing.
+        gap: Pixels between images and around them all.
+        background: Value of the pixels that belong to no image.
+
+    Example:
+        >>> images = np.full((3, 1, 2, 2), 7, np.uint8)
+        >>> arrange(images, columns=2, background=0)[0]
+        array([[7, 7, 7, 7],
+               [7, 7, 7, 7],
+               [7, 7, 0, 0],
+               [7, 7, 0, 0]], dtype=uint8)
+    """
+    channels, height, width = images[0].shape
+    layout = Layout(
+        num=len(images), columns=columns, height=height * zoom, width=width * zoom, gap=gap
+    )
+    picture = np.full((channels, *layout.size), background, dtype=np.uint8)
+    for i, image in enumerate(images):
+        y, x = layout.corner(i)
+        enlarged = image.repeat(zoom, axis=1).repeat(zoom, axis=2)
+        picture[:, y : y + layout.height, x : x + layout.width] = enlarged
+    return picture
+
+
+def mosaic(images: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """One picture [C, H, W] of images [C, H, W] with white lines between them.
+
+    Images below 48 pixels are enlarged by a whole factor, to at most 48.
+
+    Example:
+        >>> mosaic([np.zeros((3, 32, 32), np.uint8)] * 6, columns=3).shape
+        (3, 67, 100)
+    """
+    zoom = max(1, 48 // images[0].shape[1])
+    return arrange(images, columns, zoom=zoom, gap=max(1, zoom // 2))
+
+
+def channels_last(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The form that Pillow and matplotlib take: [H, W] of a gray image [1, H, W], else [H, W, C].
+
+    Example:
+        >>> channels_last(np.zeros((1, 4, 5), np.uint8)).shape
+        (4, 5)
+        >>> channels_last(np.zeros((3, 4, 5), np.uint8)).shape
+        (4, 5, 3)
+    """
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    return np.ascontiguousarray(pixels)
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """Content of a PNG file with a uint8 image [C, H, W], C = 1 or 3.
+
+    Example:
+        >>> png(np.zeros((3, 4, 5), np.uint8))[:4]
+        b'\\x89PNG'
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(channels_last(image)).save(buffer, format="PNG")
+    return buffer.getvalue()

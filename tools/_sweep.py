@@ -105,8 +105,8 @@ def _metric(asked: Asked) -> Metric:
     from edm2lite.dataset import open_dataset
     from edm2lite.metrics.extractors import open_extractor
     from edm2lite.metrics.fidelity import FeatureStats, extractor_weights
+    from edm2lite.metrics.held_out_loss import LEVELS
     from edm2lite.sampling.settings import Sampling
-    from edm2lite.sweep.loss import LEVELS
     from edm2lite.sweep.metrics import Fidelity, GeneratedFeatures, HeldOutLoss
 
     device = processes.device()

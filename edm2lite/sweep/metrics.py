@@ -16,6 +16,7 @@ from torch import Tensor
 from edm2lite.dataset import ImageDataset
 from edm2lite.metrics.extractors import Extractor
 from edm2lite.metrics.fidelity import FeatureStats, check_same_features, frechet_distance
+from edm2lite.metrics.held_out_loss import DenoisingRows, check_dataset
 from edm2lite.metrics.influence import influences, moments_of, square_root
 from edm2lite.metrics.moments import Array
 from edm2lite.metrics.rows import SHOWN, Make
@@ -23,7 +24,6 @@ from edm2lite.models.loading import Model
 from edm2lite.network.conditioning import ClassLabel, values_of
 from edm2lite.sampling.generate import Generator
 from edm2lite.sampling.settings import Sampling
-from edm2lite.sweep.loss import DenoisingRows, check_dataset
 
 Parts = Callable[[], Iterator[Array]]
 
@@ -185,9 +185,12 @@ class HeldOutLoss:
         return 64
 
     def rows(self, model: Model, guide: Any, guidance: float) -> tuple[dict[str, Any], Make]:
-        check_dataset(model, self.dataset)
+        check_dataset(model.name, model.net, model.encoder, self.dataset)
         key = {"weights": model.identity, "batch": self.batch, **self.protocol}
-        return key, DenoisingRows(model, self.dataset, self.levels, self.device, self.batch)
+        net = model.net.to(self.device).prepare_for_sampling()
+        return key, DenoisingRows(
+            net, model.encoder, self.dataset, self.levels, self.device, self.batch
+        )
 
     def reduce(self, parts: Parts, num: int, model: Model) -> Measured:
         rows = np.concatenate(list(parts()))

@@ -40,14 +40,14 @@ def verify(source: str, threads: int) -> None:
       edm2lite dataset verify photos-512.zip
     """
     from edm2lite.dataset import open_dataset
-    from edm2lite.dataset.checks import faults, warnings
+    from edm2lite.dataset.checks import find_problems, notes
 
     dataset = open_dataset(source)
     num_faults = 0
-    for fault in faults(dataset, threads, CountBar("verify")):
+    for fault in find_problems(dataset, threads, CountBar("verify")):
         num_faults += 1
         click.echo(fault)
-    for warning in warnings(dataset):
+    for warning in notes(dataset):
         click.echo(f"note: {warning}")
     if num_faults:
         click.echo(f"{num_faults} faults in {len(dataset)} images of {source}")

@@ -12,7 +12,7 @@ import click
 from ._cli import CountBar, user_errors
 
 if TYPE_CHECKING:
-    from edm2lite.dataset.convert import Report
+    from edm2lite.dataset.convert import ConversionReport
 
 
 @click.command()
@@ -72,17 +72,17 @@ def main(
       edm2lite dataset convert photos photos-ar.zip --resolution 512 --crop buckets
       edm2lite dataset convert imagenet/train in64.zip --resolution 64 --transform dhariwal
     """
-    from edm2lite.dataset.convert import Conversion, convert
-    from edm2lite.dataset.sources import open_source
+    from edm2lite.dataset.collection import open_collection
+    from edm2lite.dataset.convert import Conversion, convert_images
 
     conversion = Conversion(**options)
-    images = open_source(source, split, labelled=not no_labels)
-    report = convert(images, dest, conversion, threads, CountBar("convert"))
+    images = open_collection(source, split, labeled=not no_labels)
+    report = convert_images(images, dest, conversion, threads, CountBar("convert"))
     for line in _lines(report, dest):
         click.echo(line)
 
 
-def _lines(report: Report, dest: Path) -> list[str]:
+def _lines(report: ConversionReport, dest: Path) -> list[str]:
     sizes = Counter(report.sizes)
     (height, width), _ = sizes.most_common(1)[0]
     among = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""

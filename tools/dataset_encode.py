@@ -57,14 +57,14 @@ def main(source: str, dest: Path, vae: str, threads: int, **options: Any) -> Non
     import torch
 
     from edm2lite.dataset import open_dataset
-    from edm2lite.dataset.encode import finish, share, write_shards
-    from edm2lite.dataset.plan import Plan
+    from edm2lite.dataset.encode import finish, shards_of_process, write_shards
+    from edm2lite.dataset.encode_plan import EncodePlan
     from edm2lite.models.autoencoder import load_autoencoder
 
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    plan = Plan(open_dataset(source), dest, load_autoencoder(vae, device), **options)
-    total = sum(len(shard.positions) for shard in share(plan, rank, world_size))
+    plan = EncodePlan(open_dataset(source), dest, load_autoencoder(vae, device), **options)
+    total = sum(len(shard.positions) for shard in shards_of_process(plan, rank, world_size))
     with progress(total=total, desc="encode", unit="img", disable=rank > 0 or not total) as bar:
         write_shards(
             plan, rank=rank, world_size=world_size, num_threads=threads, progress=bar.update

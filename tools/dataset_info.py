@@ -52,7 +52,7 @@ def _sizes(dataset: ImageDataset) -> Iterator[str]:
 
 
 def _classes(dataset: ImageDataset) -> Iterator[str]:
-    from edm2lite.dataset.checks import warnings
+    from edm2lite.dataset.checks import notes
     from edm2lite.dataset.summary import class_counts
 
     counts = class_counts(dataset)
@@ -65,7 +65,7 @@ def _classes(dataset: ImageDataset) -> Iterator[str]:
             f"classes: {dataset.label_dim}, with {counts.min()} to {counts.max()} images (median"
             f" {np.median(counts):g})"
         )
-    for warning in warnings(dataset):
+    for warning in notes(dataset):
         yield f"note: {warning}"
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from edm2lite.dataset.conditions import DatasetCondition
 from edm2lite.dataset.labels import Labels
 from edm2lite.models.encoders import LatentEncoder
 from edm2lite.network.conditioning import ClassLabel, Condition, Conditioning
@@ -17,18 +18,31 @@ from edm2lite.network.conditioning import ClassLabel, Condition, Conditioning
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Random access to images, stored as pixels or as latents.
+    """Random access to images, stored as pixels or as latents, and to what is known about them.
 
     Attributes:
-        name: Where it came from.
-        num_images: How many there are.
-        image_shape: (C, H, W) as a network sees the first image.
-        read: What is stored of one index: pixels, uint8 [C, H, W]; or latents, float32
-            [2C, H, W], C channels of means and then C of standard deviations.
+        name: Name for messages: the path of a stored data set.
+        num_images: Number of images.
+        image_shape: (C, H, W) of the first image as a network sees it.
+        read: Function from the index of an image to what is stored of it: pixels, uint8 [C, H, W];
+            or latents, float32 [2C, H, W], C channels of means and then C of standard deviations.
+            It depends on the index alone, and may be called from several threads at once.
         table: Labels and the names of classes, or None.
-        sizes: [num_images, 2] heights and widths, or None if all are to be of one size.
-        names: Name of every image, for people.
-        encoder: Of latents, what they are; None for pixels.
+        sizes: [num_images, 2] heights and widths, or None if all images are of one size.
+        names: Name of every image for messages; empty if they have none.
+        encoder: Description of the latents; None for pixels.
+        extra_conditions: What a network can be told besides the label.
+
+    Raises:
+        ValueError: If two conditions have the same name.
+
+    Example:
+        >>> import numpy as np
+        >>> from edm2lite.dataset import ImageDataset
+        >>> gray = np.arange(0, 250, 50, dtype=np.uint8)
+        >>> dataset = ImageDataset("grays", 5, (1, 8, 8), lambda i: np.full((1, 8, 8), gray[i]))
+        >>> dataset.images([1, 4])[:, 0, 0, 0].tolist()
+        [50, 200]
     """
 
     name: str
@@ -39,6 +53,14 @@ class ImageDataset:
     sizes: NDArray[np.int64] | None = field(repr=False, default=None)
     names: Sequence[str] = field(repr=False, default=())
     encoder: LatentEncoder | None = None
+    extra_conditions: tuple[DatasetCondition, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [condition.name for condition in self.conditions]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"conditions of {self.name} must have different names, got {', '.join(names)}"
+            )
 
     def __len__(self) -> int:
         return self.num_images
@@ -54,19 +76,74 @@ class ImageDataset:
         return 0 if self.table is None else self.table.label_dim
 
     @property
-    def conditions(self) -> tuple[Condition, ...]:
-        """What a network can be told about the images."""
-        return (ClassLabel(self.label_dim),) if self.label_dim else ()
+    def dataset_conditions(self) -> tuple[DatasetCondition, ...]:
+        """Everything that a network can be told, with its values; the label comes first."""
+        if self.table is None:
+            return self.extra_conditions
+        label = DatasetCondition(ClassLabel(self.label_dim), self.table.values)
+        return (label, *self.extra_conditions)
 
-    def conditioning(self, indices: Sequence[int] | NDArray[np.int64]) -> Conditioning:
-        """Everything that a network can be told about some of the images."""
-        if self.labels is None:
-            return Conditioning()
-        return Conditioning({"label": torch.from_numpy(self.labels[np.asarray(indices)])})
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What a network can be told about the images, as a network declares it."""
+        return tuple(known.condition for known in self.dataset_conditions)
+
+    def with_condition(
+        self, condition: Condition, values: NDArray[Any] | Callable[[int], ArrayLike]
+    ) -> ImageDataset:
+        """The same images, about which a network can be told one thing more.
+
+        Args:
+            condition: Kind and shape of the values.
+            values: Array [N, ...] with a row per image, or a function from the index of an image to
+                its value; see :class:`edm2lite.dataset.conditions.DatasetCondition`.
+
+        Raises:
+            ValueError: If the data set has a condition of that name, or the number of values is not
+                the number of images.
+
+        Example:
+            >>> from edm2lite.dataset import open_dataset
+            >>> from edm2lite.network.conditioning import Vector
+            >>> digits = open_dataset("digits")
+            >>> ink = digits.images(range(len(digits))).mean(axis=(2, 3)) / 255
+            >>> told = digits.with_condition(Vector("ink", 1), ink)
+            >>> told.conditioning([0, 1, 2])
+            Conditioning(label: [3], ink: [3, 1])
+        """
+        if isinstance(values, np.ndarray) and len(values) != len(self):
+            raise ValueError(
+                f"{condition.name} must have a value for each of the {len(self)} images of"
+                f" {self.name}, got {len(values)}"
+            )
+        added = DatasetCondition(condition, values)
+        return dataclasses.replace(self, extra_conditions=(*self.extra_conditions, added))
+
+    def conditioning(
+        self, indices: Sequence[int] | NDArray[np.int64], names: Collection[str] | None = None
+    ) -> Conditioning:
+        """What a network is told about some of the images, in memory of its own.
+
+        Writing into it (label dropout, mirroring) leaves the data set as it is.
+
+        Args:
+            indices: Indices of images of one size.
+            names: Names of the conditions that are read; all of them by default.
+
+        Raises:
+            ValueError: If a stored value is damaged, or does not fit its condition.
+        """
+        return Conditioning(
+            {
+                known.name: known.rows(indices)
+                for known in self.dataset_conditions
+                if names is None or known.name in names
+            }
+        )
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
-        """Shape of what :attr:`read` gives for the first image."""
+        """Shape of what :attr:`read` returns for the first image."""
         channels, height, width = self.image_shape
         return (channels if self.encoder is None else 2 * channels), height, width
 
@@ -76,11 +153,15 @@ class ImageDataset:
             return self.sizes
         return np.tile(np.array(self.image_shape[1:], np.int64), (len(self), 1))
 
+    def title(self, index: int) -> str:
+        """Name of an image for messages: ``"00000/img00000003.png"``, or ``"image 3"``."""
+        return self.names[index] if len(self.names) else f"image {index}"
+
     def images(self, indices: Sequence[int]) -> NDArray[Any]:
         """What is stored of several images of one size, [N, ...].
 
         Raises:
-            ValueError: A file is damaged, or the images differ in size.
+            ValueError: If a file is damaged, or the images differ in size.
         """
         images = [self.read(int(i)) for i in indices]
         if len({image.shape for image in images}) > 1:

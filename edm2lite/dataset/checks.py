@@ -13,7 +13,7 @@ from edm2lite.tensorfile import verify
 from edm2lite.threads import map_in_threads
 
 
-def faults(
+def find_problems(
     dataset: ImageDataset,
     num_threads: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -48,7 +48,7 @@ def faults(
         progress(done, len(dataset))
 
 
-def warnings(dataset: ImageDataset) -> Iterator[str]:
+def notes(dataset: ImageDataset) -> Iterator[str]:
     """One line for each thing that is odd but can be trained on."""
     labels = dataset.labels
     if labels is None or labels.ndim != 1:

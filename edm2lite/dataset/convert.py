@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from edm2lite.dataset.buckets import MAX_ERROR, Buckets
+from edm2lite.dataset.collection import ImageCollection
 from edm2lite.dataset.crop import Transform, cover, kept_area, shorter_side, upright
 from edm2lite.dataset.files import writing
 from edm2lite.dataset.labels import table_text
-from edm2lite.dataset.sources import Source
 from edm2lite.threads import map_in_threads
 
 
@@ -66,7 +66,7 @@ class _Converted:
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """What became of the images.
 
     Attributes:
@@ -94,13 +94,13 @@ class Report:
             self.kept.append(kept_area(done.before, done.size))
 
 
-def convert(
-    source: Source,
+def convert_images(
+    source: ImageCollection,
     dest: Path,
     conversion: Conversion,
     num_threads: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> ConversionReport:
     """Write a ZIP (if ``dest`` ends so) or a folder of uncompressed PNGs with ``dataset.json``.
 
     Nothing bears the name ``dest`` before it is complete.
@@ -123,7 +123,7 @@ def convert(
                 raise
             return _Converted(None, damage=str(error))
 
-    report = Report()
+    report = ConversionReport()
     rows: list[int] = []
     with writing(dest) as add:
         for index, done in enumerate(map_in_threads(one, range(len(source.names)), num_threads)):
@@ -143,7 +143,7 @@ def convert(
 
 
 def _convert_one(
-    source: Source, index: int, conversion: Conversion, buckets: Buckets | None
+    source: ImageCollection, index: int, conversion: Conversion, buckets: Buckets | None
 ) -> _Converted:
     try:
         image = upright(source.load(index), conversion.gray or source.gray)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.dataset.plan import Plan, Shard
+from edm2lite.dataset.encode_plan import EncodePlan, Shard
 from edm2lite.dataset.shards import FORMAT, Index
 from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder
 from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
@@ -27,7 +27,7 @@ from edm2lite.threads import map_in_threads
 
 
 def write_shards(
-    plan: Plan,
+    plan: EncodePlan,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -47,17 +47,17 @@ def write_shards(
         ValueError: An image is damaged, or its latents are not finite. The shards written so far
             stay, and the same call continues.
     """
-    for shard in share(plan, rank, world_size):
+    for shard in shards_of_process(plan, rank, world_size):
         _write_shard(plan, shard, num_threads, progress)
 
 
-def share(plan: Plan, rank: int, world_size: int) -> list[Shard]:
+def shards_of_process(plan: EncodePlan, rank: int, world_size: int) -> list[Shard]:
     """The missing shards that one of several processes writes."""
     mine = {shard.path for shard in plan.shards[rank::world_size]}
     return [shard for shard in plan.missing if shard.path in mine]
 
 
-def finish(plan: Plan, poll_sec: float = 0.5) -> None:
+def finish(plan: EncodePlan, poll_sec: float = 0.5) -> None:
     """Wait for the shards of all processes, then write the index; one process calls this."""
     while not all(shard.path.is_file() for shard in plan.shards):
         time.sleep(poll_sec)
@@ -73,7 +73,7 @@ def finish(plan: Plan, poll_sec: float = 0.5) -> None:
 
 
 def _write_shard(
-    plan: Plan, shard: Shard, num_threads: int, progress: Callable[[int], None]
+    plan: EncodePlan, shard: Shard, num_threads: int, progress: Callable[[int], None]
 ) -> None:
     channels, count = plan.autoencoder.channels, len(shard.positions)
     specs = {
@@ -103,7 +103,7 @@ def _write_shard(
         writer.write(sums / shard.num_pixels)
 
 
-def _check_finite(plan: Plan, latents: Tensor, positions: NDArray[np.int64]) -> None:
+def _check_finite(plan: EncodePlan, latents: Tensor, positions: NDArray[np.int64]) -> None:
     finite = latents.isfinite().flatten(1).all(dim=1)
     if not finite.all():
         name = plan.dataset.names[int(positions[int(finite.long().argmin())])]
@@ -113,7 +113,7 @@ def _check_finite(plan: Plan, latents: Tensor, positions: NDArray[np.int64]) -> 
         )
 
 
-def _encoder(plan: Plan) -> LatentEncoder:
+def _encoder(plan: EncodePlan) -> LatentEncoder:
     """What the latents turned out to be: a draw has variance var(means) + mean of std**2."""
     name = plan.autoencoder.name
     vae = str(Path(name).resolve()) if Path(name).is_dir() else name

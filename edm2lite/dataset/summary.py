@@ -14,7 +14,7 @@ from edm2lite.seeding import Purpose, normals, rng
 
 
 @dataclass(frozen=True)
-class Moments:
+class ValueStatistics:
     """Attributes:
     count: Images measured.
     mean, std: [C] of their values as the network sees them.
@@ -43,7 +43,7 @@ def class_counts(dataset: ImageDataset) -> NDArray[np.int64] | None:
     return np.bincount(labels[labels >= 0], minlength=dataset.label_dim)
 
 
-def measure(dataset: ImageDataset, encoder: Encoder, count: int, seed: int = 0) -> Moments:
+def measure(dataset: ImageDataset, encoder: Encoder, count: int, seed: int = 0) -> ValueStatistics:
     """Mean and standard deviation of encoded images, over a random sample without repetition.
 
     Raises:
@@ -67,4 +67,4 @@ def measure(dataset: ImageDataset, encoder: Encoder, count: int, seed: int = 0) 
     total, total_square = mean.mean(), square.mean()
     std = np.sqrt(np.maximum(square - mean**2, 0))
     total_std = float(np.sqrt(max(total_square - total**2, 0.0)))
-    return Moments(len(order), mean, std, float(total), total_std)
+    return ValueStatistics(len(order), mean, std, float(total), total_std)

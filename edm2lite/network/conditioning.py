@@ -101,6 +101,21 @@ class Conditioning:
         for value in self.values.values():
             value[row] = _null(value[row])
 
+    def flip_(self, row: int) -> None:
+        """Mirror one row left to right, in place, where its image is mirrored.
+
+        Condition images, [N, C, H, W], are mirrored; values of other shapes stay as they are.
+
+        Example:
+            >>> told = Conditioning({"image": torch.arange(4.0).reshape(2, 1, 1, 2)})
+            >>> told.flip_(1)
+            >>> told["image"].flatten().tolist()
+            [0.0, 1.0, 3.0, 2.0]
+        """
+        for value in self.values.values():
+            if value.ndim == 4:
+                value[row] = value[row].flip(-1)
+
 
 def _null(value: Tensor) -> Tensor:
     is_index = not (value.is_floating_point() or value.dtype == torch.bool)

@@ -7,8 +7,8 @@ from data.encoding import encode
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from edm2lite.dataset.convert import Conversion, convert
-from edm2lite.dataset.sources import open_source
+from edm2lite.dataset.collection import open_collection
+from edm2lite.dataset.convert import Conversion, convert_images
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def vae(photographs, tmp_path_factory):
 def squares(photos, tmp_path_factory):
     """The photos as a ZIP of 24 images of 32 x 32."""
     path = tmp_path_factory.mktemp("squares") / "squares.zip"
-    convert(open_source(photos), path, Conversion(resolution=32))
+    convert_images(open_collection(photos), path, Conversion(resolution=32))
     return path
 
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
-from edm2lite.dataset.convert import Conversion, convert
-from edm2lite.dataset.sources import open_source
+from edm2lite.dataset.collection import open_collection
+from edm2lite.dataset.convert import Conversion, convert_images
 
 
 def converted(source, dest, **options):
-    report = convert(open_source(source), dest, Conversion(**options))
+    report = convert_images(open_collection(source), dest, Conversion(**options))
     return open_dataset(dest), report
 
 
@@ -84,7 +84,7 @@ def test_without_cropping_the_shorter_side_fits_and_sizes_are_recorded(photos, t
 
 
 def test_buckets_keep_nearly_everything(photos, tmp_path):
-    square, by_square = converted(photos, tmp_path / "a.zip", resolution=64)
+    _, by_square = converted(photos, tmp_path / "a.zip", resolution=64)
     bucketed, by_bucket = converted(photos, tmp_path / "b.zip", resolution=64, crop="buckets")
     assert np.mean(by_bucket.kept) > 0.93 > 0.75 > np.mean(by_square.kept)
     assert (bucketed.sizes % 8 == 0).all() and (bucketed.sizes.prod(1) <= 1.5 * 64**2).all()
@@ -213,7 +213,7 @@ def test_cifar_as_python_2_wrote_it(tmp_path):
     expected = pickle.loads(text, encoding="bytes")
     np.testing.assert_array_equal(expected[b"data"], CIFAR[:2].reshape(2, 3072))
     (folder / "data_batch_1").write_bytes(text)
-    source = open_source(folder)
+    source = open_collection(folder)
     np.testing.assert_array_equal(np.asarray(source.load(1)), CIFAR[1].transpose(1, 2, 0))
     assert source.table.values[:4].tolist() == [6, 9, 1, 8]
 
@@ -228,11 +228,11 @@ def test_nothing_in_a_pickle_is_executed(tmp_path):
     whole = (folder / "data_batch_1").read_bytes()
     (folder / "data_batch_1").write_bytes(whole[:-2000])
     with pytest.raises(ValueError, match="data_batch_1 must be a batch of CIFAR-10"):
-        open_source(folder)
+        open_collection(folder)
     (folder / "data_batch_1").write_bytes(whole)
     (folder / "data_batch_2").write_bytes(pickle.dumps({b"data": Evil()}))
     with pytest.raises(ValueError, match="data_batch_2 must be a batch of CIFAR-10 .*0 labels"):
-        open_source(folder)
+        open_collection(folder)
 
 
 def test_mnist(tmp_path):
@@ -243,15 +243,15 @@ def test_mnist(tmp_path):
     packed = gzip.compress(b"\0\0\x08\x03" + sizes + images.tobytes())
     (raw / "t10k-images-idx3-ubyte.gz").write_bytes(packed)
     (raw / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x04\x07\x02\x01\x00")
-    convert(open_source(tmp_path, "test"), tmp_path / "a", Conversion(resolution=28))
+    convert_images(open_collection(tmp_path, "test"), tmp_path / "a", Conversion(resolution=28))
     dataset = open_dataset(tmp_path / "a")
     np.testing.assert_array_equal(dataset.images(range(4))[:, 0], images)
     assert dataset.labels.tolist() == [7, 2, 1, 0]
     with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte"):
-        open_source(tmp_path)
+        open_collection(tmp_path)
     (raw / "t10k-images-idx3-ubyte.gz").write_bytes(packed[:-100])
     with pytest.raises(ValueError, match="is damaged"):
-        open_source(tmp_path, "test")
+        open_collection(tmp_path, "test")
 
 
 @pytest.fixture
@@ -297,21 +297,21 @@ def test_half_of_the_images_in_folders_is_explained(photos, tmp_path):
     (tmp_path / "in" / "cat" / "a.jpg").write_bytes(data)
     (tmp_path / "in" / "b.jpg").write_bytes(data)
     with pytest.raises(ValueError, match="b.jpg and 0 others lie in no folder"):
-        open_source(tmp_path / "in")
-    assert open_source(tmp_path / "in", labelled=False).table is None
+        open_collection(tmp_path / "in")
+    assert open_collection(tmp_path / "in", labeled=False).table is None
 
 
 def test_a_folder_round_everything_is_no_class(photos, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for path in photos.rglob("*.jpg"):
             file.write(path, "download/photos/" + path.relative_to(photos).as_posix())
-    assert open_source(tmp_path / "a.zip").table.classes == ("flower", "temple")
+    assert open_collection(tmp_path / "a.zip").table.classes == ("flower", "temple")
 
 
 def test_an_empty_folder_and_nothing_are_explained(tmp_path):
     with pytest.raises(ValueError, match="must hold images .* found none"):
-        open_source(tmp_path)
+        open_collection(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder or ZIP .*nowhere"):
-        open_source(tmp_path / "nowhere")
+        open_collection(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="buckets need a resolution"):
         Conversion(crop="buckets")

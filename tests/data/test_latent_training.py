@@ -11,8 +11,8 @@ from data.encoding import encode
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
-from edm2lite.dataset.convert import Conversion, convert
-from edm2lite.dataset.sources import open_source
+from edm2lite.dataset.collection import open_collection
+from edm2lite.dataset.convert import Conversion, convert_images
 from edm2lite.ema import list_snapshots
 from edm2lite.models.loading import load
 from edm2lite.tensorfile import read_header
@@ -77,7 +77,7 @@ def bucketed(photos, vae, tmp_path_factory):
     """Latents of several sizes, of which all sides are even."""
     folder = tmp_path_factory.mktemp("bucketed")
     options = Conversion(resolution=32, crop="buckets", bucket_step=8)
-    convert(open_source(photos), folder / "photos.zip", options)
+    convert_images(open_collection(photos), folder / "photos.zip", options)
     encode(folder / "photos.zip", folder / "latents", vae)
     return folder / "latents"
 

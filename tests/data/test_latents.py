@@ -11,9 +11,9 @@ from data.encoding import encode
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
-from edm2lite.dataset.checks import faults
-from edm2lite.dataset.encode import finish, share, write_shards
-from edm2lite.dataset.plan import Plan
+from edm2lite.dataset.checks import find_problems
+from edm2lite.dataset.encode import finish, shards_of_process, write_shards
+from edm2lite.dataset.encode_plan import EncodePlan
 from edm2lite.models.autoencoder import load_autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder, encoder_from_json
 
@@ -119,7 +119,7 @@ def thousand(tmp_path_factory):
 def test_interrupted_and_continued_or_shared_out_gives_the_same_bytes(thousand, vae, tmp_path):
     def plan(name):
         autoencoder = load_autoencoder(str(vae), "cpu")
-        return Plan(open_dataset(thousand), tmp_path / name, autoencoder, shard_images=150)
+        return EncodePlan(open_dataset(thousand), tmp_path / name, autoencoder, shard_images=150)
 
     whole = plan("whole")
     write_shards(whole)
@@ -150,7 +150,7 @@ def test_interrupted_and_continued_or_shared_out_gives_the_same_bytes(thousand, 
         write_shards(shared[rank], rank=rank, world_size=3)
     finish(shared[0])
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
-    counts = [len(share(plan("new"), rank, 3)) for rank in range(3)]
+    counts = [len(shards_of_process(plan("new"), rank, 3)) for rank in range(3)]
     assert sum(counts) == len(whole.shards) == 8 and max(counts) - min(counts) <= 1
 
     dataset, images = open_dataset(tmp_path / "whole"), open_dataset(thousand)
@@ -209,7 +209,7 @@ def test_latents_are_not_encoded_again(latents, vae, tmp_path):
 
 def test_damage_met_while_encoding_is_named_and_leaves_no_part(squares, vae, tmp_path):
     dataset = open_dataset(squares)
-    plan = Plan(dataset, tmp_path / "a", load_autoencoder(str(vae), "cpu"), shard_images=10)
+    plan = EncodePlan(dataset, tmp_path / "a", load_autoencoder(str(vae), "cpu"), shard_images=10)
     bias = plan.autoencoder.model.quant_conv.bias.data
     before = bias[0].item()
     bias[0] = float("nan")
@@ -312,7 +312,8 @@ def test_a_flipped_bit_is_found_by_name(copy):
     data[-3000] ^= 1
     shard.write_bytes(data)
     assert any(
-        "latents-00001.safetensors holds other bytes" in f for f in faults(open_dataset(copy))
+        "latents-00001.safetensors holds other bytes" in f
+        for f in find_problems(open_dataset(copy))
     )
 
 
@@ -328,7 +329,7 @@ def test_a_latent_that_is_not_a_number_is_named(copy):
 
     index["shards"][2]["digest"] = read_header(path).digest
     edit(copy, shards=index["shards"])
-    found = list(faults(open_dataset(copy)))
+    found = list(find_problems(open_dataset(copy)))
     assert len(found) == 2
     assert "latents-00002.safetensors[1] in" in found[0] and "NaN" in found[0]
     assert "latents-00002.safetensors[2] in" in found[1] and "negative" in found[1]

@@ -19,7 +19,7 @@ from edm2lite.dataset.torchvision_files import read_torchvision
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageCollection:
     """Images to convert.
 
     Attributes:
@@ -37,13 +37,13 @@ class Source:
     gray: bool = False
 
 
-def open_source(path: Path, split: str = "train", labelled: bool = True) -> Source:
+def open_collection(path: Path, split: str = "train", labeled: bool = True) -> ImageCollection:
     """The images of a folder, ZIP, CSV, JSONL, or of CIFAR-10's or MNIST's own files.
 
     Args:
         path: Where they are.
         split: ``train`` or ``test`` of CIFAR-10 and MNIST.
-        labelled: Whether folders and ``dataset.json`` say the class of an image.
+        labeled: Whether folders and ``dataset.json`` say the class of an image.
 
     Raises:
         FileNotFoundError: There is nothing.
@@ -56,13 +56,15 @@ def open_source(path: Path, split: str = "train", labelled: bool = True) -> Sour
         images, labels, gray = known
         names = [f"{split} {i}" for i in range(len(images))]
         known_table = as_labels(labels.tolist(), str(path))
-        return Source(str(path), names, lambda i: Image.fromarray(images[i]), known_table, gray)
+        return ImageCollection(
+            str(path), names, lambda i: Image.fromarray(images[i]), known_table, gray
+        )
     files = open_files(path)
     names = [name for name in files.names if name.lower().endswith(_PHOTOS)]
     if not names:
         raise ValueError(f"{path} must hold images ({', '.join(_PHOTOS)}), found none")
-    table = _labels(files, names) if labelled else None
-    return Source(str(path), names, lambda i: _decode(files, names[i]), table)
+    found = _labels(files, names) if labeled else None
+    return ImageCollection(str(path), names, lambda i: _decode(files, names[i]), found)
 
 
 def class_folders(names: Sequence[str], origin: str) -> Labels | None:
@@ -115,7 +117,7 @@ def _open(file: Any, name: str, origin: str) -> Image.Image:
         ) from error
 
 
-def _from_list(path: Path) -> Source:
+def _from_list(path: Path) -> ImageCollection:
     """Rows of ``path`` (relative to the list) and, optionally, ``label``."""
     rows = _rows(path)
     if not rows or any(not isinstance(row, dict) or not row.get("path") for row in rows):
@@ -131,7 +133,9 @@ def _from_list(path: Path) -> Source:
             raise ValueError(f"{names[index]} in {path} is not there; correct the list")
         return _open(file, names[index], str(path))
 
-    return Source(str(path), names, load, _listed_labels([r.get("label") for r in rows], str(path)))
+    return ImageCollection(
+        str(path), names, load, _listed_labels([r.get("label") for r in rows], str(path))
+    )
 
 
 def _rows(path: Path) -> list[Any]:

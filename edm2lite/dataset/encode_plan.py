@@ -43,7 +43,7 @@ class Shard:
         return len(self.positions) * self.size[0] * self.size[1]
 
 
-class Plan:
+class EncodePlan:
     """Which image goes into which shard, and which shards are still to be written.
 
     Args:

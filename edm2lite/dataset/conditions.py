@@ -1,0 +1,86 @@
+"""What a data set knows about its images besides the pixels: a condition, and its value per image.
+
+Labels are one condition; condition images on disk and whatever a user computes are others. A batch
+of values becomes a :class:`edm2lite.network.conditioning.Conditioning` in
+:meth:`edm2lite.dataset.ImageDataset.conditioning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from edm2lite.network.conditioning import Condition
+
+_DTYPES: dict[str, type] = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
+
+
+@dataclass(frozen=True)
+class DatasetCondition:
+    """A condition, with its value for every image of a data set.
+
+    Attributes:
+        condition: Kind and shape of the values. A network can be trained on the data set if the
+            condition it declares is equal to this one.
+        values: Array [N, ...] with a row per image, or a function from the index of an image to its
+            value (an array without a batch dimension). The function depends on the index alone, and
+            may be called from several threads at once.
+        picture: Function from the index of an image to pixels that show its condition to a person,
+            uint8 [1 or 3, H, W]. Without it, a condition image is drawn from its values.
+
+    Example:
+        >>> from edm2lite.network.conditioning import Vector
+        >>> corners = DatasetCondition(Vector("corner", 2), lambda i: [i / 4, 1.0])
+        >>> corners.rows([0, 2])
+        tensor([[0.0000, 1.0000],
+                [0.5000, 1.0000]])
+    """
+
+    condition: Condition
+    values: NDArray[Any] | Callable[[int], ArrayLike] = field(repr=False)
+    picture: Callable[[int], NDArray[np.uint8]] | None = field(repr=False, default=None)
+
+    @property
+    def name(self) -> str:
+        """Key of the condition in a Conditioning."""
+        return self.condition.name
+
+    def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Values of several images, [N, ...] float32, int64 or bool, in memory of their own.
+
+        Raises:
+            ValueError: If the values differ in shape, or are integers where the network takes
+                floating-point numbers.
+        """
+        if isinstance(self.values, np.ndarray):
+            array = self.values[np.asarray(indices, np.int64)]
+        else:
+            array = self._stacked([np.asarray(self.values(int(i))) for i in indices], indices)
+        is_float = array.dtype.kind == "f"
+        if not is_float and self.condition.example(1, 1, 1).is_floating_point():
+            raise ValueError(
+                f"{self.name} must be floating-point numbers of about unit variance, got"
+                f" {array.dtype}"
+            )
+        dtype = _DTYPES.get(array.dtype.kind)
+        if dtype is None:
+            raise ValueError(f"{self.name} must be numbers or booleans, got {array.dtype}")
+        return torch.from_numpy(array.astype(dtype, copy=False))
+
+    def _stacked(
+        self, values: list[NDArray[Any]], indices: Sequence[int] | NDArray[np.int64]
+    ) -> NDArray[Any]:
+        for index, value in zip(indices, values, strict=True):
+            if value.shape != values[0].shape:
+                raise ValueError(
+                    f"{self.name} must be of one shape for all images of a batch, got"
+                    f" {list(values[0].shape)} for image {indices[0]} and {list(value.shape)} for"
+                    f" image {index}"
+                )
+        return np.stack(values)

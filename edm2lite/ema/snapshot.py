@@ -21,7 +21,6 @@ from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
 logger = logging.getLogger(__name__)
 
 FORMAT = "edm2lite.ema/1"
-STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 EXTRA_KEYS = ("model", "encoder", "data")
 """Metadata that describes the model itself and travels into everything rebuilt from a snapshot."""
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from tqdm import tqdm
 
+from edm2lite.kinds import Kinds
 from edm2lite.units import (
     parse_amount,
     parse_count,
@@ -62,6 +63,18 @@ PARAMS = _Parsed("params", parse_params)
 RANGE = _Parsed("low:high", parse_range)
 SIZE = _Parsed("HxW", _size)
 SEEDS = _Parsed("seeds", parse_seeds)
+
+
+def kind_option(kinds: Kinds[Any]) -> dict[str, Any]:
+    """Type and metavar of an option that takes a short name or ``module:name``; loads nothing."""
+
+    def parse(text: str) -> str:
+        if text not in kinds and ":" not in text:
+            names = ", ".join(kinds)
+            raise ValueError(f"{text!r} must be one of {names}, or module:name of your own")
+        return text
+
+    return {"type": _Parsed(kinds.what, parse), "metavar": "|".join([*kinds, "MODULE:NAME"])}
 
 
 class Interrupted(click.ClickException):

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2lite import processes
+from edm2lite.dtypes import DTYPES
+from edm2lite.sampling.registry import SCHEDULES, SOLVERS
 
-from ._cli import FLOATS, INTERVAL, SIZE
+from ._cli import FLOATS, INTERVAL, SIZE, kind_option
 
 if TYPE_CHECKING:
     from edm2lite.sampling.guidance import APG
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
 _OPTIONS: dict[str, dict[str, Any]] = {
     "steps": {"type": click.IntRange(1), "help": "Steps of the sampler. [default: 32]"},
     "solver": {
-        "type": click.Choice(["heun", "euler", "dpmpp_2m"]),
-        "help": "heun calls the network twice a step, the others once. [default: heun]",
+        **kind_option(SOLVERS),
+        "help": "Solver; heun calls the network twice per step, the others once. [default: heun]",
     },
     "schedule": {
-        "type": click.Choice(["karras", "linear", "cosine"]),
-        "help": "Noise levels from 80 to 0.002. [default: karras]",
+        **kind_option(SCHEDULES),
+        "help": "Schedule of the noise levels from 80 to 0.002. [default: karras]",
     },
     "sigmas": {"type": FLOATS, "help": "The noise levels themselves, e.g. 80,20,5,1,0.2."},
     "churn": {"type": float, "help": "S_churn, noise that heun adds. [default: 0]"},
@@ -50,8 +52,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         " 64x96. [default: as in training]",
     },
     "dtype": {
-        "type": click.Choice(["float32", "float16", "bfloat16"]),
-        "help": "In which the networks compute. [default: as the model says]",
+        "type": click.Choice(DTYPES),
+        "help": "Dtype in which the networks compute. [default: as the model says]",
     },
 }
 _FIELDS = {"steps": "num_steps", "churn": "S_churn"}  # where an option and its field differ

@@ -6,6 +6,7 @@ import itertools
 
 import click
 
+from edm2lite.dtypes import DTYPES
 from edm2lite.ema import planning
 
 from ._cli import COUNT, FLOATS, PARAMS, RANGE, progress, table, user_errors
@@ -23,7 +24,7 @@ from ._cli import COUNT, FLOATS, PARAMS, RANGE, progress, table, user_errors
 )
 @click.option("--every", type=COUNT, multiple=True, help="Images between snapshots; repeatable.")
 @click.option(
-    "--dtype", "dtypes", type=click.Choice(list(planning.ITEM_BYTES)), multiple=True,
+    "--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True,
     help="Stored type; repeatable. [default: float32 and float16]",
 )  # fmt: skip
 @click.option("--max-error", type=float, help="Mark the cheapest choice below this error.")

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 import edm2lite
+from edm2lite.dtypes import DTYPES
 
 from ._cli import COUNT, FLOATS, ByteBar, table, user_errors
 
 _PATH = click.Path(path_type=Path)
-_DTYPES = click.Choice(["float32", "float16", "bfloat16"])
+_DTYPES = click.Choice(DTYPES)
 _SOLVERS = click.Choice(["calibrated", "paper"])
 
 

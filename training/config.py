@@ -19,6 +19,7 @@ from edm2lite.diffusion.noise_density import LogNormal, NoiseDensity
 from edm2lite.diffusion.objective import check_objective
 from edm2lite.diffusion.precond import PrecondConfig, upgraded_run
 from edm2lite.diffusion.weighting import Weighting
+from edm2lite.dtypes import Dtype
 from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.units import parse_count
@@ -94,7 +95,7 @@ class EMAConfig:
     """
 
     sigma_rels: tuple[float, ...] = (0.05, 0.10)
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if not self.sigma_rels:

@@ -13,13 +13,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from edm2lite.diffusion import parametrization
 from edm2lite.diffusion.parametrization import Embedding, Parametrization, Scalings
+from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
 from edm2lite.network.conditioning import Conditioning, check_conditioning, is_readable
 from edm2lite.network.layers import MPConv, MPFourier, normalize_weights_
@@ -45,7 +46,7 @@ class PrecondConfig:
     backbone: BackboneConfig
     sigma_data: float = 0.5
     logvar_channels: int = 128
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     parametrization: Parametrization = "edm"
     embedding: Embedding | None = None
 
@@ -167,7 +168,7 @@ class Precond(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         self._check_levels(sigma)
         s = self.config.scalings(sigma[:, None, None, None])
-        dtype = getattr(torch, self.config.dtype)
+        dtype = torch_dtype(self.config.dtype)
         F_x = self.backbone((s.c_in * x).to(dtype), s.c_noise.flatten(), told)
         return s.c_skip * x + s.c_out * F_x.float()
 
@@ -191,7 +192,7 @@ class Precond(nn.Module):
         for module in self.modules():
             if isinstance(module, MPConv):
                 linear = module.weight.ndim == 2  # the embedding computes in float32
-                dtype = torch.float32 if linear else getattr(torch, self.config.dtype)
+                dtype = torch.float32 if linear else torch_dtype(self.config.dtype)
                 module.prepare(dtype, for_graph)
         return self
 

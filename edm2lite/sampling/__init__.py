@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from edm2lite.sampling.levels import linear_sigmas as linear_sigmas
     from edm2lite.sampling.levels import sigmas_from as sigmas_from
     from edm2lite.sampling.settings import Sampling as Sampling
+    from edm2lite.sampling.solvers import Solver as Solver
+    from edm2lite.sampling.solvers import State as State
     from edm2lite.sampling.solvers import dpmpp_2m as dpmpp_2m
     from edm2lite.sampling.solvers import dpmpp_2m_steps as dpmpp_2m_steps
+    from edm2lite.sampling.solvers import each_step as each_step
     from edm2lite.sampling.solvers import euler as euler
     from edm2lite.sampling.solvers import euler_steps as euler_steps
     from edm2lite.sampling.solvers import heun as heun
@@ -29,6 +32,7 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.sampling.levels": "cosine_sigmas first_state karras_sigmas linear_sigmas"
         " sigmas_from",
         "edm2lite.sampling.settings": "Sampling",
-        "edm2lite.sampling.solvers": "dpmpp_2m dpmpp_2m_steps euler euler_steps heun heun_steps",
+        "edm2lite.sampling.solvers": "Solver State dpmpp_2m dpmpp_2m_steps each_step euler euler_steps heun"
+        " heun_steps",
     },
 )

@@ -1,4 +1,4 @@
-"""How images are drawn: everything that decides them but the weights, the seed and the class."""
+"""Sampler settings: everything that decides an image but the weights, the seed and the conditions."""
 
 from __future__ import annotations
 
@@ -6,47 +6,60 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from edm2lite.sampling import levels, solvers
+from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.sampling.guidance import APG
-from edm2lite.sampling.solvers import Denoise, Noise, Stepwise
+from edm2lite.sampling.levels import user_sigmas
+from edm2lite.sampling.registry import SCHEDULES, SOLVERS
+from edm2lite.sampling.solvers import Denoise, Noise, Solver, Stepwise
 
-SOLVERS: dict[str, Callable[..., Tensor]] = {
-    "heun": solvers.heun,
-    "euler": solvers.euler,
-    "dpmpp_2m": solvers.dpmpp_2m,
-}
-SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
-    "karras": levels.karras_sigmas,
-    "linear": levels.linear_sigmas,
-    "cosine": levels.cosine_sigmas,
-}
+SOLVER_OPTIONS = ("S_churn", "S_min", "S_max", "S_noise")
+"""Fields that only some solvers take: those that declare them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Everything that decides what an image is, next to its seed, its class and the weights.
+    """Sampler settings.
 
     Attributes:
-        num_steps: Of the solver.
-        solver: ``heun`` calls the network 2 * num_steps - 1 times, the others num_steps times.
-        schedule, sigma_min, sigma_max: Noise levels, see :mod:`edm2lite.sampling.solvers`.
+        num_steps: Number of solver steps.
+        solver: Name in :data:`edm2lite.sampling.registry.SOLVERS`, or ``module:function`` of a
+            solver of yours. ``heun`` calls the network 2 num_steps - 1 times, the others num_steps
+            times.
+        schedule: Name in :data:`edm2lite.sampling.registry.SCHEDULES`, or ``module:function``.
+        sigma_min: Last positive noise level of the schedule.
+        sigma_max: First noise level of the schedule.
         sigmas: Noise levels in place of a schedule.
-        S_churn, S_min, S_max, S_noise: See :func:`edm2lite.sampling.solvers.heun_steps`.
-        guidance, interval: Weight and steps of :class:`edm2lite.sampling.guidance.Guided`.
+        S_churn, S_min, S_max, S_noise: Noise that is added on the way, see
+            :func:`edm2lite.sampling.solvers.heun_steps`.
+        guidance: Weight of guidance; 1 is none.
+        interval: First and last step that are guided, see
+            :class:`edm2lite.sampling.guidance.Guided`; None for all.
         rescale: Share of :class:`edm2lite.sampling.guidance.Rescale`.
-        apg: Projected guidance.
-        size: Height and width of what the network works on, for latents not of the image; None for
-            the square that it was trained on.
-        dtype: In which the networks compute; None for what their files say.
+        apg: Projection, limit and momentum of the guidance; None for none of them.
+        size: Height and width of what the network works on: pixels, or latents. None is the square
+            that it was trained on.
+        dtype: Floating-point type in which the networks compute; None for the one that their files
+            state.
+
+    Raises:
+        ValueError: If settings are out of range or cannot go together.
+
+    Example:
+        >>> sampling = Sampling(num_steps=4, solver="dpmpp_2m")
+        >>> sampling.levels()
+        tensor([8.0000e+01, 9.7232e+00, 4.6998e-01, 2.0000e-03, 0.0000e+00],
+               dtype=torch.float64)
+        >>> sampling.changes()
+        {'num_steps': 4, 'solver': 'dpmpp_2m'}
     """
 
     num_steps: int = 32
-    solver: Literal["heun", "euler", "dpmpp_2m"] = "heun"
-    schedule: Literal["karras", "linear", "cosine"] = "karras"
+    solver: str = "heun"
+    schedule: str = "karras"
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigmas: tuple[float, ...] | None = None
@@ -59,11 +72,12 @@ class Sampling:
     rescale: float = 0.0
     apg: APG | None = None
     size: tuple[int, int] | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
-        if self.S_churn and self.solver != "heun":
-            raise ValueError(f"churn is part of heun, got solver {self.solver}")
+        self._check_options()
+        if self.dtype is not None:
+            torch_dtype(self.dtype)
         steps = len(self.levels()) - 1
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] < steps:
             first, last = self.interval
@@ -71,34 +85,68 @@ class Sampling:
         if self.guidance == 1 and (self.interval or self.rescale or self.apg):
             raise ValueError("interval, rescale and APG need a weight of guidance other than 1")
 
+    def _check_options(self) -> None:
+        taken, changed = self._solver().options, self.changes()
+        unknown = [name for name in taken if name not in SOLVER_OPTIONS]
+        if unknown:
+            raise ValueError(
+                f"solver {self.solver} may declare the options {', '.join(SOLVER_OPTIONS)}, got"
+                f" {unknown[0]}; bind others with functools.partial"
+            )
+        useless = [name for name in SOLVER_OPTIONS if name in changed and name not in taken]
+        if useless:
+            raise ValueError(
+                f"solver {self.solver} takes no {useless[0]}, got {changed[useless[0]]}; leave it"
+                " out, or choose a solver that adds noise, such as heun"
+            )
+
+    def _solver(self) -> Solver:
+        found = SOLVERS.find(self.solver)
+        return found if isinstance(found, Solver) else Solver(found)
+
     def levels(self) -> Tensor:
-        """[N + 1] float64 noise levels."""
+        """[N + 1] float64 noise levels, decreasing, 0 at the end."""
         if self.sigmas is not None:
-            return levels.user_sigmas(self.sigmas)
-        return SCHEDULES[self.schedule](self.num_steps, self.sigma_min, self.sigma_max)
+            return user_sigmas(self.sigmas)
+        schedule: Callable[[int, float, float], Tensor] = SCHEDULES.find(self.schedule)
+        return user_sigmas(schedule(self.num_steps, self.sigma_min, self.sigma_max).tolist())
 
     def changes(self) -> dict[str, Any]:
-        """What differs from the defaults, as JSON can hold it."""
-        changed = {}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if value != f.default:
-                changed[f.name] = _plain(value)
-        return changed
+        """The fields that differ from their defaults, as JSON can hold them."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        return {name: _json_value(v) for name, (v, default) in values.items() if v != default}
 
     def solve(self, denoise: Denoise | Stepwise, x: Tensor, noise: Noise) -> Tensor:
-        """Images from x, noise at the first level."""
-        churn: dict[str, Any] = {}
-        if self.S_churn:
-            names = ("S_churn", "S_min", "S_max", "S_noise")
-            churn = {"noise": noise, **{name: getattr(self, name) for name in names}}
-        return SOLVERS[self.solver](denoise, x, self.levels(), **churn)
+        """Solve the ODE from the first noise level to the last.
+
+        Args:
+            denoise: The denoiser.
+            x: [N, C, H, W], noise at the first level.
+            noise: Source of further noise, for solvers that add some on the way.
+
+        Returns:
+            [N, C, H, W] images in the space of the denoiser.
+
+        Raises:
+            ValueError: If a solver of yours changes the shape.
+        """
+        solver = self._solver()
+        options: dict[str, Any] = {name: getattr(self, name) for name in solver.options}
+        if solver.draws_noise:
+            options["noise"] = noise
+        solved = solver(denoise, x, self.levels(), **options)
+        if solved.shape != x.shape:
+            raise ValueError(
+                f"solver {self.solver} must return x of shape {list(x.shape)}, got"
+                f" {list(solved.shape)}"
+            )
+        return solved
 
 
-def _plain(value: Any) -> Any:
-    """As JSON can hold it."""
+def _json_value(value: Any) -> Any:
+    """A field as JSON can hold it: infinity is text."""
     if isinstance(value, APG):
-        return {key: _plain(part) for key, part in dataclasses.asdict(value).items()}
+        return {key: _json_value(part) for key, part in dataclasses.asdict(value).items()}
     if isinstance(value, tuple):
-        return [_plain(part) for part in value]
+        return [_json_value(part) for part in value]
     return str(value) if isinstance(value, float) and math.isinf(value) else value

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-
-import numpy as np
 
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 _PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
@@ -105,7 +104,7 @@ def parse_floats(text: str) -> list[float]:
             values += numbers
         elif len(numbers) == 3 and numbers[2] > 0 and numbers[1] >= numbers[0]:
             start, end, step = numbers
-            count = int(np.floor((end - start) / step + 1e-9)) + 1
+            count = math.floor((end - start) / step + 1e-9) + 1
             values += [round(start + i * step, 12) for i in range(count)]
         else:
             raise ValueError(f"{part!r} must be start:end:step with start <= end and step > 0")

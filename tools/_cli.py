@@ -1,15 +1,15 @@
-"""What the commands share: option types, error lines, progress bars."""
+"""What all commands use: types of options, one-line errors, progress bars, tables."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
-from tqdm import tqdm
 
+from edm2lite.dtypes import DTYPES
 from edm2lite.kinds import Kinds
 from edm2lite.units import (
     parse_amount,
@@ -24,8 +24,14 @@ from edm2lite.units import (
 T = TypeVar("T")
 
 
-class _Parsed(click.ParamType):
-    """An option type from a function that raises ValueError with the reason."""
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic only in recent versions
+
+
+class _Parsed(_ParamType):
+    """An option type made from a function that parses text, and raises ValueError if it cannot."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]):
         self.name, self._parse = name, parse
@@ -53,6 +59,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+DTYPE = click.Choice(DTYPES)
 AMOUNT = _Parsed("amount", parse_amount)
 AMOUNTS = _Parsed("list", lambda text: [parse_amount(part) for part in text.split(",")])
 COUNT = _Parsed("count", _count)
@@ -66,7 +73,13 @@ SEEDS = _Parsed("seeds", parse_seeds)
 
 
 def kind_option(kinds: Kinds[Any]) -> dict[str, Any]:
-    """Type and metavar of an option that takes a short name or ``module:name``; loads nothing."""
+    """Type and metavar of an option that takes one of several names or ``module:name``.
+
+    Nothing is imported to check the value.
+
+    Args:
+        kinds: The names.
+    """
 
     def parse(text: str) -> str:
         if text not in kinds and ":" not in text:
@@ -78,13 +91,17 @@ def kind_option(kinds: Kinds[Any]) -> dict[str, Any]:
 
 
 class Interrupted(click.ClickException):
-    """Ctrl-C, with the exit code that a shell gives to it."""
+    """Ctrl-C, with the exit code that a shell gives it."""
 
     exit_code = 130
 
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a user can mend into one line and exit code 1; Ctrl-C into a line and 130."""
+    """A decorator: errors that the user can fix end in one line and exit code 1, Ctrl-C in 130.
+
+    Args:
+        command: Function of a click command.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -92,7 +109,7 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except (ValueError, FileNotFoundError, ImportError) as error:
             raise click.ClickException(" ".join(str(error).split())) from error
-        except BrokenPipeError:  # `| head` has read enough; click ends quietly
+        except BrokenPipeError:  # `| head` has read enough, and click ends quietly
             raise
         except OSError as error:
             raise click.ClickException(f"{error.strerror}: {error.filename or ''}") from error
@@ -103,17 +120,24 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> Any:
-    """A tqdm bar on stderr; on a terminal it moves twice a second, in a log file every 10 s."""
+    """A tqdm bar on stderr, updated twice a second on a terminal and every 10 s in a log file.
+
+    Args:
+        items: Items to iterate over; None for a bar that is moved by its ``update``.
+        options: Further arguments of tqdm.
+    """
+    from tqdm import tqdm  # takes half of the time of --help
+
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 10)
     return tqdm(items, dynamic_ncols=True, **options)
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned text: a header line and one line per row.
+    """A table as aligned text: a header line, and one line per row.
 
     Args:
-        columns: Title -> format of the values below it, e.g. ``.1e``; text where it is empty, and
-            then aligned left.
+        columns: Title -> format of the values below it, such as ``.1e``. With an empty format the
+            column is text and aligned left.
         rows: Values in the order of the columns.
     """
     cells = [list(columns)] + [
@@ -129,9 +153,9 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 class CountBar:
-    """A progress callback ``(done, total)``."""
+    """A progress bar that is called with the number done and the total."""
 
-    _options: dict[str, Any] = {}
+    _options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, description: str):
         self._description = description
@@ -146,6 +170,6 @@ class CountBar:
 
 
 class ByteBar(CountBar):
-    """A progress callback ``(done, total)`` in bytes, shown with throughput."""
+    """A progress bar that is called with the bytes done and the total, and shows throughput."""
 
-    _options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    _options: ClassVar[dict[str, Any]] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}

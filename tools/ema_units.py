@@ -1,4 +1,4 @@
-"""``edm2lite ema-units``: an EMA length in the units of other tools, and drawn."""
+"""``edm2lite ema-units``: convert an EMA length to the units of other tools, and draw it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from edm2lite.units import format_amount
 
 from ._cli import AMOUNT, AMOUNTS, FLOATS, table, user_errors
 
+_PICTURE = click.Path(path_type=Path, dir_okay=False)
+
 
 @click.command()
 @click.option("--sigma-rel", type=FLOATS, default=[], help="Relative widths, e.g. 0.05,0.10.")
 @click.option("--gamma", type=FLOATS, default=[], help="Exponents, e.g. 6.94.")
-@click.option("--half-life", type=AMOUNTS, default=[], help="In images, e.g. 500k; needs --at.")
-@click.option("--decay", type=FLOATS, default=[], help="Per update; needs --at and --batch.")
-@click.option("--window", type=AMOUNTS, default=[], help="Images in a plain mean; needs --at.")
+@click.option("--half-life", type=AMOUNTS, default=[], help="Half-lives in images; need --at.")
+@click.option("--decay", type=FLOATS, default=[], help="Decays per update; need --at and --batch.")
+@click.option("--window", type=AMOUNTS, default=[], help="Widths of windows in images; need --at.")
 @click.option("--at", "nimg", type=AMOUNT, help="Training time: images so far, e.g. 64Mi.")
 @click.option("--batch", type=AMOUNT, help="Images between two updates of the average.")
 @click.option(
     "--by", type=click.Choice(MEASURES), default="width", show_default=True,
-    help="What lengths of different kinds agree in: std, mean or median of the age of weights.",
+    help="Compare lengths by the standard deviation, the mean or the median of the age of weights.",
 )  # fmt: skip
-@click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="PNG to draw the profiles into."
-)
-@click.option("--json", "as_json", is_flag=True, help="All digits, as JSON.")
+@click.option("--plot", type=_PICTURE, help="Draw the profiles into this PNG file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with all digits.")
 @user_errors
 def main(
     sigma_rel: list[float],
@@ -45,13 +45,13 @@ def main(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Convert EMA lengths: power functions, EMAs of constant decay, and windows that are as long.
+    """Convert EMA lengths between power functions, EMAs of constant decay, and windows.
 
-    Half-life, decay and window are those of averages that are as long as the power function (--by).
-    Without --at, lengths are shares of the training time. Counted are images, or whatever --at and
-    --batch are given in: with --batch 1, updates. "last beta" is what the power function keeps of
-    itself in the update that ends at --at; "initial", what the constant decay still holds of the
-    initial weights.
+    Half-life, decay and window are those of averages that are equally long by the measure --by.
+    Without --at, lengths are fractions of the training time. Everything is counted in images, or in
+    whatever --at and --batch count: with --batch 1, in updates. "last beta" is the decay of the
+    power function in the update that ends at --at; "initial" is the share of the initial weights
+    that the EMA of constant decay still holds.
 
     \b
     Example:
@@ -60,11 +60,11 @@ def main(
     """
     lengths = [Length.of_sigma_rel(value, by) for value in sigma_rel]
     lengths += [Length(value, by) for value in gamma]
-    if half_life or decay or window:  # which mean something at a training time only
+    if half_life or decay or window:
         if nimg is None or (decay and batch is None):
             raise click.UsageError(
-                "the same half-life, decay or window is another share of another training time:"
-                " give --at" + (" and --batch" if decay else "")
+                "a half-life, decay or window depends on the training time: give --at"
+                + (" and --batch" if decay else "")
             )
         lengths += [Length.of_half_life(value, nimg, by) for value in half_life]
         lengths += [Length.of_decay(value, nimg, batch or 0, by) for value in decay]
@@ -90,7 +90,7 @@ def main(
 
 
 def _record(length: Length, nimg: float | None, batch: float | None) -> dict[str, Any]:
-    """All of a length; shares of the training time, and the same in images at ``nimg``."""
+    """All numbers of a length, as fractions of the training time and in images at ``nimg``."""
     shares = {
         "half_life": length.half_life,
         "window": length.window,
@@ -130,7 +130,7 @@ def _table(lengths: Sequence[Length], nimg: float | None, batch: float | None) -
 
 
 def _digits(decay: float) -> str:
-    """As many digits as show 1 - decay to four."""
+    """A decay with enough digits to show 1 - decay to four significant ones."""
     places = 4
     while places < 12 and 1 - decay < 0.9999 * 10 ** (3 - places):
         places += 1

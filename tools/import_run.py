@@ -1,24 +1,33 @@
-"""``edm2lite import``: networks and snapshots that other tools wrote, as files of ours."""
+"""``edm2lite import``: convert networks and snapshots of EDM2 and ema-pytorch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ._cli import COUNT, FLOATS, ByteBar, table, user_errors
+
+if TYPE_CHECKING:
+    from edm2lite.interop.ema_pytorch import Track
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("source", type=_PATH, metavar="FILE.pkl|FOLDER")
-@click.option("--out", type=_PATH, help="File or folder to write. [default: beside the source]")
+@click.option("--out", type=_PATH, help="Output file or folder. [default: beside the source]")
 @click.option("--batch-size", type=COUNT, help="Images per step. [default: 2048; ema-pytorch: 1]")
 @click.option("--sigma-rel", type=FLOATS, help="ema-pytorch: widths in the order of training.")
 @click.option("--gamma", type=FLOATS, help="ema-pytorch: exponents, in place of --sigma-rel.")
-@click.option("--update-every", type=COUNT, help="ema-pytorch: as in training (its default: 100).")
-@click.option("--skip-unusable", is_flag=True, help="ema-pytorch: leave out what cannot be used.")
+@click.option(
+    "--update-every", type=COUNT, help="ema-pytorch: value used in training (its default: 100)."
+)
+@click.option(
+    "--skip-unusable", is_flag=True, help="ema-pytorch: leave out averages that cannot be used."
+)
 @user_errors
 def main(
     source: Path,
@@ -31,10 +40,10 @@ def main(
 ) -> None:
     """Import networks and snapshots of official EDM2 or of ema-pytorch.
 
-    FILE.pkl is a network of EDM2, raw or rebuilt: it becomes one model file. A FOLDER of its raw
-    snapshots (<prefix>-<kimg>-<sigma_rel>.pkl) becomes a run for reconstruct_ema, and so does the
-    checkpoint folder of ema-pytorch's PostHocEMA (<index>.<step>.pt), whose files do not say what
-    they hold: give the settings of training. Nothing in any file is executed.
+    FILE.pkl, a raw snapshot or a post-hoc reconstruction of EDM2, becomes one model file. A FOLDER
+    of raw snapshots (<prefix>-<kimg>-<sigma_rel>.pkl) becomes a run for reconstruct_ema. So does
+    the checkpoint folder of ema-pytorch's PostHocEMA (<index>.<step>.pt), whose files do not record
+    what they hold: give the settings of training. Nothing in any file is executed.
 
     \b
     Examples:
@@ -47,9 +56,11 @@ def main(
     from edm2lite.interop.formats import written_by
 
     writer, bar = written_by(source), ByteBar("import")
-    foreign = [sigma_rel, gamma, update_every, skip_unusable or None]
-    if writer == "edm2" and foreign != [None] * 4:
-        raise click.UsageError("files of EDM2 say what they hold: give --out and --batch-size only")
+    for_ema_pytorch = [sigma_rel, gamma, update_every, skip_unusable or None]
+    if writer == "edm2" and for_ema_pytorch != [None] * 4:
+        raise click.UsageError(
+            "files of EDM2 record what they hold: give --out and --batch-size only"
+        )
     if source.is_file():
         click.echo(edm2.import_file(source, out, progress=bar))
         return
@@ -72,16 +83,20 @@ def main(
         skip_unusable=skip_unusable,
         progress=bar,
     )
-    columns = {"average": "d", "asked gamma": ".3f", "tracked gamma": ".3f", "sigma_rel": "s"}
+    click.echo(_table(tracks))
+
+
+def _table(tracks: Sequence[Track]) -> str:
+    columns = {"average": "d", "nominal gamma": ".3f", "tracked gamma": ".3f", "sigma_rel": "s"}
     rows = []
     for track in tracks:
-        usable = track.gamma >= 0
-        rows.append(
-            [track.index, track.nominal_gamma, track.gamma]
-            + [f"{track.sigma_rel:.4f}" if usable else "-", len(track.steps)]
-            + [f"{track.nimgs[-1]} (step {track.steps[-1]})" if usable else "unusable: left out"]
-        )
-    click.echo(table({**columns, "files": "d", "latest nimg": ""}, rows))
+        width, latest = "-", "unusable: left out"
+        if track.gamma >= 0:
+            width = f"{track.sigma_rel:.4f}"
+            latest = f"{track.nimgs[-1]} (step {track.steps[-1]})"
+        exponents = track.nominal_gamma, track.gamma
+        rows.append([track.index, *exponents, width, len(track.steps), latest])
+    return table({**columns, "files": "d", "latest nimg": ""}, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``edm2lite plan``: which averages to store, how often and in which type, before training."""
+"""``edm2lite plan``: choose which averages to store, how often and in which type."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ import itertools
 
 import click
 
-from edm2lite.dtypes import DTYPES
-from edm2lite.ema import planning
-
-from ._cli import COUNT, FLOATS, PARAMS, RANGE, progress, table, user_errors
+from ._cli import COUNT, DTYPE, FLOATS, PARAMS, RANGE, progress, table, user_errors
 
 
 @click.command()
-@click.option("--duration", type=COUNT, required=True, help="Images in the run, e.g. 2048Mi.")
-@click.option("--params", type=PARAMS, required=True, help="Parameters, e.g. 280M or 1.5B.")
+@click.option("--duration", type=COUNT, required=True, help="Number of images, e.g. 2048Mi.")
+@click.option("--params", type=PARAMS, required=True, help="Number of parameters, e.g. 1.5B.")
 @click.option(
     "--range", "span", type=RANGE, default="0.02:0.25", show_default=True,
-    help="Relative widths (sigma_rel) to rebuild at the end of the run.",
+    help="Range of sigma_rel to rebuild at the end of the run.",
 )  # fmt: skip
 @click.option(
     "--sigma-rels", type=FLOATS, multiple=True, help="Tracked lengths, e.g. 0.05,0.10; repeatable."
 )
 @click.option("--every", type=COUNT, multiple=True, help="Images between snapshots; repeatable.")
 @click.option(
-    "--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True,
-    help="Stored type; repeatable. [default: float32 and float16]",
+    "--dtype", "dtypes", type=DTYPE, multiple=True,
+    help="Stored dtype; repeatable. [default: float32 and float16]",
 )  # fmt: skip
-@click.option("--max-error", type=float, help="Mark the cheapest choice below this error.")
+@click.option("--max-error", type=float, help="Mark the cheapest plan below this error.")
 @click.option(
-    "--movement", type=float, default=planning.MOVEMENT, show_default=True,
-    help="Assumed RMS movement of the weights over the run / their RMS (digits: 0.33).",
+    "--movement", type=float,
+    help="Assumed RMS movement of the weights over the run, relative to their RMS. [default: 1]",
 )  # fmt: skip
 @user_errors
 def main(
@@ -41,17 +38,20 @@ def main(
     every: tuple[int, ...],
     dtypes: tuple[str, ...],
     max_error: float | None,
-    movement: float,
+    movement: float | None,
 ) -> None:
-    """Compare ways to store EMA snapshots: worst error over the range, and disk space.
+    """Compare ways to store EMA snapshots by their largest error over the range and disk space.
 
-    Errors are those of weights that walk at random at a constant rate; --movement says how far.
-    They are relative to the L2 norm of the weights and hold at the end of the run.
+    Errors are predicted for weights that move as a random walk of constant rate, as far as
+    --movement says (the digits run: 0.33). They are relative to the L2 norm of the weights, and
+    hold at the end of the run.
 
     \b
     Example:
       edm2lite plan --duration 2048Mi --params 280M --range 0.015:0.25 --max-error 0.01
     """
+    from edm2lite.ema import planning
+
     targets = planning.lengths_between(*span)
     grid = list(
         itertools.product(
@@ -60,27 +60,35 @@ def main(
             dtypes or ("float32", "float16"),
         )
     )
-    choices = [
+    plans = [
         planning.assess(
-            *one, duration=duration, num_params=params, target_sigma_rels=targets, movement=movement
+            *one,
+            duration=duration,
+            num_params=params,
+            target_sigma_rels=targets,
+            movement=planning.MOVEMENT if movement is None else movement,
         )
         for one in progress(grid, desc="plan")
     ]
-    choices.sort(key=lambda c: (c.num_bytes, c.worst_error))
-    best = planning.cheapest(choices, max_error) if max_error is not None else None
+    plans.sort(key=lambda p: (p.num_bytes, p.worst_error))
+    best = planning.cheapest(plans, max_error) if max_error is not None else None
     columns = {"tracked": "", "every": "", "dtype": "", "files": "d", "GB": ".1f"}
-    rows = [
-        [",".join(f"{s:g}" for s in c.sigma_rels), _text(c.every), c.dtype, c.num_files]
-        + [c.num_bytes / 1e9, c.worst_error, c.worst_sigma_rel, "<- cheapest" if c is best else ""]
-        for c in choices
-    ]
+    rows = []
+    for plan in plans:
+        tracked, mark = ",".join(f"{s:g}" for s in plan.sigma_rels), "<- cheapest"
+        stored = [tracked, _text(plan.every), plan.dtype, plan.num_files, plan.num_bytes / 1e9]
+        error = [plan.worst_error, plan.worst_sigma_rel]
+        rows.append([*stored, *error, mark if plan is best else ""])
     click.echo(table({**columns, "worst error": ".1e", "at sigma_rel": ".3f", " ": ""}, rows))
     if max_error is not None and best is None:
-        raise ValueError(f"none of these stays below {max_error:g}; store more often or in float32")
+        raise ValueError(
+            f"a plan must stay below {max_error:g}, none of these does; store more often or in"
+            " float32"
+        )
 
 
 def _text(count: int) -> str:
-    """8388608 -> 8Mi."""
+    """A count in the largest unit that divides it: 8388608 -> 8Mi."""
     for unit, size in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
         if count % size == 0:
             return f"{count // size}{unit}"

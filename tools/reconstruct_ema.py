@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import edm2lite
-from edm2lite.dtypes import DTYPES
+from edm2lite.version import __version__
 
-from ._cli import COUNT, FLOATS, ByteBar, table, user_errors
+from ._cli import COUNT, DTYPE, FLOATS, ByteBar, table, user_errors
+
+if TYPE_CHECKING:
+    from edm2lite.ema import Reconstruction
 
 _PATH = click.Path(path_type=Path)
-_DTYPES = click.Choice(DTYPES)
-_SOLVERS = click.Choice(["calibrated", "paper"])
+_SOLVER = click.Choice(["calibrated", "paper"])
 
 
 @click.command()
 @click.argument("run", type=_PATH)
-@click.option("--sigma-rel", type=FLOATS, help="Relative widths, e.g. 0.05,0.10 or 0.02:0.25:0.01.")
+@click.option("--sigma-rel", type=FLOATS, help="Relative widths: 0.05,0.10 or 0.02:0.25:0.01.")
 @click.option("--gamma", type=FLOATS, help="Exponents, e.g. 6.94, in place of --sigma-rel.")
-@click.option("--at", "nimg", type=COUNT, metavar="NIMG", help="End in images. [default: latest]")
-@click.option("--out", type=_PATH, help="Folder for the files. [default: RUN/ema]")
-@click.option("--dtype", type=_DTYPES, help="Of the rebuilt weights. [default: of the snapshots]")
+@click.option("--at", "nimg", type=COUNT, help="End of the averages in images. [default: latest]")
+@click.option("--out", type=_PATH, help="Output folder. [default: RUN/ema]")
+@click.option("--dtype", type=DTYPE, help="Dtype of the output. [default: that of the snapshots]")
 @click.option(
-    "--solver", type=_SOLVERS, default="calibrated", show_default=True, help="`paper`: Algorithm 3."
-)
-@click.option("--max-error", type=float, default=0.02, help="Refuse above it. [default: 0.02]")
+    "--solver", type=_SOLVER, default="calibrated", show_default=True,
+    help="Minimize the expected error of the weights, or use Algorithm 3 of the paper.",
+)  # fmt: skip
+@click.option(
+    "--max-error", type=float, default=0.02, show_default=True,
+    help="Fail if a predicted error exceeds this.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the table and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of the table.")
 @click.option("--verify", type=_PATH, help="Rebuild this earlier result and compare.")
-@click.version_option(edm2lite.__version__)
+@click.version_option(__version__)
 @user_errors
 def main(
     run: Path,
@@ -49,9 +54,9 @@ def main(
 ) -> None:
     """Rebuild EMA weights of any length from the snapshots of RUN.
 
-    All lengths are rebuilt in one pass over the files. Predicted errors are of the weights,
-    relative to their norm, the rounding of --dtype included. A file that is there already, from
-    the same snapshots, is left as it is. Nothing is written if a predicted error is above
+    All lengths are rebuilt in one pass over the files. Predicted errors are those of the weights,
+    relative to their norm, and include the rounding of --dtype. A file that already exists and was
+    made from the same snapshots is kept. Nothing is written if a predicted error exceeds
     --max-error.
 
     \b
@@ -63,28 +68,21 @@ def main(
         raise click.UsageError("give the lengths with either --sigma-rel or --gamma, or --verify")
     import torch
 
-    from edm2lite.ema import reconstruction as rec
-    from edm2lite.ema import targets
+    from edm2lite.ema import plan_targets
+    from edm2lite.ema.reconstruction import output_paths
     from edm2lite.ema.verification import verify_reconstruction
 
     if verify is not None:
         count = verify_reconstruction(verify, run, ByteBar("verify"))
         return click.echo(f"{verify}: as rebuilt from {count} snapshots of {run}")
-    out = out if out is not None else run / "ema"
-    plans = rec.plan_targets(
+    plans = plan_targets(
         run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver, anywhere=True
     )
-    kind = getattr(torch, dtype or plans[0].inputs[-1].dtype)
-    plans = [plan.stored_as(kind) for plan in plans]
-    paths = rec.output_paths(out, plans)
+    output_dtype = getattr(torch, dtype or plans[0].inputs[-1].dtype)
+    plans = [plan.stored_as(output_dtype) for plan in plans]
+    paths = output_paths(out or run / "ema", plans)
     if not dry_run:
-        targets.check_error(plans, max_error)
-        pairs = zip(plans, paths, strict=True)
-        todo = [plan for plan, path in pairs if not rec.is_current(path, plan, kind)]
-        if todo:
-            averages = "1 average" if len(todo) == 1 else f"{len(todo)} averages"
-            bar = ByteBar(f"{averages} from {len(plans[0].inputs)} snapshots")
-            list(rec.build(todo, out=out, dtype=kind, progress=bar))
+        _build(plans, paths, output_dtype, max_error)
     keys = ("sigma_rel", "gamma", "nimg", "predicted_error", "sum_abs")
     rows = [{key: getattr(plan, key) for key in keys} for plan in plans]
     for row, path in zip(rows, paths, strict=True):
@@ -92,13 +90,27 @@ def main(
     click.echo(json.dumps(rows, indent=1) if as_json else _table(rows))
 
 
+def _build(plans: list[Reconstruction], paths: list[Path], dtype: Any, max_error: float) -> None:
+    """Write the files that do not exist yet."""
+    from edm2lite.ema.reconstruction import build, is_current
+    from edm2lite.ema.targets import check_error
+
+    check_error(plans, max_error)
+    pairs = zip(plans, paths, strict=True)
+    todo = [plan for plan, path in pairs if not is_current(path, plan, dtype)]
+    if todo:
+        averages = "1 average" if len(todo) == 1 else f"{len(todo)} averages"
+        bar = ByteBar(f"{averages} from {len(plans[0].inputs)} snapshots")
+        list(build(todo, out=paths[0].parent, dtype=dtype, progress=bar))
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
     columns = {"sigma_rel": ".4f", "gamma": ".3f", "predicted error": ".1e", "sum |x|": ".2f"}
-    cells = [
-        [row["sigma_rel"], row["gamma"], row["predicted_error"], row["sum_abs"]]
-        + ["none: above --max-error" if row["above_max_error"] else row["file"]]
-        for row in rows
-    ]
+    numbers = ("sigma_rel", "gamma", "predicted_error", "sum_abs")
+    cells = []
+    for row in rows:
+        file = "none: above --max-error" if row["above_max_error"] else row["file"]
+        cells.append([*(row[name] for name in numbers), file])
     return table({**columns, "file": ""}, cells)
 
 

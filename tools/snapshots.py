@@ -1,4 +1,4 @@
-"""``edm2lite snapshots``: what a run has saved, what is wrong with it, and what can go."""
+"""``edm2lite snapshots``: check the EMA snapshots of a run, and thin them out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="Read headers only, not every byte.")
-@click.option("--range", "span", type=RANGE, default="0.02:0.25", show_default=True, help="Widths.")
-@click.option("--thin", is_flag=True, help="List snapshots that can go, with --max-error.")
+@click.option(
+    "--range", "span", type=RANGE, default="0.02:0.25", show_default=True,
+    help="Range of sigma_rel for which errors are predicted.",
+)  # fmt: skip
+@click.option("--thin", is_flag=True, help="List snapshots that --max-error allows to delete.")
 @click.option("--max-error", type=float, help="Limit of the predicted error for --thin.")
-@click.option("--apply", is_flag=True, help="Remove what --thin lists.")
+@click.option("--apply", is_flag=True, help="Delete the snapshots that --thin lists.")
 @user_errors
 def main(
     run: Path,
@@ -29,11 +32,12 @@ def main(
     max_error: float | None,
     apply: bool,
 ) -> None:
-    """Examine the EMA snapshots of RUN: exit code 0 if all is well, 1 if not.
+    """Check the EMA snapshots of RUN; the exit code is 0 if there is no problem, and 1 otherwise.
 
-    Reads every byte. Finds damaged, foreign, duplicate and missing files, and predicts what each
-    costs. With --thin, lists snapshots without which every length of the range, at the latest time,
-    still has a predicted error below --max-error; averages that end earlier become worse.
+    Every byte is read. Damaged, foreign, duplicate and missing files are listed, with the predicted
+    error that each adds. With --thin, the command lists snapshots that can be deleted while every
+    length of the range keeps a predicted error below --max-error at the latest time; averages that
+    end earlier become less accurate.
 
     \b
     Examples:
@@ -44,13 +48,14 @@ def main(
     from edm2lite.ema.planning import lengths_between
 
     if thin != (max_error is not None) or (apply and not thin):
-        raise click.UsageError("--thin needs --max-error and the other way round; --apply both")
+        raise click.UsageError("give --thin together with --max-error, and --apply with both")
     report = examine(run, lengths_between(*span), quick=quick, progress=ByteBar("check"))
     if max_error is not None:
         return _thin(report, max_error, apply)
     _show(report)
-    if report.findings:
-        raise click.ClickException(f"{len(report.findings)} things are wrong in {run}, see above")
+    if count := len(report.findings):
+        problems = "1 problem" if count == 1 else f"{count} problems"
+        raise click.ClickException(f"{problems} found in {run}, see above")
 
 
 def _show(report: Report) -> None:
@@ -65,9 +70,9 @@ def _show(report: Report) -> None:
             rows.append([i.nimg, i.sigma_rel, i.dtype, size, state, file.path.name])
     click.echo("\n".join([table(columns, rows), *others]))
     if report.num_thinned:
-        click.echo(f"{report.num_thinned} more were removed by --thin")
+        click.echo(f"{report.num_thinned} more were deleted by --thin")
     for finding in report.findings:
-        click.echo(f"\n{finding.state}: {finding.what}")
+        click.echo(f"\n{finding.state}: {finding.message}")
         if finding.sigma_rel is not None:
             click.echo(
                 f"  adds {finding.cost:.1e} to the predicted error of sigma_rel"
@@ -75,24 +80,25 @@ def _show(report: Report) -> None:
             )
     if len(report.errors):
         pairs = zip(report.sigma_rels, report.errors, strict=True)
-        click.echo(f"\nPredicted errors at nimg = {report.sound[-1].nimg} from what is sound:")
+        end = report.intact[-1].nimg
+        click.echo(f"\nPredicted errors at nimg = {end} from the intact snapshots:")
         click.echo(table({"sigma_rel": ".4f", "predicted error": ".1e"}, pairs))
 
 
 def _thin(report: Report, max_error: float, apply: bool) -> None:
     from edm2lite.ema.thinning import plan_thinning, remove
 
-    wrong = [f for f in report.findings if f.path is not None]
-    if wrong or not report.sound:
+    faults = [f for f in report.findings if f.path is not None]
+    if faults or not report.intact:
         raise ValueError(
-            "thinning needs a folder in which every file is sound,"
-            f" {wrong[0].what if wrong else 'there is no snapshot in it'}"
+            "thinning needs a folder in which every file is intact,"
+            f" {faults[0].message if faults else 'there is no snapshot in it'}"
         )
-    gone, error = plan_thinning(report.sound, report.sigma_rels, max_error, CountBar("thin"))
-    click.echo("\n".join(str(info.path) for info in gone))
-    size, kept = sum(i.path.stat().st_size for i in gone), len(report.sound) - len(gone)
-    click.echo(f"{kept} of {len(report.sound)} snapshots keep the worst error at {error:.1e}")
-    click.echo(f"{remove(gone)} bytes freed" if apply else f"{size} bytes could be freed; --apply")
+    unneeded, error = plan_thinning(report.intact, report.sigma_rels, max_error, CountBar("thin"))
+    click.echo("\n".join(str(info.path) for info in unneeded))
+    size, total = sum(i.path.stat().st_size for i in unneeded), len(report.intact)
+    click.echo(f"the largest error of the other {total - len(unneeded)} of {total} is {error:.1e}")
+    click.echo(f"{remove(unneeded)} bytes freed" if apply else f"--apply would free {size} bytes")
 
 
 if __name__ == "__main__":

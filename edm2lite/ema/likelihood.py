@@ -136,7 +136,8 @@ def _families(count: int) -> list[slice]:
 def _inverse(covariance: Array) -> Array:
     lower = np.linalg.cholesky(covariance + 1e-12 * np.eye(covariance.shape[-1]))
     half: Array = np.linalg.inv(lower)
-    return half.swapaxes(-1, -2) @ half
+    inverse: Array = half.swapaxes(-1, -2) @ half
+    return inverse
 
 
 def _neighbors(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -181,9 +181,9 @@ class Tabulated:
     def cumulative(self, t: ArrayLike) -> NDArray[np.float64]:
         """Share of the average that comes from before ``t`` images."""
         edges = np.linspace(0, self.nimg, len(self.weights) + 1)
-        return np.interp(
-            np.asarray(t, np.float64), edges, np.concatenate([[0], np.cumsum(self.weights)])
-        )
+        shares = np.concatenate([[0], np.cumsum(self.weights)])
+        share: NDArray[np.float64] = np.interp(np.asarray(t, np.float64), edges, shares)
+        return share
 
 
 def _check_nimg(nimg: int) -> None:

@@ -128,10 +128,6 @@ def write_snapshot(
         >>> read_info(path).run
         'a1'
     """
-    specs = {
-        name: TensorSpec(dtype if v.is_floating_point() else v.dtype, tuple(v.shape))
-        for name, v in tensors.items()
-    }
     metadata = {
         "format": FORMAT,
         "run": run,
@@ -145,19 +141,29 @@ def write_snapshot(
     }
     path = snapshot_path(folder, sigma_rel, profile.nimg)
     try:
-        with TensorWriter(path, specs, metadata) as writer:
-            for name, value in tensors.items():
-                stored = value.to(specs[name].dtype)
-                if stored.is_floating_point() and not torch.isfinite(stored).all():
-                    raise ValueError(
-                        f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
-                        f" {profile.nimg} is not; nothing was written for it"
-                    )
-                writer.write(stored)
+        _write(path, tensors, dtype, metadata)
     except OSError as error:
         reason = f"snapshot not written ({error.strerror or error}); make room and save again"
         raise OSError(error.errno, reason, str(path)) from error
     return path
+
+
+def _write(
+    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, metadata: Mapping[str, str]
+) -> None:
+    specs = {
+        name: TensorSpec(dtype if v.is_floating_point() else v.dtype, tuple(v.shape))
+        for name, v in tensors.items()
+    }
+    with TensorWriter(path, specs, metadata) as writer:
+        for name, value in tensors.items():
+            stored = value.to(specs[name].dtype)
+            if stored.is_floating_point() and not torch.isfinite(stored).all():
+                raise ValueError(
+                    f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
+                    f" {metadata['nimg']} is not; nothing was written for it"
+                )
+            writer.write(stored)
 
 
 def read_info(path: Path, whole: bool = True) -> SnapshotInfo | None:

@@ -184,7 +184,8 @@ def minimum_error_coefficients(
     z: Array = (
         lstsq(matrix / size, (b - a[-1]).T, cond=1e-14, lapack_driver="gelsy")[0] / size[:, None]
     )
-    return last[:, None] + differences.T @ z
+    coefficients: Array = last[:, None] + differences.T @ z
+    return coefficients
 
 
 def predicted_error(

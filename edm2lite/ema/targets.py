@@ -100,8 +100,7 @@ def plan_targets(
 ) -> list[Reconstruction]:
     """Plans for rebuilding averages, with coefficients and predicted errors.
 
-    Give the averages by one of ``sigma_rel``, ``gamma`` and ``profiles``. Only a small part of the
-    files is read.
+    Give one of ``sigma_rel``, ``gamma`` and ``profiles``. Only a small part of the files is read.
 
     Args:
         source: A run, a folder of snapshots, or a list of snapshots.
@@ -123,14 +122,11 @@ def plan_targets(
     Example:
         >>> import tempfile
         >>> from edm2lite.ema import PowerFunctionEMA
-        >>> weights, run = {"w": torch.ones(50)}, tempfile.mkdtemp()
-        >>> ema = PowerFunctionEMA(weights)
-        >>> for step in range(1, 5):
-        ...     weights["w"] += 0.01 * torch.randn(50)
-        ...     ema.update(64 * step)
-        ...     _ = ema.save_snapshots(run)
-        >>> plans = plan_targets(run, sigma_rel=[0.10, 0.20])
-        >>> plans[0].predicted_error < plans[1].predicted_error  # 0.10 itself was tracked
+        >>> ema, run = PowerFunctionEMA({"w": torch.ones(50)}), tempfile.mkdtemp()
+        >>> ema.update(nimg=64)
+        >>> _ = ema.save_snapshots(run)
+        >>> tracked, other = plan_targets(run, sigma_rel=[0.10, 0.20])
+        >>> tracked.predicted_error < other.predicted_error
         True
     """
     infos = list_snapshots(Path(source)) if isinstance(source, str | Path) else list(source)
@@ -139,13 +135,7 @@ def plan_targets(
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     targets, widths = _targets(infos, sigma_rel, gamma, profiles, nimg)
-    end = _check_end(infos, {target.nimg for target in targets}, anywhere)
-    used = tuple(info for info in infos if 0 < info.nimg <= end)
-    sources = [info.profile for info in used]
-    rounding = [ROUNDING[info.dtype] for info in used]
-    # If no snapshot is at the end, later ones show how far the weights moved until then.
-    model = fit_model(used if used[-1].nimg == end else infos)
-    solution = SOLVERS[solver](sources, targets, model, rounding)
+    used, solution = _solve(infos, targets, solver, anywhere)
     return [
         Reconstruction(
             profile=target,
@@ -157,6 +147,19 @@ def plan_targets(
         )
         for r, (target, width) in enumerate(zip(targets, widths, strict=True))
     ]
+
+
+def _solve(
+    infos: Sequence[SnapshotInfo], targets: Sequence[Profile], solver: str, anywhere: bool
+) -> tuple[tuple[SnapshotInfo, ...], Solution]:
+    """The snapshots up to the end of the targets, and their coefficients."""
+    end = _check_end(infos, {target.nimg for target in targets}, anywhere)
+    used = tuple(info for info in infos if 0 < info.nimg <= end)
+    # If no snapshot is at the end, later ones show how far the weights moved until then.
+    model = fit_model(used if used[-1].nimg == end else infos)
+    sources = [info.profile for info in used]
+    rounding = [ROUNDING[info.dtype] for info in used]
+    return used, SOLVERS[solver](sources, targets, model, rounding)
 
 
 def check_error(plans: Sequence[Reconstruction], max_error: float) -> None:

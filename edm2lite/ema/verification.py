@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.ema.folder import snapshot_folder
@@ -58,12 +60,28 @@ def verify_reconstruction(
         raise ValueError(
             f"{path} must hold the same tensors as its snapshots, and holds others; rebuild it"
         )
-    weights = np.array([[entry["coefficient"] for entry in inputs]], np.float64)
-    sum_abs = float(np.abs(weights).sum())
+    coefficients = np.array([[entry["coefficient"] for entry in inputs]], np.float64)
+    different, largest = _compare(header, headers, coefficients, progress)
+    if different:
+        raise ValueError(
+            f"{path} must equal what its snapshots and coefficients give, and differs in"
+            f" {different} values, by up to {largest:.1e}; rebuild it"
+        )
+    return len(inputs)
+
+
+def _compare(
+    header: Header,
+    headers: Sequence[Header],
+    coefficients: NDArray[np.float64],
+    progress: Progress | None,
+) -> tuple[int, float]:
+    """Number of values of a file that differ from a weighted sum, and the largest difference."""
+    sum_abs = float(np.abs(coefficients).sum())
     different, largest = 0, 0.0
     with open(header.path, "rb") as file, WorkerPool() as pool:
         file.seek(header.data_start)
-        for parts, values in weighted_sums(headers, weights, pool, progress=progress):
+        for parts, values in weighted_sums(headers, coefficients, pool, progress=progress):
             for part in parts:
                 dtype = header.tensors[part.name].dtype
                 rebuilt = values[0, part.first : part.last].to(dtype)
@@ -72,12 +90,7 @@ def verify_reconstruction(
                 gap = (rebuilt.double() - found.double()).abs()
                 different += int((gap > _tolerance(found, sum_abs)).sum())
                 largest = max(largest, float(gap.max()))
-    if different:
-        raise ValueError(
-            f"{path} must equal what its snapshots and coefficients give, and differs in"
-            f" {different} values, by up to {largest:.1e}; rebuild it"
-        )
-    return len(inputs)
+    return different, largest
 
 
 def _recorded_inputs(header: Header) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def _callback() -> type:
     if not found:
         raise ImportError("this callback needs lightning: pip install 'edm2lite[lightning]'")
     bases = tuple(importlib.import_module(name).Callback for name in found)
-    return type("Callback", bases, {})
+    return type("Callback", bases, {"__module__": bases[0].__module__})
 
 
 if not TYPE_CHECKING:

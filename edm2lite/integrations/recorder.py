@@ -112,9 +112,7 @@ class Recorder:
             RuntimeError: If training has not begun.
         """
         if self._ema is None:
-            raise RuntimeError(
-                "averages exist once training has begun; call fit() or train() first"
-            )
+            raise RuntimeError("averages exist only once training has begun; start it first")
         return self._ema
 
     def _begin(self, model: nn.Module, state: Any, *, steps_before: int, is_main: bool) -> None:

@@ -1,1 +1,1 @@
-"""Files of other tools, read without executing anything."""
+"""Reads files of other tools, without executing anything in them."""

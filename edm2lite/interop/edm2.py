@@ -1,13 +1,14 @@
-"""Official EDM2 network pickles as models and snapshots of ours.
+"""Imports official EDM2 network pickles as model files and snapshots of this package.
 
-Files are named ``<prefix>-<kimg, 7 digits>-<sigma_rel, 3 decimals>.pkl``, the raw snapshots that
-training writes (two lengths per time) and post-hoc reconstructions of them alike.
+Files are named ``<prefix>-<kimg, 7 digits>-<sigma_rel, 3 decimals>.pkl``: both the raw snapshots
+that training writes, with two lengths per time, and post-hoc reconstructions of them.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,16 @@ NAME = re.compile(r"(.+)-(\d{7,})-(\d\.\d{3})\.pkl")
 
 @dataclass(frozen=True)
 class Average:
-    """What the name of a file says.
+    """The average that the name of a file describes.
 
     Attributes:
-        prefix: What comes before.
-        nimg: Training time in images: the multiple of 1024 with this many thousands.
-        sigma_rel: Relative width, exactly as it was asked for.
+        prefix: Beginning of the name.
+        nimg: Training time in images: the multiple of 1024 with this many whole thousands.
+        sigma_rel: Relative width, exactly as it was requested.
+
+    Example:
+        >>> Average.of(Path("network-snapshot-0008388-0.050.pkl"))
+        Average(prefix='network-snapshot', nimg=8388608, sigma_rel=0.05)
     """
 
     prefix: str
@@ -40,7 +45,7 @@ class Average:
 
     @classmethod
     def of(cls, path: Path) -> Average | None:
-        """None if the name says no length, or a time that EDM2 cannot have written."""
+        """The average of a file; None if the name has no length, or a time EDM2 cannot write."""
         match = NAME.fullmatch(path.name)
         if match is None:
             return None
@@ -53,18 +58,30 @@ class Average:
 def import_file(
     path: str | Path, out: str | Path | None = None, *, progress: Progress | None = None
 ) -> Path:
-    """Convert one network to a model file, in the types in which its weights were stored.
+    """Convert one network to a model file, with its weights in the types in which they are stored.
+
+    Nothing in the pickle is executed.
 
     Args:
-        path: The pickle.
+        path: The pickle: a raw snapshot or a post-hoc reconstruction.
         out: The file to write. [default: beside it, ``.safetensors`` in place of ``.pkl``]
-        progress: Called with (bytes read, bytes in all).
+        progress: Called with the bytes read and the total after each block.
 
     Returns:
         The file; :func:`edm2lite.load` and :meth:`edm2lite.diffusion.precond.Precond.load` read it.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`read_network`, or ``out`` is taken.
+        FileNotFoundError: If ``path`` does not exist.
+        ValueError: If the pickle is damaged, asks for anything that a network does not need, or
+            holds a network that cannot be represented here, or if ``out`` exists.
+
+    Example:
+        >>> import pickle, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "net.pkl"
+        >>> _ = path.write_bytes(pickle.dumps(exec))  # what an attack would ask for
+        >>> import_file(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: ...net.pkl asks for builtins.exec, which is not part of a network; ...
     """
     path = Path(path)
     target = path.with_suffix(".safetensors") if out is None else Path(out)
@@ -87,23 +104,30 @@ def import_folder(
     batch_size: int = 2048,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Convert the raw snapshots of a run; all are there afterwards, in ``out/snapshots``, or none.
+    """Convert the raw snapshots of a run, either all of them or, on an error, none.
 
-    Files stay in the type in which they were stored. Those of 0 images, which no average is made
-    of, are left out. Memory holds one file and its tensors at a time.
+    Files keep the type in which they are stored. Those of 0 images are left out, since no average
+    ends there. Memory holds one file and its tensors at a time.
 
     Args:
-        folder: With ``<prefix>-<kimg>-<sigma_rel>.pkl`` of one prefix.
-        out: Folder for the run.
+        folder: Folder of ``<prefix>-<kimg>-<sigma_rel>.pkl`` with one prefix.
+        out: Folder for the run; the snapshots are written to ``out/snapshots``.
         batch_size: Images of a training step; it only enters predicted errors.
-        progress: Called with (bytes read, bytes in all) after each block.
+        progress: Called with the bytes read and the total after each block.
 
     Returns:
         The snapshots, by time and length.
 
     Raises:
-        FileNotFoundError: No such files.
-        ValueError: As :func:`read_network`; files of more than one run; or ``out`` is taken.
+        FileNotFoundError: If the folder holds no such files.
+        ValueError: If a pickle cannot be imported, the files are of more than one run, or ``out``
+            holds snapshots already.
+
+    Example:
+        >>> import tempfile
+        >>> import_folder(tempfile.mkdtemp(), "runs/xs")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: ... must hold snapshots named <prefix>-<kimg>-<sigma_rel>.pkl, ...
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -113,22 +137,8 @@ def import_folder(
         raise ValueError(f"the result must go to a new folder, {target} exists; give another --out")
     partial = target.with_name("snapshots.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    done, total = 0, sum(path.stat().st_size for path, _ in files)
-    run = ""
-    written: list[Path] = []
     try:
-        for path, average in files:
-            network = read_network(path, _continued(progress, done, total))
-            if not written:
-                run, constant = f"edm2-{network.digest[:16]}", _constant(network)
-            if _constant(network) != constant:
-                raise ValueError(
-                    f"snapshots must be of one run, {path} and {files[0][0].name} are of different"
-                    " networks; leave one of them out of the folder"
-                )
-            written.append(_write(partial, path, network, average, run, batch_size))
-            del network  # before the next one is read
-            done += path.stat().st_size
+        written = _convert(files, partial, batch_size, progress)
         partial.rename(target)
         sync(target.parent)
     finally:
@@ -136,15 +146,40 @@ def import_folder(
     return [target / path.name for path in written]
 
 
+def _convert(
+    files: Sequence[tuple[Path, Average]],
+    folder: Path,
+    batch_size: int,
+    progress: Progress | None,
+) -> list[Path]:
+    """Write the snapshots of all files."""
+    done, total = 0, sum(path.stat().st_size for path, _ in files)
+    run = ""
+    written: list[Path] = []
+    for path, average in files:
+        network = read_network(path, _continued(progress, done, total))
+        if not written:
+            run, constant = f"edm2-{network.digest[:16]}", _constant(network)
+        if _constant(network) != constant:
+            raise ValueError(
+                f"snapshots must be of one run, {path} and {files[0][0].name} are of different"
+                " networks; move one of them out of the folder"
+            )
+        written.append(_write(folder, path, network, average, run, batch_size))
+        del network  # before the next one is read
+        done += path.stat().st_size
+    return written
+
+
 def _find(folder: Path) -> list[tuple[Path, Average]]:
-    """Snapshots with what their names say, by time and length; those of 0 images are left out."""
+    """Snapshots and the averages in their names, by time and length, without those of 0 images."""
     named = [path for path in sorted(folder.glob("*.pkl")) if NAME.fullmatch(path.name)]
     files = [(path, average) for path in named if (average := Average.of(path)) is not None]
-    strange = sorted(set(named) - {path for path, _ in files})
-    if strange:
+    unknown = sorted(set(named) - {path for path, _ in files})
+    if unknown:
         raise ValueError(
-            f"{strange[0]} must say a time and a length that EDM2 writes and does not; rename it or"
-            " leave it out of the folder"
+            f"{unknown[0]} must have a time and a length in its name that EDM2 can write, and does"
+            " not; rename it or move it out of the folder"
         )
     prefixes = sorted({average.prefix for _, average in files})
     if len(prefixes) > 1:
@@ -162,12 +197,12 @@ def _find(folder: Path) -> list[tuple[Path, Average]]:
 
 
 def _continued(progress: Progress | None, done: int, total: int) -> Progress | None:
-    """The progress of one file among others."""
+    """A callback for one file that reports the progress over all files."""
     return None if progress is None else lambda read, _: progress(done + read, total)
 
 
 def _constant(network: Network) -> tuple[object, ...]:
-    """What all snapshots of a run share: description, types, and the buffers that never move."""
+    """What all snapshots of a run have in common: description, types, and constant buffers."""
     dtypes = tuple(value.dtype for value in network.tensors.values())
     fixed = [value for name, value in network.tensors.items() if "fourier." in name]
     return network.description, dtypes, [value.tolist() for value in fixed]
@@ -176,7 +211,7 @@ def _constant(network: Network) -> tuple[object, ...]:
 def _write(
     folder: Path, path: Path, network: Network, average: Average, run: str, batch_size: int
 ) -> Path:
-    # one type for a whole snapshot; float32 holds the others exactly
+    # A snapshot has one floating-point type; float32 holds the values of the others exactly.
     dtypes = {value.dtype for value in network.tensors.values()}
     steps, rest = divmod(average.nimg, batch_size)
     return write_snapshot(

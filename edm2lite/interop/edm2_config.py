@@ -1,14 +1,15 @@
-"""The configuration of an official EDM2 network, from what it was built with and what it says.
+"""The configuration of an official EDM2 network, from the settings that its pickle records.
 
-Settings stand in ``_init_kwargs`` of the network and of its parts, and as attributes of the parts.
-Where several say the same thing they must agree; what our network cannot do is refused by name.
+Settings are recorded in ``_init_kwargs`` of the network and of its parts, and as attributes of the
+parts. If one is recorded several times, the values must agree. Settings that the network of this
+package does not have are refused by name.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.interop.inert_pickle import shown
@@ -36,26 +37,26 @@ _SETTINGS = {*_UNET, *_FIXED, "use_fp16", "sigma_data", "logvar_channels"}
 _LISTS = {"channel_mult", "attn_resolutions"}
 _SHARES = {"dropout", "label_balance", "concat_balance", "res_balance", "attn_balance"}
 _POSITIVE = {"clip_act", "sigma_data"}
-_MAX = 2**16  # of a width, a count or a resolution
-_MAX_LEVELS = 16
-_TENSORS_OF_BLOCK = 4  # at least
+_MAX = 2**16  # largest width, count or resolution
+_MAX_LEVELS = 16  # largest number of entries in a list
+_TENSORS_OF_BLOCK = 4  # smallest number of tensors in a block
 
 
 def configuration(parts: Mapping[str, Instance], num_tensors: int) -> PrecondConfig:
-    """The configuration of a network, whose size ``num_tensors`` bounds.
+    """The configuration of a network.
 
     Args:
-        parts: Prefix -> module, the whole network under "".
-        num_tensors: That the file holds.
+        parts: Prefix of its tensors -> module; the whole network has the prefix "".
+        num_tensors: Number of tensors in the file, which bounds the size of the network.
 
     Raises:
-        ValueError: Settings that our network does not have, that contradict each other, or that
-            are no settings at all.
+        ValueError: If settings are invalid, contradict each other, or are not supported here. The
+            message continues a sentence that begins with the name of the file.
     """
     values = _values(parts)
     for name in ("img_resolution", "img_channels", "label_dim"):
         if name not in values:
-            raise ValueError(f"must say its {name} and does not")
+            raise ValueError(f"must record its {name}, and does not")
     unet = {ours: values[name] for name, ours in _UNET.items() if name in values}
     around = {name: values[name] for name in ("sigma_data", "logvar_channels") if name in values}
     try:
@@ -66,30 +67,30 @@ def configuration(parts: Mapping[str, Instance], num_tensors: int) -> PrecondCon
             **around,
         )
     except ValueError as error:
-        raise ValueError(f"describes a network that ours cannot be: {error}") from error
+        raise ValueError(f"describes a network that is not supported here: {error}") from error
     levels, blocks = len(network.channel_mult), 2 * network.num_blocks + 1
     widest = network.model_channels * max(network.channel_mult)
     if _TENSORS_OF_BLOCK * levels * blocks > num_tensors or widest > _MAX:
         raise ValueError(
-            f"describes {levels * blocks} blocks of up to {widest} channels, which the"
-            f" {num_tensors} tensors that it holds cannot be"
+            f"describes {levels * blocks} blocks of up to {widest} channels, too many for the"
+            f" {num_tensors} tensors that it holds"
         )
     return config
 
 
 def _values(parts: Mapping[str, Instance]) -> dict[str, Any]:
-    """Official name -> value of all settings that are made anywhere."""
+    """Official name -> value of every setting that is recorded anywhere."""
     values: dict[str, Any] = {}
     for prefix, part in parts.items():
         if part.class_name not in ("Precond", "UNet", "Block"):
             continue
         where = prefix.rstrip(".") or "ema"
-        given = as_mapping(part.attributes.get("_init_kwargs", {}), f"settings of {where}")
+        arguments = as_mapping(part.attributes.get("_init_kwargs", {}), f"settings of {where}")
         if part.class_name != "Block":
-            strange = [shown(name) for name in given if name not in _SETTINGS]
-            if strange:
-                raise ValueError(f"sets {', '.join(strange[:5])}, which our network does not have")
-        for source in (given, part.attributes):
+            unknown = [shown(name) for name in arguments if name not in _SETTINGS]
+            if unknown:
+                raise ValueError(f"sets {', '.join(unknown[:5])}, which is not supported here")
+        for source in (arguments, part.attributes):
             for name in _SETTINGS & source.keys():
                 value = _checked(name, plain(source[name], f"{name} of {where}"), where)
                 if values.setdefault(name, value) != value:
@@ -97,36 +98,49 @@ def _values(parts: Mapping[str, Instance]) -> dict[str, Any]:
                         f"contradicts itself: {name} is {values[name]}, but {value} in {where}"
                     )
     if parts[""].attributes.get("_init_args"):
-        raise ValueError("sets values without their names, which ours does not understand")
+        raise ValueError("sets values by position, which is not supported here")
     return values
 
 
 def _checked(name: str, value: object, where: str) -> Any:
-    """The value of a setting in our form, if it is one at all."""
+    """The value of a setting in the form used here.
+
+    Raises:
+        ValueError: If the setting cannot have this value.
+    """
     if name in _FIXED:
         if value == _FIXED[name]:
             return value
-        wanted = f"{_FIXED[name]}, the only value that our network has"
+        expected = f"{_FIXED[name]}, the only value supported here,"
     elif name in _LISTS:
-        if isinstance(value, list) and len(value) <= _MAX_LEVELS:
-            if all(_is_count(n) for n in value) and (value or name != "channel_mult"):
-                return tuple(value)
-        wanted = "a list of whole numbers"
-    elif name in _SHARES or name in _POSITIVE:
-        top = 1.0 if name in _SHARES else math.inf
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= top:
-            if math.isfinite(value) and (value or name in _SHARES):
-                return float(value)
-        wanted = "a number from 0 to 1" if name in _SHARES else "a positive number"
+        if isinstance(value, list) and _are_counts(value) and (value or name != "channel_mult"):
+            return tuple(value)
+        expected = "a list of whole numbers"
+    elif name in _SHARES:
+        if _is_number(value) and 0 <= value <= 1:
+            return float(value)
+        expected = "a number from 0 to 1"
+    elif name in _POSITIVE:
+        if _is_number(value) and 0 < value < math.inf:
+            return float(value)
+        expected = "a positive number"
     elif name == "use_fp16":
         if isinstance(value, bool):
             return value
-        wanted = "True or False"
+        expected = "True or False"
     else:
         if _is_count(value) or (name == "label_dim" and type(value) is int and value == 0):
             return value
-        wanted = f"a whole number up to {_MAX}"
-    raise ValueError(f"must have {wanted}, as {name}, has {shown(value)} in {where}")
+        expected = f"a whole number up to {_MAX}"
+    raise ValueError(f"must have {expected} as {name}, has {shown(value)} in {where}")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_counts(values: list[object]) -> bool:
+    return len(values) <= _MAX_LEVELS and all(_is_count(n) for n in values)
 
 
 def _is_count(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The data encoder of an official EDM2 file, as one of ours."""
+"""The data encoder of an official EDM2 file, in the form used here."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.torch_records import Instance, as_mapping, plain
 from edm2lite.models.encoders import EDM2_LATENTS, Encoder, LatentEncoder, PixelEncoder
 
-_STATISTICS: dict[str, object] = {  # in force where a file does not say another
+_STATISTICS: dict[str, object] = {  # defaults, where a file does not record others
     "raw_mean": list(EDM2_LATENTS.mean),
     "raw_std": list(EDM2_LATENTS.std),
     "final_mean": 0.0,
     "final_std": 0.5,
 }
-_UNUSED = ("batch_size",)  # how it was run, not what it does
+_UNUSED = ("batch_size",)  # does not affect the result
 
 
 def encoder_of(instance: Instance, img_channels: int) -> Encoder:
-    """RGB images in -1..1, or latents ``(latent - raw_mean) / raw_std * final_std + final_mean``.
+    """The encoder that a pickled encoder describes.
+
+    It is either that of RGB images in -1..1, or that of latents,
+    ``(latent - raw_mean) / raw_std * final_std + final_mean``.
+
+    Args:
+        instance: The pickled encoder.
+        img_channels: Number of channels of the encoded images.
 
     Raises:
-        ValueError: It is of another kind, has other settings, or contradicts itself.
+        ValueError: If the encoder is of another kind, has unknown settings, or contradicts itself.
     """
     pixels = "RGB" in instance.class_name
     if not pixels and not instance.class_name.startswith("StabilityVAE"):
@@ -30,24 +37,24 @@ def encoder_of(instance: Instance, img_channels: int) -> Encoder:
             f"must have an encoder of RGB images or StabilityVAE latents, has one of class"
             f" {shown(instance.class_name)}"
         )
-    given = as_mapping(instance.attributes.get("_init_kwargs", {}), "settings of encoder")
+    settings = as_mapping(instance.attributes.get("_init_kwargs", {}), "settings of encoder")
     known = () if pixels else ("vae_name", *_STATISTICS, *_UNUSED)
-    strange = [shown(name) for name in given if name not in known]
-    if strange or instance.attributes.get("_init_args"):
+    unknown = [shown(name) for name in settings if name not in known]
+    if unknown or instance.attributes.get("_init_args"):
         raise ValueError(
-            f"sets {', '.join(strange) or 'values without their names'} of its encoder, which ours"
-            " does not understand"
+            f"sets {', '.join(unknown) or 'values by position'} of its encoder, which is not"
+            " supported here"
         )
     if pixels:
         return PixelEncoder()
-    vae = plain(given.get("vae_name", EDM2_LATENTS.vae), "vae_name")
+    vae = plain(settings.get("vae_name", EDM2_LATENTS.vae), "vae_name")
     if not isinstance(vae, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", vae):
         raise ValueError(f"must have a name on the Hub as vae_name, has {shown(vae)}")
     own = instance.attributes.get("vae_name")
     if own is not None and own != vae:
         raise ValueError(f"contradicts itself: vae_name is {vae}, but {shown(own)} in its encoder")
     statistics = {
-        name: _per_channel(name, given.get(name, default), img_channels)
+        name: _per_channel(name, settings.get(name, default), img_channels)
         for name, default in _STATISTICS.items()
     }
     _check(instance.attributes, statistics)
@@ -63,20 +70,20 @@ def encoder_of(instance: Instance, img_channels: int) -> Encoder:
 
 
 def _check(attributes: Mapping[str | int, object], statistics: Mapping[str, list[float]]) -> None:
-    """Raise ValueError if the encoder's own state is not what its settings give."""
+    """Raise ValueError if scale and bias of the encoder do not follow from its settings."""
     rows = list(zip(*statistics.values(), strict=True))
     scale = [final_std / std for _, std, _, final_std in rows]
     bias = [final - mean * s for (mean, _, final, _), s in zip(rows, scale, strict=True)]
     for name, expected in (("scale", scale), ("bias", bias)):
         if attributes.get(name) is not None:
             found = _per_channel(name, attributes[name], len(expected))
-            # it is kept as float32
+            # the encoder stores float32
             if any(abs(a - b) > 1e-5 * (1 + abs(b)) for a, b in zip(found, expected, strict=True)):
                 raise ValueError(f"contradicts itself: {name} of its encoder is {found}")
 
 
 def _per_channel(name: str, value: object, channels: int) -> list[float]:
-    """[channels] numbers, from as many or from one for all."""
+    """The numbers [channels] of a setting, which has one for each channel or one for all."""
     numbers = plain(value, f"{name} of the encoder")
     numbers = numbers if isinstance(numbers, list) else [numbers]
     values = [float(n) for n in numbers if isinstance(n, int | float) and -1e9 < n < 1e9]

@@ -1,7 +1,7 @@
-"""One network pickle of the official EDM2 code: configuration, weights, encoder.
+"""Reads a network pickle of the official EDM2 code: configuration, weights, encoder.
 
-Its tensors have the names of our state dict. Every one is checked against the network that the file
-describes before anything is handed on.
+Its tensors have the same names as in the state dict here. All of them are checked against the
+network that the file describes before anything is returned.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _CLASSES = ("UNet", "Block", "MPConv", "MPFourier", "ModuleDict")
 
 @dataclass(frozen=True)
 class Network:
-    """What a file holds.
+    """The contents of a network pickle.
 
     Attributes:
-        tensors: The state dict of our network, in the types in which they were stored.
-        description: Metadata of a model file: ``model`` and ``encoder``.
-        digest: xxh3-128 of the file.
+        tensors: State dict of the network, in the types in which its tensors are stored.
+        description: Metadata for a model file: ``model`` and ``encoder``.
+        digest: The xxh3-128 of the file.
     """
 
     tensors: dict[str, Tensor] = field(repr=False)
@@ -54,12 +54,12 @@ def read_network(path: str | Path, progress: Progress | None = None) -> Network:
 
     Args:
         path: The pickle.
-        progress: Called with (bytes read, bytes in all) after each block.
+        progress: Called with the bytes read and the total after each block.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, asks for anything that a network does not need, or holds one
-            that ours cannot be.
+        FileNotFoundError: If ``path`` does not exist.
+        ValueError: If the pickle is damaged, asks for anything that a network does not need, or
+            holds a network that is not supported here.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,8 +74,8 @@ def read_network(path: str | Path, progress: Progress | None = None) -> Network:
     try:
         value, end = read_pickle(data[:done], NAMES)
         if end != done:
-            raise ValueError(f"goes on for {done - end} bytes after its end")
-        outer = as_mapping(value, "the whole")
+            raise ValueError(f"is damaged: {done - end} bytes follow after its end")
+        outer = as_mapping(value, "its content")
         tensors, description = _network(outer, done)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
@@ -114,7 +114,7 @@ def _network(
 
 
 def _tensor_records(parts: Mapping[str, Instance]) -> dict[str, object]:
-    """Name -> pickled tensor, without the filters of resampling, which must be boxes."""
+    """Name -> pickled tensor, without the resampling filters, which must be 2x2 boxes."""
     records: dict[str, object] = {}
     for prefix, part in parts.items():
         for kind in ("_parameters", "_buffers"):
@@ -123,7 +123,7 @@ def _tensor_records(parts: Mapping[str, Instance]) -> dict[str, object]:
                 if name == "resample_filter":
                     values = tensor(record, f"{prefix}{name}").flatten().tolist()
                     if values not in ([0.25] * 4, [0.5] * 2, [1.0] * 2):
-                        raise ValueError(f"must resample by 2x2 boxes, {prefix}{name} is another")
+                        raise ValueError(f"must resample by 2x2 boxes, {prefix}{name} does not")
                 elif record is not None:
                     records[f"{prefix}{shown(name)}"] = record
     return records
@@ -132,7 +132,7 @@ def _tensor_records(parts: Mapping[str, Instance]) -> dict[str, object]:
 def _check_heads(
     parts: Mapping[str, Instance], expected: Mapping[str, torch.Size], head_channels: int
 ) -> None:
-    """Raise ValueError if a block splits its attention into other heads: no shape shows it."""
+    """Raise ValueError if a block has another number of heads, which no shape would reveal."""
     for prefix, part in parts.items():
         projection = expected.get(f"{prefix}attn_proj.weight")
         heads = projection[0] // head_channels if projection else 0
@@ -146,11 +146,12 @@ def _check_heads(
 
 def _weight(record: object, name: str, shape: torch.Size) -> Tensor:
     value = tensor(record, name)
-    if value.ndim == 0 and shape == (1,):  # gains are scalars there
+    if value.ndim == 0 and shape == (1,):  # gains are scalars in EDM2
         value = value.reshape(1)
     if value.shape != shape:
         raise ValueError(
-            f"must hold {name} as {list(shape)}, by its own description, has {list(value.shape)}"
+            f"must hold {name} of shape {list(shape)} by its own description, has"
+            f" {list(value.shape)}"
         )
     if not torch.isfinite(value).all():
         raise ValueError(f"must hold finite weights, {name} does not")

@@ -1,19 +1,19 @@
-"""Folders of ema-pytorch's ``PostHocEMA`` (``<index>.<step>.pt``) as snapshots of ours.
+"""Imports checkpoint folders of ema-pytorch's ``PostHocEMA`` (``<index>.<step>.pt``) as snapshots.
 
 Note [what ema-pytorch tracks]
-    Its update j = 0, 1, ... comes at call ``m j + 1``, where m is ``update_every``, and keeps
-    ``((m j + 1) / (m j + 2)) ** (gamma + 1)`` of the average. The weights of updates 0 to a so have
-    the share ``(G(a) / G(J)) ** (gamma + 1)`` of the average after update J, with
+    Update j = 0, 1, ... happens at call ``m j + 1``, where m is ``update_every``, and keeps
+    ``((m j + 1) / (m j + 2)) ** (gamma + 1)`` of the average. The weights of updates 0 to a thus
+    have the share ``(G(a) / G(J)) ** (gamma + 1)`` in the average after update J, with
     ``G(a) = Gamma(a + 1 + 2/m) / Gamma(a + 1 + 1/m)``. For m = 1 this is exactly a power function
-    with that gamma on a clock that reads ``a + 2``. For m > 1 the decay of one call is applied once
-    every m calls: to second order in 1/a the share is
+    with that gamma, on a clock that reads ``a + 2``. For m > 1 the decay of one call is applied
+    only once every m calls: to second order in 1/a the share is
 
         ((a + 1/2 + 3/(2m)) / (J + 1/2 + 3/(2m))) ** ((gamma + 1) / m),
 
-    a power function with the exponent ``(gamma + 1) / m - 1`` on a clock of
-    ``m a + m/2 + 3/2`` calls. That exponent and that clock are what the snapshots record, so that
-    averages rebuilt from them are what they say. A negative exponent means an average that never
-    forgets its start: no power function of ours.
+    a power function with the exponent ``(gamma + 1) / m - 1``, on a clock of ``m a + m/2 + 3/2``
+    calls. Snapshots record that exponent and that clock, so that averages rebuilt from them are
+    what they claim to be. A negative exponent means that the average never forgets its start. Such
+    an average is not one of the power functions used here (gamma >= 0).
 """
 
 from __future__ import annotations
@@ -41,14 +41,19 @@ _STORED = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Track:
-    """One tracked average of a folder.
+    """A tracked average of a folder.
 
     Attributes:
-        index: Its number in the file names.
-        nominal_gamma: The exponent that ema-pytorch was given.
-        gamma: The exponent of the profile that it tracked; negative if unusable.
+        index: Number of the average in the file names.
+        nominal_gamma: Exponent that ema-pytorch was given.
+        gamma: Exponent of the profile that it really tracked; negative if it cannot be used.
         steps: Calls of ``update()`` at which it was saved, ascending.
-        nimgs: Where the profile of each ends, in images.
+        nimgs: End of the profile of each checkpoint, in images.
+
+    Example:
+        >>> track = Track(0, nominal_gamma=16.97, gamma=0.797, steps=(100,), nimgs=(115,))
+        >>> round(track.sigma_rel, 3)
+        0.246
     """
 
     index: int
@@ -59,7 +64,7 @@ class Track:
 
     @property
     def sigma_rel(self) -> float:
-        """Relative width that was really tracked."""
+        """Relative width of the profile that was really tracked."""
         return float(gamma_to_sigma_rel(self.gamma))
 
 
@@ -74,29 +79,40 @@ def import_folder(
     skip_unusable: bool = False,
     progress: Progress | None = None,
 ) -> list[Track]:
-    """Convert a folder; either all of it is there afterwards, in ``out/snapshots``, or nothing.
+    """Convert the checkpoints of a folder, either all of them or, on an error, none.
 
-    Nothing in the files tells the lengths or ``update_every``: give what training used. Pickles are
-    read by ``torch.load(weights_only=True)``, which builds tensors and executes nothing. Floating-
-    point buffers are averages there too; tensors named in its ``ignore_names`` never moved.
+    The files record neither the lengths nor ``update_every``: give what training used. Pickles are
+    read by ``torch.load(weights_only=True)``, which builds tensors and executes nothing. In
+    ema-pytorch, floating-point buffers are averaged too, and tensors in ``ignore_names`` are not.
 
     Args:
         folder: ``checkpoint_folder`` of ``PostHocEMA``.
-        out: Folder for the run.
-        update_every: As given to ``PostHocEMA`` (its default is 100).
+        out: Folder for the run; the snapshots are written to ``out/snapshots``.
+        update_every: The value given to ``PostHocEMA`` (its default is 100).
         sigma_rels: Widths in the order in which ``PostHocEMA`` was given them.
-        gammas: Exponents, in place of widths.
+        gammas: Exponents in that order, in place of ``sigma_rels``.
         batch_size: Images between two calls of ``update()``.
-        skip_unusable: Leave out averages that are not power functions, in place of an error.
-        progress: Called with (bytes read, bytes in all) after each file.
+        skip_unusable: Whether to leave out averages that are not power functions, rather than to
+            raise an error.
+        progress: Called with the bytes read and the total after each file.
 
     Returns:
-        All tracks of the folder, those left out included.
+        All tracked averages of the folder, including those that were left out.
 
     Raises:
-        FileNotFoundError: No such files.
-        ValueError: Settings that do not fit the files, unusable averages, damaged files, pickles
-            that hold more than tensors, or ``out`` is taken.
+        FileNotFoundError: If the folder holds no such files.
+        ValueError: If the settings do not fit the files, an average is not a power function, a
+            file is damaged or holds more than tensors, or ``out`` holds snapshots already.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for step in (10, 20):  # as PostHocEMA saves them
+        ...     state = {"initted": torch.tensor(True), "step": torch.tensor(step)}
+        ...     torch.save({**state, "ema_model.w": torch.ones(3)}, folder / f"0.{step}.pt")
+        >>> (track,) = import_folder(folder, folder / "run", update_every=1, sigma_rels=[0.10])
+        >>> track.steps, round(track.sigma_rel, 3)
+        ((10, 20), 0.1)
     """
     files = _find(Path(folder))
     tracks = _tracks(files, _gammas(sigma_rels, gammas), update_every, batch_size)
@@ -117,11 +133,11 @@ def import_folder(
 def _check_usable(tracks: Sequence[Track], update_every: int, skip_unusable: bool) -> None:
     unusable = [track for track in tracks if track.gamma < 0]
     if len(unusable) == len(tracks) or (unusable and not skip_unusable):
-        named = ", ".join(f"{t.index} (gamma {t.nominal_gamma:.4g})" for t in unusable)
+        bad = ", ".join(f"{t.index} (gamma {t.nominal_gamma:.4g})" for t in unusable)
         raise ValueError(
             f"with update_every = {update_every} an average needs a gamma of at least"
-            f" {update_every - 1} to be a power function, average {named} has less; leave it out"
-            " (--skip-unusable) if others are left"
+            f" {update_every - 1} to be a power function, average {bad} has less; leave it out"
+            " (--skip-unusable) if others remain"
         )
 
 
@@ -170,13 +186,20 @@ def _convert(
 def tracked_profile(
     gamma: float, step: int, update_every: int, batch_size: int
 ) -> tuple[float, int]:
-    """(exponent, end in images) of an average that ema-pytorch saved; see the note above.
+    """The profile of an average that ema-pytorch saved; see Note [what ema-pytorch tracks].
 
     Args:
-        gamma: The exponent that it was given.
+        gamma: Exponent that ema-pytorch was given.
         step: Calls of ``update()``, > 0.
         update_every: Calls between updates of the average.
         batch_size: Images between calls.
+
+    Returns:
+        Exponent, and end in images.
+
+    Example:
+        >>> tracked_profile(16.97, step=1000, update_every=1, batch_size=64)
+        (16.97, 64064)
     """
     later = (step - 1) // update_every
     end = (update_every * later * 2 + update_every + 3) * batch_size // 2
@@ -184,7 +207,7 @@ def tracked_profile(
 
 
 def _find(folder: Path) -> dict[tuple[int, int], Path]:
-    """(index, step) -> file, in that order."""
+    """(index, step) -> file, in ascending order."""
     files = {}
     for path in folder.glob("*.pt"):
         if match := NAME.fullmatch(path.name):
@@ -199,7 +222,7 @@ def _find(folder: Path) -> dict[tuple[int, int], Path]:
 
 def _gammas(sigma_rels: Sequence[float] | None, gammas: Sequence[float] | None) -> list[float]:
     if (sigma_rels is None) == (gammas is None):
-        raise ValueError("give the lengths that were tracked as either sigma_rel or gamma")
+        raise ValueError("give the tracked lengths as either sigma_rel or gamma, one of them")
     if sigma_rels is not None:
         return [float(sigma_rel_to_gamma(s)) for s in sigma_rels]
     return [PowerFunction(float(g), 1).gamma for g in gammas or ()]
@@ -211,55 +234,62 @@ def _tracks(
     indices = sorted({index for index, _ in files})
     if indices != list(range(len(gammas))):
         raise ValueError(
-            f"one length is needed for each average, the folder holds averages {indices} and"
-            f" {len(gammas)} lengths were given; give them in the order of training"
+            f"every average needs one length, the folder holds averages {indices} and the number"
+            f" of lengths is {len(gammas)}; give them in the order of training"
         )
     if update_every < 1 or batch_size < 1 or min(step for _, step in files) < 1:
-        raise ValueError("update_every, batch_size and the steps in file names must be at least 1")
+        raise ValueError(
+            "update_every, batch_size and the steps in file names must be at least 1, got"
+            f" {update_every}, {batch_size} and {min(step for _, step in files)}"
+        )
     tracks = []
     for index, nominal in enumerate(gammas):
         steps = [step for i, step in files if i == index]
         ends = [tracked_profile(nominal, step, update_every, batch_size)[1] for step in steps]
         gamma = tracked_profile(nominal, 1, update_every, batch_size)[0]
-        fresh = [k for k, end in enumerate(ends) if end not in ends[:k]]  # no update in between
+        new = [k for k, end in enumerate(ends) if end not in ends[:k]]
         tracks.append(
             Track(
                 index,
                 nominal,
                 0.0 if abs(gamma) < 1e-9 else gamma,
-                tuple(steps[k] for k in fresh),
-                tuple(ends[k] for k in fresh),
+                tuple(steps[k] for k in new),
+                tuple(ends[k] for k in new),
             )
         )
     return tracks
 
 
 def _read(path: Path, step: int) -> dict[str, Tensor]:
-    """Tensors of the averaged model, names as in its state dict."""
+    """Tensors of the averaged model, under the names of its state dict."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{path} must be a whole file of tensors and is damaged or holds other objects, which"
-            " are not loaded; leave it out of the folder"
+            f"{path} must hold tensors and nothing else, and is damaged or holds other objects,"
+            " which are not loaded; move it out of the folder"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} must hold a mapping of names to tensors and does not")
+        raise ValueError(
+            f"{path} must map names to tensors, and does not; move it out of the folder"
+        )
     own = {"step", "initted"} & state.keys()
     names = [name for name in state if name not in own]
     if len(own) < 2 or not names or not all(name.startswith(_PREFIX) for name in names):
-        raise ValueError(f"{path} must be the state of a KarrasEMA and is not")
-    # The whole state was cast: a step above 65504 is infinite as float16. The name has it exactly.
+        raise ValueError(
+            f"{path} must be the state of a KarrasEMA, and is not; move it out of the folder"
+        )
+    # The state was cast: in float16 a step above 65504 is infinite. The name has it exactly.
     if not state["step"].equal(torch.tensor(step).to(state["step"].dtype)):
         raise ValueError(
-            f"{path} must be of the step in its name and says {state['step'].item():g}; it was"
-            " renamed or copied from elsewhere"
+            f"{path} must be of the step in its name, and is of {state['step'].item():g}; it was"
+            " renamed or copied from elsewhere, so move it out of the folder"
         )
     return {name.removeprefix(_PREFIX): _restored(name, state[name]) for name in names}
 
 
 def _restored(name: str, value: Tensor) -> Tensor:
-    """BatchNorm's counter, which the cast made a float (and infinite above 65504), as it was."""
+    """The value, with BatchNorm's counter as the integer that it was before the state was cast."""
     counter = name.endswith("num_batches_tracked")
     return torch.nan_to_num(value.double(), posinf=0).to(torch.int64) if counter else value
 

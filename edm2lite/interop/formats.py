@@ -1,4 +1,4 @@
-"""Which tool wrote what is to be imported, by the names of the files."""
+"""Recognizes the tool that wrote the files to import, by their names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ Writer = Literal["edm2", "ema-pytorch"]
 def written_by(source: str | Path) -> Writer:
     """The tool that wrote a file or a folder.
 
+    Args:
+        source: A network pickle of EDM2, or a folder of snapshots of EDM2 or ema-pytorch.
+
     Raises:
-        FileNotFoundError: There is no such file, or nothing in the folder that we know.
-        ValueError: A folder has files of both, or a file is none of them.
+        FileNotFoundError: If there is no such file or folder, or the folder holds no such files.
+        ValueError: If the file is not a pickle, or the folder holds files of both tools.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "0.1000.pt").touch()
+        >>> written_by(folder)
+        'ema-pytorch'
     """
     source = Path(source)
     if source.is_file():
@@ -23,19 +33,19 @@ def written_by(source: str | Path) -> Writer:
             return "edm2"
         raise ValueError(f"a single file must be a network pickle of EDM2 (.pkl), got {source}")
     names = [path.name for path in source.glob("*")]
-    ours: list[Writer] = []
+    writers: list[Writer] = []
     if any(edm2.NAME.fullmatch(name) for name in names):
-        ours.append("edm2")
+        writers.append("edm2")
     if any(ema_pytorch.NAME.fullmatch(name) for name in names):
-        ours.append("ema-pytorch")
-    if len(ours) > 1:
+        writers.append("ema-pytorch")
+    if len(writers) > 1:
         raise ValueError(
             f"{source} has snapshots of EDM2 (*.pkl) and of ema-pytorch (*.pt); give each its own"
             " folder"
         )
-    if not ours:
+    if not writers:
         raise FileNotFoundError(
             f"{source} must be a network pickle of EDM2, or a folder of <prefix>-<kimg>-"
             "<sigma_rel>.pkl (EDM2) or of <index>.<step>.pt (ema-pytorch), and is not"
         )
-    return ours[0]
+    return writers[0]

@@ -1,13 +1,14 @@
-"""Pickles as data: plain values, and records of what a pickle asks to be built.
+"""Reads pickles as data: plain values, and records of what a pickle asks to be built.
 
-Nothing is imported, called or set. Where a pickle names a function or class, the reader leaves a
-:class:`Name`, if the caller knows that name, and refuses the file otherwise. Where it asks for a
-call, the reader leaves a :class:`Record` of name and arguments; what that means is the caller's.
+Nothing is imported, called or set. Where a pickle names a function or class, the reader returns a
+:class:`Name` if the caller allows that name, and refuses the file otherwise. Where it asks for a
+call, the reader returns a :class:`Record` of name and arguments, which the caller interprets.
 
 Note [why not pickle.Unpickler]
-    Its ``find_class`` sees names alone. Past it, BUILD sets attributes of what was found, such as
-    the defaults of a library's function; a memo index of 2**31 reserves 32 GiB; a nest of doubled
-    tuples takes hours to hash. Here instructions are limited, and long values views of the file.
+    Overriding its ``find_class`` only controls names. Beyond it, BUILD sets attributes of what was
+    found, such as the defaults of a library's function; a memo index of 2**31 reserves 32 GiB; and
+    deeply nested tuples that repeat their elements take hours to hash. Here the number of
+    instructions is limited, and long values are views of the file.
 """
 
 from __future__ import annotations
@@ -17,38 +18,39 @@ import pickletools
 import struct
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from typing import Any
 
 MAX_INSTRUCTIONS = 1_000_000
-"""The largest EDM2 network takes less than a tenth of it."""
+"""Limit of instructions per pickle; the largest EDM2 network takes less than a tenth of it."""
 
-_MAX_NUMBER = 32  # bytes
+_MAX_NUMBER = 32  # largest size of an integer, in bytes
 _INSTRUCTIONS = {ord(instruction.code): instruction.name for instruction in pickletools.opcodes}
-_RENAMED = {"__builtin__.": "builtins.", "numpy.core.": "numpy._core."}  # by age of the writer
+_RENAMED = {"__builtin__.": "builtins.", "numpy.core.": "numpy._core."}  # older names of modules
 
 
 @dataclass(frozen=True, eq=False)
 class Name:
-    """A function or class that a pickle names, as ``module.name``; in today's spelling."""
+    """A function or class that a pickle names, as ``module.name`` in current spelling."""
 
     dotted: str
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """An object that a pickle keeps outside of itself, by what it says of it."""
+    """An object that a pickle stores elsewhere, given by its persistent id."""
 
     key: object
 
 
 @dataclass(eq=False)
 class Record:
-    """A call or an object that a pickle asks for.
+    """A call that a pickle asks for, and what it would do with the result.
 
     Attributes:
-        name: What would be called.
-        args: With which arguments.
-        items: Entries stored in the result.
-        state: What the result would be given as its state; None for none.
+        name: Function or class to call.
+        args: Arguments of the call.
+        items: Entries to store in the result.
+        state: State to give to the result; None if there is none.
     """
 
     name: str
@@ -58,28 +60,42 @@ class Record:
 
 
 def read_pickle(data: memoryview, names: Container[str], start: int = 0) -> tuple[object, int]:
-    """The value of the pickle (protocol 2 to 5) that begins at ``start``, and where it ends.
+    """The value of a pickle of protocol 2 to 5, and the offset of its end.
 
-    Bytes come as views of ``data``, sets as lists, what is no plain value as records.
+    Bytes are returned as views of ``data``, sets as lists, and whatever is not a plain value as
+    records.
 
     Args:
-        data: Holds it.
-        names: Functions and classes that it may name.
+        data: Bytes that hold the pickle.
+        names: Functions and classes that the pickle may name.
         start: Offset of its first byte.
 
     Raises:
-        ValueError: It is cut short or damaged, or asks for anything else. The message continues a
-            sentence that begins with the name of the file.
+        ValueError: If the pickle is truncated or damaged, or names anything else. The message
+            continues a sentence that begins with the name of the file.
+
+    Example:
+        >>> data = memoryview(pickle.dumps({"w": [1, 2.5]}, protocol=2))
+        >>> read_pickle(data, names=())[0]
+        {'w': [1, 2.5]}
+        >>> read_pickle(memoryview(pickle.dumps(exec)), names=())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: asks for builtins.exec, which is not part of a network; ...
     """
     reader = _Reader(data, names, start)
     try:
         return reader.run(), reader.at
     except (KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"is no sound pickle: damaged before byte {reader.at}") from error
+        raise ValueError(f"is not a valid pickle: damaged before byte {reader.at}") from error
 
 
 def shown(value: object) -> str:
-    """A value in an error message: short, in one line, without looking into containers."""
+    """A value in the form used in error messages: short, on one line, containers by their type.
+
+    Example:
+        >>> shown("attn_proj"), shown([1, 2])
+        ('attn_proj', 'list')
+    """
     if isinstance(value, str):
         return value[:80] if value[:80].isprintable() and value else ascii(value[:80])
     plain = isinstance(value, bool | int | float) or value is None
@@ -112,11 +128,11 @@ class _Reader:
     def take(self, count: int) -> memoryview:
         left = len(self.data) - self.at
         if not 0 <= count <= left:
-            raise ValueError(f"is cut short or damaged: {count} bytes are due, {left} are left")
+            raise ValueError(f"is cut short or damaged: it needs {count} more bytes and has {left}")
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def number(self, kind: str) -> int:
+    def number(self, kind: str) -> Any:
         return struct.unpack(kind, self.take(struct.calcsize(kind)))[0]
 
     def integer(self, kind: str) -> int:
@@ -157,7 +173,7 @@ class _Reader:
                 dotted = new + dotted.removeprefix(old)
         if dotted not in self.names:
             raise ValueError(
-                f"asks for {shown(dotted)}, which is no part of a network; nothing of it was"
+                f"asks for {shown(dotted)}, which is not part of a network; nothing of it was"
                 " executed. Do not load this file with other tools"
             )
         return Name(dotted)

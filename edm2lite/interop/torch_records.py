@@ -1,8 +1,8 @@
-"""Tensors, NumPy values and module trees in records of :mod:`edm2lite.interop.inert_pickle`.
+"""Builds tensors, NumPy values and module trees from :mod:`edm2lite.interop.inert_pickle` records.
 
-A pickle of torch keeps a module as its ``__dict__`` and a tensor as a view of a storage, which is
-an archive of its own: five small pickles, then the numbers as raw bytes. It is taken apart here,
-by the same reader, and no unpickling of torch's is involved.
+A pickle of torch stores a module as its ``__dict__`` and a tensor as a view of a storage, which is
+an archive of its own: five small pickles, then the numbers as raw bytes. The archive is read here
+by the same reader; the unpickler of torch is not involved.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +31,14 @@ _BUFFER = "numpy._core.numeric._frombuffer"
 _BYTES = "_codecs.encode"  # how protocol 2 writes bytes
 
 NAMES = frozenset(
-    [PERSISTENT, CONTAINER, *MAPPINGS, _PARAMETER, _TENSOR, _ARCHIVE, _SCALAR, _ARRAY, _BUFFER]
-    + [_BYTES, "builtins.set", "numpy.dtype", "numpy.ndarray", "torch.device", "torch.Size"]
-    + ["torch.nn.parameter.Parameter", "torch.float16", "torch.float32", "torch.bfloat16"]
+    {
+        *(PERSISTENT, CONTAINER, *MAPPINGS),
+        *(_PARAMETER, _TENSOR, _ARCHIVE, _SCALAR, _ARRAY, _BUFFER, _BYTES),
+        *("builtins.set", "numpy.dtype", "numpy.ndarray", "torch.device", "torch.Size"),
+        *("torch.nn.parameter.Parameter", "torch.float16", "torch.float32", "torch.bfloat16"),
+    }
 )
-"""What a pickled EDM2 network names."""
+"""All functions and classes that the pickle of an EDM2 network names."""
 
 _STORAGES = {
     "torch.FloatStorage": torch.float32,
@@ -43,17 +46,17 @@ _STORAGES = {
     "torch.BFloat16Storage": torch.bfloat16,
 }
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's archives before they were ZIP files
-_MAX_DEPTH = 8  # of modules in modules
-_MAX_VALUES = 4096  # of a NumPy array
+_MAX_DEPTH = 8  # largest nesting of modules, and largest number of dimensions
+_MAX_VALUES = 4096  # largest number of values in a NumPy array or list
 
 
 @dataclass(frozen=True)
 class Instance:
-    """An object as its file describes it; its code is not kept.
+    """An object as its pickle describes it, without its code.
 
     Attributes:
-        class_name: Without the module.
-        attributes: Its ``__dict__``.
+        class_name: Name of the class, without its module.
+        attributes: The ``__dict__`` of the object.
     """
 
     class_name: str
@@ -61,10 +64,14 @@ class Instance:
 
 
 def as_mapping(value: object, what: str) -> Mapping[str | int, object]:
-    """The entries of a dict of any kind.
+    """The entries of a pickled dict of any kind.
+
+    Args:
+        value: Value from :func:`edm2lite.interop.inert_pickle.read_pickle`.
+        what: Name of the value in error messages.
 
     Raises:
-        ValueError: It is none.
+        ValueError: If the value is not a mapping.
     """
     if isinstance(value, dict):
         return value
@@ -74,10 +81,14 @@ def as_mapping(value: object, what: str) -> Mapping[str | int, object]:
 
 
 def as_instance(value: object, what: str) -> Instance:
-    """A persistent object, or a container of modules.
+    """A pickled persistent object of EDM2, or a container of modules.
+
+    Args:
+        value: Value from :func:`edm2lite.interop.inert_pickle.read_pickle`.
+        what: Name of the value in error messages.
 
     Raises:
-        ValueError: It is none.
+        ValueError: If the value is neither of the two.
     """
     if isinstance(value, Record) and value.name == PERSISTENT and len(value.args) == 1:
         meta = as_mapping(value.args[0], f"description of {what}")
@@ -89,10 +100,17 @@ def as_instance(value: object, what: str) -> Instance:
 
 
 def modules(root: object, what: str) -> Iterator[tuple[str, Instance]]:
-    """(prefix of its tensors, module) of a module and all within, outer ones first.
+    """A pickled module and all modules within, outer ones first.
+
+    Args:
+        root: The outermost module.
+        what: Name of the outermost module in error messages.
+
+    Yields:
+        The prefix of the names of the module's tensors, and the module.
 
     Raises:
-        ValueError: Something else is among them, or one occurs twice.
+        ValueError: If something else is among them, or a module occurs twice.
     """
     seen: set[int] = set()
     stack = [("", root)]
@@ -111,8 +129,12 @@ def modules(root: object, what: str) -> Iterator[tuple[str, Instance]]:
 def tensor(value: object, name: str) -> Tensor:
     """A copy of a pickled tensor or parameter.
 
+    Args:
+        value: Value from :func:`edm2lite.interop.inert_pickle.read_pickle`.
+        name: Name of the tensor in error messages.
+
     Raises:
-        ValueError: It is none, or its archive is damaged or holds other objects.
+        ValueError: If the value is not a tensor, or its archive is damaged or holds other objects.
     """
     if isinstance(value, Record) and value.name == _PARAMETER and value.args:
         value = value.args[0]
@@ -131,28 +153,36 @@ def tensor(value: object, name: str) -> Tensor:
 
 
 def plain(value: object, what: str) -> object:
-    """A number, a text or a list of them; NumPy values become such.
+    """A pickled number or string, or a flat list of them; NumPy values are converted.
+
+    Args:
+        value: Value from :func:`edm2lite.interop.inert_pickle.read_pickle`.
+        what: Name of the value in error messages.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: If the value is something else.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, list | tuple) and len(value) <= _MAX_VALUES:
-        if all(not isinstance(v, list | tuple) for v in value):
-            return [plain(v, what) for v in value]
+    if isinstance(value, list | tuple) and _is_flat(value):
+        return [plain(v, what) for v in value]
     if isinstance(value, Record) and value.name == _SCALAR and len(value.args) == 2:
         return _array(value.args[1], value.args[0], what).tolist()[0]
     if isinstance(value, Record) and value.name == _BUFFER and len(value.args) >= 2:
         return _array(value.args[0], value.args[1], what).tolist()
     if isinstance(value, Record) and value.name == _ARRAY:
-        if isinstance(value.state, tuple) and len(value.state) == 5:
-            return _array(value.state[4], value.state[2], what).tolist()
+        state = value.state if isinstance(value.state, tuple) else ()
+        if len(state) == 5:
+            return _array(state[4], state[2], what).tolist()
     raise ValueError(f"must hold numbers or text as {what}, holds {_kind(value)}")
 
 
+def _is_flat(values: Sequence[object]) -> bool:
+    return len(values) <= _MAX_VALUES and not any(isinstance(v, list | tuple) for v in values)
+
+
 def _storage(value: object, name: str) -> Tensor:
-    """All values of a storage, without a copy: [numel]."""
+    """All values [numel] of a pickled storage, without a copy."""
     if not isinstance(value, Record) or value.name != _ARCHIVE or len(value.args) != 1:
         raise ValueError(f"must hold a storage of torch for {name}, holds {_kind(value)}")
     data = _bytes(value.args[0], name)
@@ -169,7 +199,7 @@ def _storage(value: object, name: str) -> Tensor:
         raise ValueError(f"must hold one storage for {name}, its archive holds something else")
     kind, key, numel = described[1], described[2], described[4]
     if not isinstance(kind, Name) or not isinstance(key, str) or keys != [key]:
-        raise ValueError(f"is damaged: the archive of {name} has an unsound header")
+        raise ValueError(f"is damaged: the archive of {name} has an invalid header")
     dtype = _STORAGES[kind.dotted]
     stored = int.from_bytes(data[at : at + 8], "little")
     raw = data[at + 8 :]
@@ -179,7 +209,7 @@ def _storage(value: object, name: str) -> Tensor:
 
 
 def _array(content: object, dtype: object, what: str) -> np.ndarray:
-    """Flat values of a NumPy array or scalar of numbers."""
+    """The flat values of a pickled NumPy array or scalar."""
     data = _bytes(content, what)
     kind = dtype.args[0] if isinstance(dtype, Record) and dtype.args else None
     order = dtype.state[1] if isinstance(dtype, Record) and isinstance(dtype.state, tuple) else ""
@@ -204,7 +234,7 @@ def _bytes(value: object, what: str) -> memoryview:
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
-    """A shape or strides; None if it is neither."""
+    """A pickled shape, or strides; None if the value is neither."""
     if isinstance(value, Record) and value.name == "torch.Size" and len(value.args) == 1:
         value = value.args[0]
     if not isinstance(value, tuple | list) or len(value) > _MAX_DEPTH:

@@ -102,7 +102,7 @@ def test_a_folder_is_imported_whole_or_not_at_all(tmp_path):
     (folder / "phema-0002097-0.135.pkl").write_bytes(whole)
     refused("files of n, phema")
     (folder / "phema-0002097-0.135.pkl").rename(folder / "n-0002097-0.400.pkl")
-    refused("n-0002097-0.400.pkl must say a time and a length")
+    refused("n-0002097-0.400.pkl must have a time and a length")
     (folder / "n-0002097-0.400.pkl").unlink()
     import_folder(folder, run)
     with pytest.raises(ValueError, match="snapshots exists"):

@@ -136,7 +136,7 @@ def test_an_average_that_never_forgets_its_start_is_refused_or_left_out(folder, 
 
 
 def test_settings_that_do_not_fit_the_files_are_refused(folder, tmp_path):
-    refused(folder, tmp_path, "averages \\[0, 1\\] and 1 lengths", sigma_rels=(0.05,))
+    refused(folder, tmp_path, "averages \\[0, 1\\] and the number of lengths is 1", sigma_rels=(0.05,))
     refused(folder, tmp_path, "either sigma_rel or gamma", sigma_rels=None)
     refused(folder, tmp_path, "at least 1", update_every=0)
     with pytest.raises(FileNotFoundError, match="index"):
@@ -148,11 +148,11 @@ def test_renamed_damaged_and_foreign_files_are_refused(folder, tmp_path):
     whole = victim.read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 30):
         victim.write_bytes(whole[:size])
-        refused(folder, tmp_path, "1.40.pt must be a whole file")
+        refused(folder, tmp_path, "1.40.pt must hold tensors and nothing else")
     victim.write_bytes((folder / "1.20.pt").read_bytes())
-    refused(folder, tmp_path, "step in its name and says 20")
+    refused(folder, tmp_path, "step in its name, and is of 20")
     torch.save([1, 2], victim)
-    refused(folder, tmp_path, "mapping of names")
+    refused(folder, tmp_path, "must map names to tensors")
     torch.save({"a": torch.zeros(3)}, victim)
     refused(folder, tmp_path, "state of a KarrasEMA")
     state = torch.load(folder / "0.40.pt", weights_only=True)

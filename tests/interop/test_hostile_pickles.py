@@ -36,7 +36,7 @@ def evil(marker):
     return Calls(os.system, f"touch {marker}")
 
 
-ASKS = r"asks for posix.system, which is no part of a network; nothing of it was executed"
+ASKS = r"asks for posix.system, which is not part of a network; nothing of it was executed"
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -153,7 +153,7 @@ def test_a_storage_may_hold_numbers_and_nothing_else(tmp_path, evil, marker):
         (archive(magic=1), "archive format"),
         (archive(system={"little_endian": False}), "little-endian"),
         (archive(kind=torch.LongStorage), "asks for torch.LongStorage"),
-        (archive(keys=["0", "1"]), "unsound header"),
+        (archive(keys=["0", "1"]), "invalid header"),
         (archive([]), "holds something else"),
         (archive(numel=2**40), "promises 1099511627776 values in 288 bytes"),
         (archive(size=0), "in 0 bytes"),
@@ -212,12 +212,12 @@ def test_instructions_that_reach_past_names_are_refused(tmp_path, marker):
             (HEAD + b"\x98.", "pickle instruction READONLY_BUFFER"),
             (HEAD + b"\xff.", "pickle instruction 0xff"),
             # a name is no object: its attributes cannot be set, and it cannot be called unnamed
-            (HEAD + b"ctorch._utils\n_rebuild_tensor_v2\nN}" + default + b")s\x86b.", "no sound"),
-            (HEAD + text("os") + text("system") + b"\x86" + run, "no sound pickle"),
-            (HEAD + b"]" + text("system") + b"\x93.", "no sound pickle"),
-            (HEAD + b"}" + text("x") + b"Q" + b"Ns.", "no sound pickle"),
-            (HEAD + text("posix.system") + b"Q.", "mapping as the whole, holds reference"),
-            (HEAD + b"cc\n\xff\n.", "no sound pickle"),
+            (HEAD + b"ctorch._utils\n_rebuild_tensor_v2\nN}" + default + b")s\x86b.", "not a valid pickle"),
+            (HEAD + text("os") + text("system") + b"\x86" + run, "not a valid pickle"),
+            (HEAD + b"]" + text("system") + b"\x93.", "not a valid pickle"),
+            (HEAD + b"}" + text("x") + b"Q" + b"Ns.", "not a valid pickle"),
+            (HEAD + text("posix.system") + b"Q.", "mapping as its content, holds reference"),
+            (HEAD + b"cc\n\xff\n.", "not a valid pickle"),
         ):  # fmt: skip
             refused(tmp_path, content, message)
             assert torch._utils._rebuild_tensor_v2 is rebuild and rebuild.__defaults__ == (None,)

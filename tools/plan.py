@@ -8,6 +8,7 @@ import click
 
 from edm2lite.dtypes import DTYPES
 from edm2lite.ema import planning
+from edm2lite.units import format_count
 
 from ._cli import COUNT, FLOATS, PARAMS, RANGE, progress, table, user_errors
 
@@ -70,21 +71,13 @@ def main(
     best = planning.cheapest(choices, max_error) if max_error is not None else None
     columns = {"tracked": "", "every": "", "dtype": "", "files": "d", "GB": ".1f"}
     rows = [
-        [",".join(f"{s:g}" for s in c.sigma_rels), _text(c.every), c.dtype, c.num_files]
+        [",".join(f"{s:g}" for s in c.sigma_rels), format_count(c.every), c.dtype, c.num_files]
         + [c.num_bytes / 1e9, c.worst_error, c.worst_sigma_rel, "<- cheapest" if c is best else ""]
         for c in choices
     ]
     click.echo(table({**columns, "worst error": ".1e", "at sigma_rel": ".3f", " ": ""}, rows))
     if max_error is not None and best is None:
         raise ValueError(f"none of these stays below {max_error:g}; store more often or in float32")
-
-
-def _text(count: int) -> str:
-    """8388608 -> 8Mi."""
-    for unit, size in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
-        if count % size == 0:
-            return f"{count // size}{unit}"
-    return str(count)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from edm2lite.messages import one_line
+
 T = TypeVar("T")
 
 
@@ -123,7 +125,7 @@ def _value(text: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"--set {text}: the value must be YAML: {reason}") from error
 
 

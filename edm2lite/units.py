@@ -80,6 +80,42 @@ def format_amount(value: float) -> str:
     return f"{value:.4g}"
 
 
+def format_count(count: int) -> str:
+    """A whole number in the largest of Gi, Mi and Ki that divides it; :func:`parse_count` reads it.
+
+    Example:
+        >>> format_count(8388608), format_count(1000)
+        ('8Mi', '1000')
+    """
+    for unit, size in reversed(_BINARY.items()):
+        if count and count % size == 0:
+            return f"{int(count // size)}{unit}"
+    return str(count)
+
+
+def format_bytes(num_bytes: int) -> str:
+    """A number of bytes with three significant digits, in kB, MB, GB or TB: powers of 10.
+
+    Example:
+        >>> format_bytes(512), format_bytes(1_234_567_890)
+        ('512 B', '1.23 GB')
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} B"
+
+
+def format_percent(fraction: float) -> str:
+    """A fraction as a percentage with four significant digits.
+
+    Example:
+        >>> format_percent(0.13), format_percent(0.1)
+        ('13 %', '10 %')
+    """
+    return f"{100 * fraction:.4g} %"
+
+
 def parse_floats(text: str) -> list[float]:
     """The numbers of a comma-separated list of numbers and ranges ``start:end:step``.
 

@@ -11,7 +11,7 @@ from PIL import Image
 from edm2lite.dataset import open_dataset
 from edm2lite.models.encoders import PixelEncoder, encoder_from_json
 from edm2lite.seeding import Purpose, normals, rng
-from edm2lite.units import parse_count, parse_floats, parse_seeds
+from edm2lite.units import format_bytes, format_count, parse_count, parse_floats, parse_seeds
 
 
 @pytest.fixture
@@ -140,6 +140,24 @@ def test_counts(text, value):
 @pytest.mark.parametrize("text", ["8M", "-3", "abc", "0.3", ""])
 def test_what_is_no_count_comes_back(text):
     assert parse_count(text) == text
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 1023, 1024, 3 * 2**19, 8 * 2**20, 5 * 2**30, 2**40])
+def test_a_count_is_read_as_it_was_written(count):
+    assert parse_count(format_count(count)) == count
+    assert len(format_count(count)) <= len(str(count))
+
+
+def test_sizes_are_written_in_powers_of_ten():
+    sizes = (0, 999, 1000, 1_234_567, 5_000_000_000, 2e15)
+    assert [format_bytes(s) for s in sizes] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "1.23 MB",
+        "5 GB",
+        "2e+03 TB",
+    ]
 
 
 def test_lists_of_numbers():

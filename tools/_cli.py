@@ -11,6 +11,7 @@ import click
 
 from edm2lite.dtypes import DTYPES
 from edm2lite.kinds import Kinds
+from edm2lite.messages import one_line
 from edm2lite.units import (
     parse_amount,
     parse_count,
@@ -108,7 +109,7 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except (ValueError, FileNotFoundError, ImportError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(one_line(error)) from error
         except BrokenPipeError:  # `| head` has read enough, and click ends quietly
             raise
         except OSError as error:

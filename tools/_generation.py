@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from edm2lite import processes
+from edm2lite.units import format_percent
 
 from ._cli import progress, table
 
@@ -107,4 +108,4 @@ def folder_name(model: Model) -> str:
 
 def _row_name(model: Model) -> str:
     sigma_rel = model.metadata.get("sigma_rel")
-    return "raw" if sigma_rel is None else f"{100 * float(sigma_rel):g} %"
+    return "raw" if sigma_rel is None else format_percent(float(sigma_rel))

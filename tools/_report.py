@@ -10,6 +10,7 @@ import numpy as np
 from edm2lite.atomic import replacing
 from edm2lite.dataset import open_dataset
 from edm2lite.sweep import Point, best
+from edm2lite.units import format_percent
 
 
 def judge(folder: Path) -> tuple[float, float]:
@@ -37,7 +38,7 @@ def write_report(path: Path, points: Sequence[Point], *, accuracy: float, real: 
         "|---|---|---|---|",
     ]
     for point in points:
-        name = "raw last weights" if point.sigma_rel is None else f"{100 * point.sigma_rel:g} %"
+        name = "raw last weights" if point.sigma_rel is None else format_percent(point.sigma_rel)
         gamma = "" if point.gamma is None else f"{point.gamma:.2f}"
         error = "" if point.sigma_rel is None else f"{point.predicted_error:.1e}"
         mark = " **best**" if point is lowest else ""
@@ -46,7 +47,8 @@ def write_report(path: Path, points: Sequence[Point], *, accuracy: float, real: 
     raw = [point.value for point in points if point.sigma_rel is None]
     against = f", raw last weights {raw[0]:.3f}" if raw else ""
     figures = (
-        f"Best EMA length {100 * (lowest.sigma_rel or 0):g} %: FD {lowest.value:.3f}{against}.\n"
+        f"Best EMA length {format_percent(lowest.sigma_rel or 0)}: FD {lowest.value:.3f}"
+        f"{against}.\n"
         f"Class accuracy of {lowest.num} samples at that length, judged by an SVC on pixels:"
         f" {accuracy:.1%} (the SVC on held-out real digits: {real:.1%})."
     )

@@ -6,6 +6,8 @@ import itertools
 
 import click
 
+from edm2lite.units import format_count
+
 from ._cli import COUNT, DTYPE, FLOATS, PARAMS, RANGE, progress, table, user_errors
 
 
@@ -76,7 +78,13 @@ def main(
     rows = []
     for plan in plans:
         tracked, mark = ",".join(f"{s:g}" for s in plan.sigma_rels), "<- cheapest"
-        stored = [tracked, _text(plan.every), plan.dtype, plan.num_files, plan.num_bytes / 1e9]
+        stored = [
+            tracked,
+            format_count(plan.every),
+            plan.dtype,
+            plan.num_files,
+            plan.num_bytes / 1e9,
+        ]
         error = [plan.worst_error, plan.worst_sigma_rel]
         rows.append([*stored, *error, mark if plan is best else ""])
     click.echo(table({**columns, "worst error": ".1e", "at sigma_rel": ".3f", " ": ""}, rows))
@@ -85,14 +93,6 @@ def main(
             f"a plan must stay below {max_error:g}, none of these does; store more often or in"
             " float32"
         )
-
-
-def _text(count: int) -> str:
-    """A count in the largest unit that divides it: 8388608 -> 8Mi."""
-    for unit, size in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
-        if count % size == 0:
-            return f"{count // size}{unit}"
-    return str(count)
 
 
 if __name__ == "__main__":

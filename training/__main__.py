@@ -11,6 +11,7 @@ import click
 
 import edm2lite
 from edm2lite import processes
+from edm2lite.messages import one_line
 
 from . import distributed
 from .config import RunConfig, load_config, shipped
@@ -60,7 +61,7 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
         else:
             distributed.recorded(partial(_train, run_config, out))
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        _fail(click.ClickException(" ".join(str(error).split())), error)
+        _fail(click.ClickException(one_line(error)), error)
     except KeyboardInterrupt as error:
         text = "interrupted; the same command continues from the newest checkpoint"
         _fail(_Interrupted(text), error)

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from edm2lite.atomic import sync
 from edm2lite.ema.writer import BackgroundWriter
+from edm2lite.messages import one_line
 
 from . import distributed, manifest
 from .staging import HostCopies
@@ -200,7 +201,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__ or cause
         number = cause.errno if isinstance(cause, OSError) else errno.EIO
-        reason = cause.strerror if isinstance(cause, OSError) else " ".join(str(cause).split())
+        reason = cause.strerror if isinstance(cause, OSError) else one_line(cause)
         raise OSError(
             number, f"checkpoint not written or read ({reason}, on rank {rank})", str(path)
         ) from error

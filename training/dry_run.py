@@ -15,6 +15,7 @@ from edm2lite.ema import planning
 from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.conditioning import examples
 from edm2lite.network.flops import count_macs
+from edm2lite.units import format_bytes
 
 from .checkpoint import finished
 from .compatibility import check_fit, with_encoder
@@ -129,7 +130,7 @@ def _disk(config: RunConfig, num_params: int) -> Iterable[tuple[str, str]]:
         num_params=num_params,
         target_sigma_rels=planning.lengths_between(*RANGE),
     )
-    yield "snapshots", f"{plan.num_files} files of {plan.dtype}, {_size(plan.num_bytes)}"
+    yield "snapshots", f"{plan.num_files} files of {plan.dtype}, {format_bytes(plan.num_bytes)}"
     yield (
         "error",
         f"at most {plan.worst_error:.1e} (at sigma_rel {plan.worst_sigma_rel:.3f}) for lengths"
@@ -137,7 +138,7 @@ def _disk(config: RunConfig, num_params: int) -> Iterable[tuple[str, str]]:
     )
     one = 4 * num_params * (1 + MOMENTS + len(config.ema.sigma_rels))
     count = config.keep_checkpoints + 1  # the oldest goes when the newest is complete
-    yield "checkpoints", f"{_size(one)} each, at most {count} at a time"
+    yield "checkpoints", f"{format_bytes(one)} each, at most {count} at a time"
 
 
 def _memory(config: RunConfig, world_size: int, num_params: int) -> Iterable[tuple[str, str]]:
@@ -149,9 +150,9 @@ def _memory(config: RunConfig, world_size: int, num_params: int) -> Iterable[tup
     total = state * (2 + MOMENTS + averages) + activations
     yield (
         "memory",
-        f"{_size(total)} per process: weights {_size(state)}, gradients {_size(state)}, Adam"
-        f" {_size(MOMENTS * state)}, {averages} averages {_size(averages * state)}, activations"
-        f" {_size(activations)}",
+        f"{format_bytes(total)} per process: weights {format_bytes(state)}, gradients"
+        f" {format_bytes(state)}, Adam {format_bytes(MOMENTS * state)}, {averages} averages"
+        f" {format_bytes(averages * state)}, activations {format_bytes(activations)}",
     )
     yield (
         "",
@@ -162,13 +163,6 @@ def _memory(config: RunConfig, world_size: int, num_params: int) -> Iterable[tup
     stored = planning.ITEM_BYTES[config.ema.dtype] * num_params * averages
     yield (
         "host memory",
-        f"{_size(staged)} per process while a checkpoint is written, {_size(stored)} on rank 0"
-        " while snapshots are",
+        f"{format_bytes(staged)} per process while a checkpoint is written,"
+        f" {format_bytes(stored)} on rank 0 while snapshots are",
     )
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes} B"

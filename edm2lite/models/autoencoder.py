@@ -13,6 +13,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.messages import one_line
+
 DECODE_BATCH = 8
 """Latents decoded at a time: at 512x512 pixels the activations of one image take about 1 GiB."""
 MOVED = "EDM2LITE_VAE"
@@ -130,7 +132,7 @@ def _load(name: str, device: str) -> Autoencoder:
             torch_dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(
             f"the autoencoder {name} must be a folder or hub name of a diffusers AutoencoderKL with"
             f" safetensors weights; loading it failed: {reason}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from edm2lite.atomic import replacing
 from edm2lite.diffusion.precond import Precond
+from edm2lite.messages import one_line
 from edm2lite.models.loading import EXPORTED, Model, load, read
 from edm2lite.models.model_card import model_card
 from edm2lite.tensorfile import MODEL_FORMAT, read_header, save_tensors
@@ -143,4 +144,4 @@ def _errors(hub: Any) -> tuple[type[BaseException], ...]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.messages import one_line
 
 _SHOWN = 12  # snapshots in the table; the file names all of them
 
@@ -115,4 +116,4 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 def _text(value: object) -> str:
     """In one line, and without what would end a cell of a table."""
-    return " ".join(str(value).split()).replace("|", "/").replace("`", "'")
+    return one_line(value).replace("|", "/").replace("`", "'")

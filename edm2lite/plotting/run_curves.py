@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edm2lite.atomic import replacing
+from edm2lite.units import format_amount
 
 Line = dict[str, Any]
 
@@ -85,7 +86,9 @@ def _by_level(axes: Any, lines: Sequence[Line]) -> None:
     chosen = _spread([line for line in lines if "loss_at" in line])
     for share, line in zip(np.linspace(0.25, 1, len(chosen)), chosen, strict=True):
         x, y = _points(line, "loss_at")
-        axes.plot(x, y, "o-", ms=3, lw=1, color="tab:blue", alpha=share, label=_count(line["nimg"]))
+        axes.plot(
+            x, y, "o-", ms=3, lw=1, color="tab:blue", alpha=share, label=format_amount(line["nimg"])
+        )
     axes.set_yscale("log")
     _label(axes, "ln sigma", "weighted squared error lambda L")
     if chosen:
@@ -98,7 +101,9 @@ def _uncertainty(axes: Any, lines: Sequence[Line]) -> None:
         axes.plot(*_points(found[-1], "u_at"), "o-", ms=3, lw=1, label="learned u(sigma)")
         x, error = _points(found[-1], "loss_at")
         axes.plot(x, np.log(error), "s--", ms=3, lw=1, label="ln(lambda L), its goal")
-        axes.legend(title=f"at {_count(found[-1]['nimg'])} images", frameon=False, fontsize=8)
+        axes.legend(
+            title=f"at {format_amount(found[-1]['nimg'])} images", frameon=False, fontsize=8
+        )
     _label(axes, "ln sigma", "uncertainty")
 
 
@@ -120,15 +125,8 @@ def _label(axes: Any, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     if x == "images seen":
-        axes.xaxis.set_major_formatter(lambda value, _: _count(value))
+        axes.xaxis.set_major_formatter(lambda value, _: format_amount(value))
         axes.xaxis.set_major_locator(_locator())
-
-
-def _count(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:g}"
 
 
 def _locator() -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from edm2lite.atomic import replacing
 from edm2lite.metrics.interval import Verdict
 from edm2lite.sweep.cells import AXES, Point, best, varying
+from edm2lite.units import format_percent
 
 METRIC = {"fd": "FD", "loss": "loss"}
 MEANING = (
@@ -20,7 +21,7 @@ MEANING = (
 def named(axis: str, value: Any) -> str:
     """A value of an axis for people: 0.13 of sigma_rel is 13 %."""
     if axis.endswith("sigma_rel"):
-        return "raw" if value is None else f"{100 * value:.4g} %"
+        return "raw" if value is None else format_percent(value)
     return f"{value:,}" if axis == "nimg" else f"{value:g}" if axis == "guidance" else str(value)
 
 

@@ -19,19 +19,43 @@ WIDTH, HEIGHT = 1.9, 0.62
 ROADS = {
     "an image": (
         "tab:blue",
-        ["data set", "batch\n(seed, sample)", "encoder", "noise,\nDenoisingLoss", "Precond\nD(x; sigma, c)"],
+        [
+            "data set",
+            "batch\n(seed, sample)",
+            "encoder",
+            "noise,\nDenoisingLoss",
+            "Precond\nD(x; sigma, c)",
+        ],
     ),
     "a condition": (
         "tab:green",
-        ["row of\nthe data set", "Conditioning", "dropout,\nGuided", "Precond\nchecks it", "embedder\nof the network"],
+        [
+            "row of\nthe data set",
+            "Conditioning",
+            "dropout,\nGuided",
+            "Precond\nchecks it",
+            "embedder\nof the network",
+        ],
     ),
     "an average": (
         "tab:orange",
-        ["optimizer\nstep", "Power-\nFunctionEMA", "snapshots", "solve: errors\npredicted", "reconstruct"],
+        [
+            "optimizer\nstep",
+            "Power-\nFunctionEMA",
+            "snapshots",
+            "solve: errors\npredicted",
+            "reconstruct",
+        ],
     ),
     "and back": (
         "tab:purple",
-        ["sweep:\nbest length", "metrics", "images\n(seed)", "solver,\nguidance", "model by name\nRUN@sigma_rel"],
+        [
+            "sweep:\nbest length",
+            "metrics",
+            "images\n(seed)",
+            "solver,\nguidance",
+            "model by name\nRUN@sigma_rel",
+        ],
     ),
 }
 
@@ -64,7 +88,11 @@ def draw(path: Path) -> None:
         down = row == 2
         start = (last, -1.05 * row - HEIGHT / 2 - 0.03)
         end = (last, -1.05 * (row + 1) + HEIGHT / 2 + 0.03)
-        axes.annotate("", *((end, start) if down else (start, end)), arrowprops={"arrowstyle": "->", "color": "0.35"})
+        axes.annotate(
+            "",
+            *((end, start) if down else (start, end)),
+            arrowprops={"arrowstyle": "->", "color": "0.35"},
+        )
     axes.set(xlim=(-2.6, last + 1.2), ylim=(-1.05 * (len(names) - 1) - 0.5, 0.5))
     axes.axis("off")
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from edm2lite.dataset import open_dataset
 from edm2lite.models.loading import Model, load
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.plotting.figures import image_grid
-from edm2lite.sampling.generate import Generator
-from edm2lite.sampling.guidance import APG, Conditioned, Guided, Inpaint
+from edm2lite.sampling.editing import Inpaint
+from edm2lite.sampling.generation import generate
+from edm2lite.sampling.guidance import APG, Conditioned, Guided
 from edm2lite.sampling.levels import first_state, karras_sigmas, sigmas_from
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sampling.solvers import heun, heun_steps
@@ -70,7 +72,7 @@ def _steps(model: Model) -> tuple[list[Row], list[str]]:
     net = model.net.prepare_for_sampling()
     generator = torch.Generator().manual_seed(3)
     x = first_state(torch.randn(1, 1, 8, 8, generator=generator), sigmas)
-    states = list(heun_steps(Conditioned(net, torch.tensor([5])), x, sigmas))[1::2]
+    states = list(heun_steps(Conditioned(net, Conditioning.of(torch.tensor([5]))), x, sigmas))[1::2]
     scaled = [s.x * 0.5 / (s.sigma**2 + 0.25) ** 0.5 for s in states]  # to the data's deviation
     rows = [
         ("x", model.encoder.decode(torch.cat(scaled)).numpy()),
@@ -86,17 +88,17 @@ def _editing(model: Model, guide: Model) -> list[Row]:
     places = [np.flatnonzero(digits.labels == c)[20 + i] for i, c in enumerate(CLASSES)]
     real = torch.from_numpy(digits.images([int(i) for i in places]))
     x = model.encoder.encode(real)
-    labels = torch.tensor(CLASSES)
+    told = Conditioning.of(torch.tensor(CLASSES))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     sigma = 0.8
     sigmas = sigmas_from(karras_sigmas(32), sigma)
     noised = x + sigma * noise
     net = model.net.prepare_for_sampling()
     weaker = guide.net.prepare_for_sampling()
-    varied = heun(Conditioned(net, labels), noised, sigmas)
+    varied = heun(Conditioned(net, told), noised, sigmas)
     mask = torch.zeros(8, 8)
     mask[:4] = 1
-    guided = Guided(Conditioned(net, labels), Conditioned(weaker, labels), 1.5)
+    guided = Guided(Conditioned(net, told), Conditioned(weaker, told), 1.5)
     sigmas = karras_sigmas(32)
     filled = heun(Inpaint(guided, x, mask), x + sigmas[0].float() * noise, sigmas)
 
@@ -114,9 +116,10 @@ def _editing(model: Model, guide: Model) -> list[Row]:
 
 
 def _images(model: Model, sampling: Sampling, guide: Model | None = None) -> NDArray[np.uint8]:
-    given = guide if sampling.guidance != 1 else None
-    generator = Generator(model, range(len(CLASSES)), CLASSES, sampling, given)
-    return torch.cat([batch.images for batch in generator]).numpy()
+    weaker = guide if sampling.guidance != 1 else None
+    seeds = range(len(CLASSES))
+    images = generate(model, seeds, classes=CLASSES, sampling=sampling, guide=weaker, device="cpu")
+    return images.numpy()
 
 
 def _draw(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 The straightforward loop is what one writes from the papers: Heun's method on a batch, one batch
 after the other, with the network of ``reference.py``, which normalises its weights in every call.
-Ours is ``edm2lite.sampling.generate.Generator``: weights prepared once and, on a CPU, a batch per
+Ours is ``edm2lite.sampling.ImageGenerator``: weights prepared once and, on a CPU, a batch per
 thread; without and with torch.compile. All compute in float32 on a CPU, in bfloat16 on a GPU, and are timed
 in turn after one run each to warm up. Compiling takes a minute or two per network.
 """
@@ -25,7 +25,7 @@ from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.models.encoders import PixelEncoder
 from edm2lite.models.loading import Model
 from edm2lite.network.unet import UNetConfig
-from edm2lite.sampling.generate import Generator
+from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.levels import karras_sigmas
 from edm2lite.sampling.settings import Sampling
 
@@ -101,13 +101,13 @@ def main(
         config = NETWORKS[name]
         count = num if where.type == "cuda" else max(2, num * 64 // config.img_resolution**2)
         model = Model(name, network(config, where), PixelEncoder(), {})
-        ours = Generator(
+        ours = ImageGenerator(
             model, range(count), sampling=Sampling(num_steps=steps), batch_size=batch, device=where
         )
         runs: list[Callable[[], object]] = [
             straightforward(model.net, count, steps, min(batch, count), where),
             functools.partial(list, ours),
-            functools.partial(list, dataclasses.replace(ours, compile=True)),
+            functools.partial(list, dataclasses.replace(ours, compiled=True)),
         ]
         times = [[seconds(run, where) for run in runs] for _ in range(rounds + 1)][1:]
         plain, *fast = (statistics.median(column) for column in zip(*times, strict=True))

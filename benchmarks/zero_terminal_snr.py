@@ -26,7 +26,7 @@ from edm2lite.dataset import open_dataset
 from edm2lite.diffusion.ddpm import trailing_sigmas
 from edm2lite.models.loading import load
 from edm2lite.plotting.figures import image_grid
-from edm2lite.sampling.generate import Generator
+from edm2lite.sampling.generation import generate
 from edm2lite.sampling.settings import Sampling
 from edm2lite.training.config import load_config
 from edm2lite.training.trainer import Trainer
@@ -90,14 +90,14 @@ def write_digits(folder: Path) -> None:
 
 def generated(run: Path, num: int, levels: torch.Tensor, **guidance: float) -> list[np.ndarray]:
     """``num`` images of each class."""
-    generator = Generator(
-        load(f"{run}@{AVERAGE}"),
+    images = generate(
+        f"{run}@{AVERAGE}",
         range(10 * num),
-        [seed % 10 for seed in range(10 * num)],
+        classes="all",
         sampling=Sampling(sigmas=tuple(levels.tolist()), **guidance),
-        guide="unlabelled" if guidance else None,
-    )
-    images = torch.cat([batch.images for batch in generator]).numpy()
+        guide="unconditional" if guidance else None,
+        device="cpu",
+    ).numpy()
     return [images[c::10] for c in range(10)]
 
 

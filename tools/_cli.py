@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -24,11 +25,14 @@ from edm2lite.units import (
 
 T = TypeVar("T")
 
-
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
-else:
-    _ParamType = click.ParamType  # generic only in recent versions
+else:  # click 8.1 to 8.2 have no type argument
+    _ParamType = click.ParamType
+
+
+PLUGINS = "EDM2LITE_PLUGINS"
+"""Environment variable: plugins that every command imports, their names separated by commas."""
 
 
 class _Parsed(_ParamType):
@@ -60,12 +64,24 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _class(text: str) -> int | str:
+    if text != "all" and not text.isdigit():
+        raise ValueError(f"{text!r} must be the number of a class, or all")
+    return text if text == "all" else int(text)
+
+
+def _guide(text: str) -> str:
+    return "unconditional" if text == "unlabelled" else text  # its name in version 0.1
+
+
 DTYPE = click.Choice(DTYPES)
 AMOUNT = _Parsed("amount", parse_amount)
 AMOUNTS = _Parsed("list", lambda text: [parse_amount(part) for part in text.split(",")])
+CLASS = _Parsed("N|all", _class)
 COUNT = _Parsed("count", _count)
 COUNTS = _Parsed("list", lambda text: [_count(part) for part in text.split(",")])
 FLOATS = _Parsed("list", parse_floats)
+GUIDE = _Parsed("model", _guide)
 INTERVAL = _Parsed("low,high|first-last", parse_interval)
 PARAMS = _Parsed("params", parse_params)
 RANGE = _Parsed("low:high", parse_range)
@@ -89,6 +105,43 @@ def kind_option(kinds: Kinds[Any]) -> dict[str, Any]:
         return text
 
     return {"type": _Parsed(kinds.what, parse), "metavar": "|".join([*kinds, "MODULE:NAME"])}
+
+
+class _Module(_Parsed):
+    """The name of a module; an environment variable separates several by commas."""
+
+    envvar_list_splitter = ","
+
+
+def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--plugin``: modules of the user's to import before anything is loaded.
+
+    Files of models name their networks and encoders, and cannot have them imported; a plugin is
+    imported because the person names it.
+    """
+    return click.option(
+        "--plugin",
+        type=_Module("module", str.strip),
+        multiple=True,
+        metavar="MODULE",
+        envvar=PLUGINS,
+        show_envvar=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_import_plugins,
+        help="Import a module of yours first, with a network for example; repeatable.",
+    )(command)
+
+
+def _import_plugins(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"plugin {name} must be importable, there is no module {error.name}; add its folder"
+                " to PYTHONPATH, or install it"
+            ) from error
 
 
 class Interrupted(click.ClickException):
@@ -168,6 +221,12 @@ class CountBar:
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._bar.close()
+
+
+class ImageBar(CountBar):
+    """A progress callback ``(done, total)`` in images."""
+
+    _options: ClassVar[dict[str, Any]] = {"unit": "img"}
 
 
 class ByteBar(CountBar):

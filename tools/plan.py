@@ -85,7 +85,7 @@ def main(
             plan.num_files,
             plan.num_bytes / 1e9,
         ]
-        error = [plan.worst_error, plan.worst_sigma_rel]
+        error = [plan.num_bytes / 1e9, plan.worst_error, plan.worst_sigma_rel]
         rows.append([*stored, *error, mark if plan is best else ""])
     click.echo(table({**columns, "worst error": ".1e", "at sigma_rel": ".3f", " ": ""}, rows))
     if max_error is not None and best is None:

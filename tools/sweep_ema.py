@@ -9,7 +9,7 @@ import click
 
 import edm2lite
 
-from ._cli import COUNT, COUNTS, FLOATS, RANGE, user_errors
+from ._cli import COUNT, COUNTS, FLOATS, GUIDE, RANGE, user_errors
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -30,7 +30,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--at", type=COUNTS, metavar="LIST",
               help="Ends of the averages in images, e.g. 16Mi,32Mi. [default: latest snapshot]")
 @click.option("--guidance", type=FLOATS, default="1", help="Weights, e.g. 1:2:0.2. [default: 1]")
-@click.option("--guide", metavar="MODEL", help="Weaker model for guidance, or `unlabelled`.")
+@click.option("--guide", type=GUIDE, metavar="MODEL",
+              help="Weaker model for guidance, or `unconditional`.")
 @click.option("--guide-sigma-rel", type=FLOATS,
               help="EMA lengths of the guide, which is then a run, or RUN@nimg=N.")
 @click.option("--groups", metavar="all|LIST",

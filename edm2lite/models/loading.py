@@ -22,6 +22,7 @@ from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import Reconstruction, plan_targets
 from edm2lite.ema.reconstruction import build
 from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
+from edm2lite.network.conditioning import ClassLabel
 from edm2lite.tensorfile import load_tensors
 from edm2lite.units import parse_count
 
@@ -49,6 +50,20 @@ class Model:
     net: Precond
     encoder: Encoder
     metadata: dict[str, str] = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the network can be told, 0 for none."""
+        conditions = self.net.config.backbone.conditions
+        return sum(c.num_classes for c in conditions if isinstance(c, ClassLabel))
+
+    @property
+    def short_name(self) -> str:
+        """``last`` for a run, ``sigma_rel=0.1`` for an average, else the name of file or folder."""
+        path = Path(self.name)
+        if path.is_dir():
+            return "last" if (path / _IN_FOLDERS[0]).is_file() else path.resolve().name
+        return path.stem if path.is_file() else self.name.rpartition("@")[2]
 
     @property
     def identity(self) -> str:

@@ -1,50 +1,75 @@
-"""What a sampler is steered by: a weaker denoiser to move away from, or pixels to keep.
+"""Guidance: denoisers that steer a solver away from what a weaker denoiser would do.
 
 Guidance takes ``D = D_main + (weight - 1) (D_main - D_guide)`` (Eq. 152). The guide decides what it
 is: the same class of images from a smaller, less trained or longer averaged network (autoguidance,
 arXiv 2406.02507), or images of no class (classifier-free guidance), from an unconditional network
-or from the same one without its labels. All of these are the same class, :class:`Guided`.
+or from the same one without its conditions. All of these are one class, :class:`Guided`.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.sampling.solvers import Denoise, Stepwise, per_step
+from edm2lite.sampling.solvers import Denoise
 
 Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""Function of x, sigma and a conditioning that returns D_x, such as a Precond."""
 
 
-@dataclass(frozen=True)
 class Conditioned:
-    """A network with what it is told about a batch: ``denoise(x, sigma)``."""
+    """A network together with what it is told about a batch: ``denoise(x, sigma)``.
 
-    net: Network
-    conditioning: Conditioning
+    Args:
+        net: The network.
+        conditioning: What it is told, one row per image; a tensor stands for labels.
+
+    Example:
+        >>> def net(x, sigma, conditioning):
+        ...     return x * conditioning["label"].reshape(-1, 1, 1, 1)
+        >>> denoise = Conditioned(net, torch.tensor([3, 5]))
+        >>> denoise(torch.ones(2, 1, 1, 1), torch.tensor(1.0)).flatten()
+        tensor([3., 5.])
+        >>> denoise.unconditional().conditioning["label"]
+        tensor([-1, -1])
+    """
+
+    def __init__(
+        self, net: Network, conditioning: Conditioning | Mapping[str, Tensor] | Tensor | None = None
+    ):
+        self.net, self.conditioning = net, Conditioning.of(conditioning)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D_x of x [N, C, H, W] at the scalar level sigma."""
         return self.net(x, sigma, self.conditioning)
 
     def unconditional(self) -> Conditioned:
-        """The same network without its condition: the guide of classifier-free guidance."""
+        """The same network without its conditions: the guide of classifier-free guidance."""
         return Conditioned(self.net, self.conditioning.unconditional())
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """One guide of two, ``(1 - share) D_first + share D_second``.
+    """One guide made of two, ``(1 - share) D_first + share D_second``.
 
     With an unconditional and a weaker conditional denoiser it combines classifier-free guidance of
     weight 1 + (1 - share) (w - 1) with autoguidance of weight 1 + share (w - 1).
+
+    Attributes:
+        first: The first guide.
+        second: The second guide.
+        share: Share of the second guide, 0 to 1.
+
+    Example:
+        >>> guide = Mixed(lambda x, sigma: 0 * x, lambda x, sigma: 4 * x, share=0.25)
+        >>> guide(torch.ones(2), torch.tensor(1.0))
+        tensor([1., 1.])
     """
 
     first: Denoise
@@ -52,6 +77,7 @@ class Mixed:
     share: float
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D_x of x [N, C, H, W] at the scalar level sigma."""
         return torch.lerp(self.first(x, sigma), self.second(x, sigma), self.share)
 
 
@@ -59,12 +85,20 @@ class Mixed:
 class Rescale:
     """Pulls the guided prediction's standard deviation back to that of the main one (2305.08891).
 
-    Per image, and in the space of v whatever the network predicts: of ``D - c_skip x``, whose
-    factor c_out cancels. Noise that D carries along with x would hide the growth in that of D.
+    It works per image, in the space of v whatever the network predicts: on ``D - c_skip x``, where
+    the factor c_out cancels. In D itself, the noise that it carries along with x would hide how
+    much guidance makes it grow.
 
     Attributes:
-        share: Of the rescaled prediction in the result, in [0, 1]; 0.5 to 0.75 is usual.
-        sigma_data: In ``c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)``.
+        share: Share of the rescaled prediction in the result, in [0, 1]; 0.5 to 0.75 is usual.
+        sigma_data: Standard deviation of the data, in
+            ``c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)``.
+
+    Example:
+        >>> rescale = Rescale(share=1.0)
+        >>> x, D_main = torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, -1.0]]]])
+        >>> rescale(x, torch.tensor(1.0), D_main, D_x=3 * D_main).flatten()
+        tensor([ 1., -1.])
     """
 
     share: float
@@ -75,6 +109,7 @@ class Rescale:
             raise ValueError(f"rescale must lie in [0, 1], got {self.share}")
 
     def __call__(self, x: Tensor, sigma: Tensor, D_main: Tensor, D_x: Tensor) -> Tensor:
+        """The guided prediction ``D_x`` with its contrast moved toward that of ``D_main``."""
         kept = self.sigma_data**2 / (sigma**2 + self.sigma_data**2) * x
         dims = tuple(range(1, x.ndim))
         ratio = (D_main - kept).std(dims, keepdim=True) / (D_x - kept).std(dims, keepdim=True)
@@ -85,13 +120,20 @@ class Rescale:
 class APG:
     """Adaptive projected guidance (2410.02416): treats ``D_main - D_guide`` before it is added.
 
-    All in the space of D. In order: momentum, limit, projection. Momentum runs once per step: both
-    evaluations of a Heun step add the sum of the step before, and the first one makes the next sum.
+    Everything happens in the space of D, in this order: momentum, limit, projection. Momentum runs
+    once per step: both evaluations of a Heun step add the sum of the step before, and the first
+    one makes the next sum.
 
     Attributes:
-        parallel: Factor eta of the difference's part along D_main, which saturates; 0 removes it.
-        max_norm: Limit r of its L2 norm, per image.
+        parallel: Factor eta of the part of the difference along D_main, which saturates colors; 0
+            removes it.
+        max_norm: Limit r of the L2 norm of the difference, per image.
         momentum: Factor of the sum of the step before; negative, e.g. -0.5, where it is used.
+
+    Example:
+        >>> delta, D_main = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])
+        >>> APG(max_norm=2.5)(delta, D_main)  # halved, then without the part along D_main
+        tensor([[0., 2.]])
     """
 
     parallel: float = 0.0
@@ -117,18 +159,24 @@ class APG:
 
 @dataclass(frozen=True)
 class Guided:
-    """Guidance of ``main`` away from ``guide``, for a sampler.
+    """Guidance of ``main`` away from ``guide``, for a solver.
 
     Where both are :class:`Conditioned` with the same network, one call computes them together.
 
     Attributes:
-        main: What is to be improved.
-        guide: Its weaker version; never called at weight 1, nor outside the interval.
-        weight: w; 1 is no guidance.
+        main: The denoiser to improve.
+        guide: A weaker version of it; never called at weight 1, nor outside the interval.
+        weight: Weight w of guidance; 1 is no guidance.
         interval: First and last step that are guided, counted from 0; None for all. The decision is
             made once per step and holds for both evaluations of a Heun step (arXiv 2404.07724);
             :func:`interval_steps` finds the steps of given noise levels.
-        rescale, apg: Treatments of what guidance adds, see there.
+        rescale: Contrast that is taken back afterwards, or None.
+        apg: Treatment of the difference before it is added, or None.
+
+    Example:
+        >>> guided = Guided(lambda x, sigma: 2 * x, lambda x, sigma: x, weight=3.0)
+        >>> guided(torch.ones(2), torch.tensor(1.0))  # 2 + (3 - 1) (2 - 1)
+        tensor([4., 4.])
     """
 
     main: Denoise
@@ -144,8 +192,21 @@ class Guided:
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"an interval must be first and last step, got {self.interval}")
 
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D_x of a single call, where guidance does not depend on the step.
+
+        Raises:
+            ValueError: If there is an interval or momentum.
+        """
+        if self.interval is not None or (self.apg is not None and self.apg.momentum):
+            raise ValueError(
+                "guidance within an interval, or with momentum, depends on the step; the solver"
+                " must take its denoisers from each_step"
+            )
+        return next(self.per_step())(x, sigma)
+
     def per_step(self) -> Iterator[Denoise]:
-        """As :class:`edm2lite.sampling.solvers.Stepwise` has it."""
+        """The denoiser of each step; see :class:`edm2lite.sampling.solvers.Stepwise`."""
         first, last = self.interval if self.interval is not None else (0, math.inf)
         before: Tensor | None = None
         for i in itertools.count():
@@ -195,18 +256,23 @@ def _both(main: Denoise, guide: Denoise, x: Tensor, sigma: Tensor) -> tuple[Tens
 def interval_steps(sigmas: Tensor, low: float, high: float) -> tuple[int, int]:
     """First and last step of the interval (low, high] of noise levels, for :class:`Guided`.
 
-    An interval can begin and end at the levels of the sampler only. Both bounds are therefore
+    An interval can begin and end at the noise levels of a run only. Both bounds are therefore
     moved to the nearest one (by ratio): (0.28, 2.90] as papers print it, rounded, is (0.28304,
     2.90153] and means steps 15 to 21 of 32; comparing levels with the printed numbers would guide
     steps 16 to 22.
 
     Args:
-        sigmas: [N + 1] levels of the sampler.
+        sigmas: [N + 1] noise levels of the run.
         low: Lower bound, at least 0, exclusive.
         high: Upper bound, inclusive; may be infinite.
 
     Raises:
-        ValueError: Bounds out of order, or both nearest to the same level.
+        ValueError: If the bounds are out of order, or both are nearest to the same level.
+
+    Example:
+        >>> from edm2lite.sampling.levels import karras_sigmas
+        >>> interval_steps(karras_sigmas(32), 0.28, 2.90)
+        (15, 21)
     """
     if not 0 <= low < high:
         raise ValueError(f"an interval must be low,high with 0 <= low < high, got {low:g},{high:g}")
@@ -225,28 +291,3 @@ def _nearest(sigmas: Tensor, level: float) -> int:
     if math.isinf(level):
         return 0
     return int((sigmas.double() / level).log().abs().argmin())
-
-
-@dataclass(frozen=True)
-class Inpaint:
-    """Denoises to ``known`` where ``mask`` is 0, so that sampling ends there exactly.
-
-    The ODE's solution there is known + sigma * noise at every level: whatever the sampler, pixels
-    are replaced by noised known ones, always with the noise that the run began with.
-
-    Attributes:
-        denoise: What fills in the rest.
-        known: [N, C, H, W] images in the space of ``denoise``.
-        mask: Broadcasts to their shape: 1 where to fill in.
-    """
-
-    denoise: Denoise | Stepwise
-    known: Tensor
-    mask: Tensor
-
-    def per_step(self) -> Iterator[Denoise]:
-        """As :class:`edm2lite.sampling.solvers.Stepwise` has it."""
-        return (functools.partial(self._filled, inner) for inner in per_step(self.denoise))
-
-    def _filled(self, denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.lerp(self.known, denoise(x, sigma), self.mask.to(x.dtype))

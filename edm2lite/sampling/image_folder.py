@@ -1,8 +1,9 @@
 """A folder or ZIP of generated images: what should be in it, what is, and what is missing.
 
-``<seed / 1000>/<seed>.png``, with ``dataset.json`` (classes) and ``settings.json`` (how they were
-drawn). Several processes may fill one folder, each with seeds of its own: every file appears whole,
-and what they all write is the same. A ZIP is filled as a folder beside it, ``images.zip.parts``.
+Images are ``<seed / 1000>/<seed>.png``. ``dataset.json`` has their classes and the digests of other
+conditions, ``settings.json`` the settings that they were made with. Several processes may fill one
+folder, each with seeds of its own: every file appears whole, and files that all of them write are
+equal. A ZIP file is filled as a folder beside it, ``images.zip.parts``.
 """
 
 from __future__ import annotations
@@ -25,48 +26,65 @@ from PIL import Image
 
 from edm2lite.atomic import replacing
 from edm2lite.image_grid import png
-from edm2lite.sampling.generate import GeneratedBatch
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.sampling.condition_table import ConditionTable
+from edm2lite.sampling.images import GeneratedBatch
 
 _HOST = socket.gethostname()
 
 
 class ImageFolder:
-    """Images by seed in ``path``: a ZIP if it ends in .zip, otherwise a folder."""
+    """Images by seed in ``path``: a ZIP file if it ends in .zip, otherwise a folder.
+
+    Args:
+        path: Folder or ZIP file.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = ImageFolder(Path(place) / "images.zip")
+        ...     missing = folder.open({"weights": "a1b2"}, seeds=[7])
+        ...     folder.write(GeneratedBatch([7], Conditioning(), images))
+        ...     folder.finish()
+        ...     missing, folder.images([7])[0].shape
+        ([0], (1, 8, 8))
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.is_zip = path.suffix.lower() == ".zip"
         self.folder = path.with_name(path.name + ".parts") if self.is_zip else path
-        self._wanted: dict[int, int] = {}
+        self._table = ConditionTable()
 
     def open(
-        self, settings: Mapping[str, Any], seeds: Sequence[int], classes: Sequence[int] | None
+        self,
+        settings: Mapping[str, Any],
+        seeds: Sequence[int],
+        told: Conditioning | None = None,
     ) -> list[int]:
         """Check that the place is free or holds images of these settings; begin to fill it.
 
         Args:
-            settings: How the images are drawn, as JSON can hold it.
-            seeds: That should be there when all is done.
-            classes: Of each.
+            settings: Settings that the images are made with, as JSON can hold them.
+            seeds: Seeds of the images that should be there in the end.
+            told: What the network is told about each of them.
 
         Returns:
             Positions in ``seeds`` of the images that are missing.
 
         Raises:
-            ValueError: It holds images of other settings, or one of ``seeds`` with another class.
+            ValueError: If it holds images of other settings, or one of ``seeds`` that was made with
+                other conditions.
         """
         if len(set(seeds)) < len(seeds):
-            raise ValueError("every seed must come once, some come twice")
+            raise ValueError("seeds must be unique, got duplicates; leave them out")
         if not self.is_zip and self.path.is_file():
             raise ValueError(f"{self.path} is a file; give a folder, or a name that ends in .zip")
         self._check_settings(json.loads(json.dumps(settings)))
-        labels = self._labels()
-        self._wanted = dict(zip(seeds, classes, strict=True)) if classes is not None else {}
-        clash = [s for s, c in self._wanted.items() if labels.get(s, c) != c]
-        if clash:
-            raise ValueError(
-                f"{self.path} holds seed {clash[0]} as class {labels[clash[0]]}; give another --out"
-            )
+        self._table = ConditionTable.of(seeds, told or Conditioning())
+        self._table.check(self._table_there(), self.path)
         with self._archive() as archive:
             packed = set(archive.namelist()) if archive is not None else set()
         missing = [
@@ -74,7 +92,7 @@ class ImageFolder:
         ]
         if missing or not self.is_zip:
             _put_json(self.folder / "settings.json", settings)
-            self._add_labels()  # before the images: an image always has its class
+            self._add_conditions()  # before the images: an image always has its class
         return missing
 
     def has(self, seed: int) -> bool:
@@ -83,12 +101,17 @@ class ImageFolder:
         return file.is_file() and file.stat().st_size > 0
 
     def write(self, batch: GeneratedBatch) -> None:
-        """Add images."""
+        """Write the images of a batch to their places."""
         for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
             save_png(self.folder / self._name(seed), image)
 
     def wait(self, seeds: Sequence[int], arrived: Callable[[int], None]) -> None:
-        """Return when other processes have written all ``seeds``; ``arrived`` hears how many."""
+        """Return when other processes have written the images of all ``seeds``.
+
+        Args:
+            seeds: Seeds of the images.
+            arrived: Called with the number of images that are new, again and again.
+        """
         while seeds:
             left = [seed for seed in seeds if not self.has(seed)]
             arrived(len(seeds) - len(left))
@@ -97,24 +120,27 @@ class ImageFolder:
                 time.sleep(0.2)
 
     def finish(self) -> None:
-        """Pack what is to be a ZIP; for one process, when every image is there."""
+        """Pack what is to be a ZIP file; for one process to call, when every image is there."""
         if not self.folder.is_dir():
             return
-        self._add_labels()  # again, should another command have added its own meanwhile
+        self._add_conditions()  # again: another command may have added its own meanwhile
         _remove_abandoned(self.folder)
         if not self.is_zip:
             return
         own = {p.relative_to(self.folder).as_posix(): p for p in self.folder.rglob("*.*")}
         own = {name: path for name, path in own.items() if not path.name.startswith(".")}
-        with self._archive() as old, replacing(self.path, "wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name in sorted({*own, *(old.namelist() if old is not None else ())}):
-                    data = own[name].read_bytes() if name in own or old is None else old.read(name)
-                    archive.writestr(zipfile.ZipInfo(name), data)  # stored: a PNG is compressed
+        with (
+            self._archive() as old,
+            replacing(self.path, "wb") as file,
+            zipfile.ZipFile(file, "w") as archive,
+        ):
+            for name in sorted({*own, *(old.namelist() if old is not None else ())}):
+                data = own[name].read_bytes() if name in own or old is None else old.read(name)
+                archive.writestr(zipfile.ZipInfo(name), data)  # stored: a PNG is compressed
         shutil.rmtree(self.folder)
 
     def images(self, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """[C, H, W] of each seed."""
+        """Pixels [C, H, W] of the image of each seed."""
         names = [self._name(seed) for seed in seeds]
         if self.is_zip:
             with zipfile.ZipFile(self.path) as archive:
@@ -126,30 +152,29 @@ class ImageFolder:
         if data is None:
             if (self.is_zip and self.path.exists()) or _visible(self.folder):
                 raise ValueError(
-                    f"{self.path} holds something else than images of this command (it has no"
-                    " settings.json); give another --out"
+                    f"{self.path} must be free or hold generated images, it has no settings.json;"
+                    " choose another place"
                 )
             return
-        there = json.loads(data)
+        there = _upgraded(json.loads(data))
         different = [k for k in {**there, **settings} if there.get(k) != settings.get(k)]
         if different:
             said = ", ".join(
                 f"{k} ({_text(there.get(k))}, now {_text(settings.get(k))})" for k in different
             )
             raise ValueError(
-                f"{self.path} holds images of other {said}; remove it, or give another --out"
+                f"{self.path} holds images of other {said}; remove it, or choose another place"
             )
 
-    def _labels(self) -> dict[int, int]:
+    def _table_there(self) -> ConditionTable:
         data = self._read("dataset.json")
-        table = [] if data is None else json.loads(data)["labels"]
-        return {int(Path(name).stem): label for name, label in table}
+        return ConditionTable.read({} if data is None else json.loads(data))
 
-    def _add_labels(self) -> None:
-        labels = self._labels()
-        if not self._wanted.items() <= labels.items():
-            rows = [[self._name(s), c] for s, c in sorted({**labels, **self._wanted}.items())]
-            _put_json(self.folder / "dataset.json", {"labels": rows})
+    def _add_conditions(self) -> None:
+        there = self._table_there()
+        merged = there.merged(self._table)
+        if merged != there:
+            _put_json(self.folder / "dataset.json", merged.content(self._name))
 
     def _name(self, seed: int) -> str:
         return f"{seed // 1000:06d}/{seed:06d}.png"
@@ -171,13 +196,13 @@ class ImageFolder:
         try:
             archive = zipfile.ZipFile(self.path)
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{self.path} is no ZIP file ({error}); remove it") from error
+            raise ValueError(f"{self.path} is not a ZIP file ({error}); remove it") from error
         with archive:
             yield archive
 
 
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """uint8 [C, H, W], C = 1 or 3, to a PNG file, atomically."""
+    """Write uint8 [C, H, W] with C = 1 or 3 to a PNG file, atomically."""
     _put(path, png(image))  # no fsync: images are cheap to make again
 
 
@@ -200,6 +225,13 @@ def _put(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a folder in the words of this version; 0.1 had another one for a guide."""
+    if settings.get("guide") == "unlabelled":
+        return {**settings, "guide": "unconditional"}
+    return settings
 
 
 def _text(value: object) -> str:

@@ -13,19 +13,26 @@ from torch import Tensor
 def karras_sigmas(
     num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Tensor:
-    """Noise levels ``(a + i/(N-1) (b - a))**rho`` with a, b the max, min level to the 1/rho.
+    """Noise levels of EDM, ``(a + i/(N-1) (b - a))**rho`` for i from 0 to N-1, then 0 (EDM, Eq. 5).
+
+    a and b are sigma_max and sigma_min to the power 1/rho.
 
     Args:
-        num_steps: N, at least 1; a single step goes from sigma_max to 0.
+        num_steps: Number of steps N, at least 1; a single step goes from sigma_max to 0.
         sigma_min: Last positive level.
         sigma_max: First level.
-        rho: Larger values take shorter steps near sigma_min.
+        rho: Exponent; larger values take shorter steps near sigma_min.
 
     Returns:
-        [N + 1] float64, decreasing, ending in 0 (EDM, Eq. 5).
+        [N + 1] float64, decreasing, ending in 0.
 
     Raises:
-        ValueError: No step, or levels out of order.
+        ValueError: If there is no step, or the levels are out of order or infinite.
+
+    Example:
+        >>> karras_sigmas(4)
+        tensor([8.0000e+01, 9.7232e+00, 4.6998e-01, 2.0000e-03, 0.0000e+00],
+               dtype=torch.float64)
     """
     _check_range(num_steps, sigma_min, sigma_max)
     if math.isinf(sigma_max):
@@ -34,15 +41,38 @@ def karras_sigmas(
 
 
 def linear_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
-    """Noise levels at equal distances: :func:`karras_sigmas` with rho = 1."""
+    """Noise levels at equal distances: :func:`karras_sigmas` with rho = 1.
+
+    Args:
+        num_steps: Number of steps N, at least 1.
+        sigma_min: Last positive level.
+        sigma_max: First level.
+
+    Example:
+        >>> linear_sigmas(3, sigma_min=1.0, sigma_max=3.0)
+        tensor([3., 2., 1., 0.], dtype=torch.float64)
+    """
     return karras_sigmas(num_steps, sigma_min, sigma_max, rho=1.0)
 
 
 def cosine_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
-    """Noise levels ``tan(angle)`` at equal distances of the angle; those of a cosine schedule.
+    """Noise levels of a cosine schedule: ``tan(angle)`` at equal distances of the angle, then 0.
 
-    Arguments and result are those of :func:`karras_sigmas`; sigma_max may be infinite, see
-    Note [sigma = infinity].
+    Args:
+        num_steps: Number of steps N, at least 1.
+        sigma_min: Last positive level.
+        sigma_max: First level; may be infinite, see Note [sigma = infinity] in
+            :mod:`edm2lite.sampling.solvers`.
+
+    Returns:
+        [N + 1] float64, decreasing, ending in 0.
+
+    Raises:
+        ValueError: If there is no step, or the levels are out of order.
+
+    Example:
+        >>> cosine_sigmas(2, sigma_min=1.0, sigma_max=math.inf)
+        tensor([   inf, 1.0000, 0.0000], dtype=torch.float64)
     """
     _check_range(num_steps, sigma_min, sigma_max)
     sigmas = torch.tan(_ramp(num_steps, math.atan(sigma_max), math.atan(sigma_min)))
@@ -51,10 +81,20 @@ def cosine_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 8
 
 
 def user_sigmas(levels: Sequence[float]) -> Tensor:
-    """[N + 1] float64 of given levels, with the 0 at the end added where it is missing.
+    """Noise levels of your own, checked, with the 0 at the end added where it is missing.
+
+    Args:
+        levels: Decreasing noise levels; the first may be infinite.
+
+    Returns:
+        [N + 1] float64.
 
     Raises:
-        ValueError: They do not decrease, or one is negative or no number.
+        ValueError: If they do not decrease, or one is negative or not a number.
+
+    Example:
+        >>> user_sigmas([80, 20, 5])
+        tensor([80., 20.,  5.,  0.], dtype=torch.float64)
     """
     sigmas = [float(level) for level in levels]
     sigmas += [0.0] if sigmas and sigmas[-1] > 0 else []
@@ -64,10 +104,18 @@ def user_sigmas(levels: Sequence[float]) -> Tensor:
 
 
 def sigmas_from(sigmas: Tensor, sigma: float) -> Tensor:
-    """``sigma`` and the levels below it: image-to-image starts there, at image + sigma * noise.
+    """``sigma`` and the levels below it: image-to-image begins there, at image + sigma * noise.
+
+    Args:
+        sigmas: [N + 1] decreasing noise levels.
+        sigma: Noise level to begin at; the lower, the closer the result is to the image.
 
     Raises:
-        ValueError: ``sigma`` is not above 0.
+        ValueError: If ``sigma`` is not positive.
+
+    Example:
+        >>> sigmas_from(user_sigmas([8, 4, 2]), 3.0)
+        tensor([3., 2., 0.], dtype=torch.float64)
     """
     if not sigma > 0:
         raise ValueError(f"the level to start from must be positive, got {sigma}")
@@ -75,7 +123,16 @@ def sigmas_from(sigmas: Tensor, sigma: float) -> Tensor:
 
 
 def first_state(noise: Tensor, sigmas: Tensor) -> Tensor:
-    """X to start from: noise of standard deviation ``sigmas[0]``, of 1 where that is infinite."""
+    """X to begin with: noise of standard deviation ``sigmas[0]``, of 1 where that is infinite.
+
+    Args:
+        noise: [N, C, H, W] standard normal.
+        sigmas: [N + 1] decreasing noise levels.
+
+    Example:
+        >>> first_state(torch.ones(2), karras_sigmas(4))
+        tensor([80., 80.])
+    """
     sigma = float(sigmas[0])
     return noise if math.isinf(sigma) else noise * sigma
 

@@ -1,9 +1,9 @@
 """The published ways to sample the released EDM2 networks, by name.
 
 ``edm2-img512-s-autog-fid``: data set, size, kind of guidance, and the metric that EMA lengths and
-weight were chosen for. Sources: arXiv 2312.02696, Tables 2 and 5 (none, ``guid``: the unconditional
-XS network as the guide); arXiv 2406.02507, Table 1 (``autog``); arXiv 2404.07724, Table 1
-(``guid-interval``, its intervals as steps of 32). All take 32 steps of Heun's method.
+weight were chosen for. Sources: arXiv 2312.02696, Tables 2 and 5 (no guidance; ``guid``: the
+unconditional XS network as the guide); arXiv 2406.02507, Table 1 (``autog``); arXiv 2404.07724,
+Table 1 (``guid-interval``, its intervals as steps of 32). All take 32 steps of Heun's method.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ _DURATIONS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Attributes:
-    model, guide: Names of weights without their suffix, as they were released; None: no guide.
-    guidance, interval: As in :class:`Sampling`.
-    metric, value: What it was chosen for, and what its authors report.
+    """A published way to sample released networks.
+
+    Attributes:
+        model: Name of the weights without their suffix, as they were released.
+        guide: Name of the weights of the guide; None for no guidance.
+        guidance: Weight of guidance, as in :class:`Sampling`.
+        interval: First and last step that are guided, as in :class:`Sampling`.
+        metric: Metric that EMA lengths and weight were chosen for: ``fid`` or ``dino``.
+        value: Value of the metric that its authors report.
     """
 
     model: str
@@ -40,13 +45,17 @@ class Recipe:
 
     @property
     def sampling(self) -> Sampling:
+        """The sampler settings."""
         return Sampling(guidance=self.guidance, interval=self.interval)
 
     def find(self, folder: Path) -> tuple[Path, Path | None]:
         """The files of model and guide.
 
+        Args:
+            folder: Folder with the converted weights, under their released names.
+
         Raises:
-            FileNotFoundError: They are not all in ``folder``.
+            FileNotFoundError: If one of them is not in ``folder``.
         """
         paths = [folder / f"{name}.safetensors" for name in (self.model, self.guide) if name]
         missing = [path.stem for path in paths if not path.is_file()]
@@ -63,7 +72,12 @@ def recipe(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        ValueError: There is none; similar names are in the message.
+        ValueError: If there is none; similar names are in the message.
+
+    Example:
+        >>> best = recipe("edm2-img512-s-guid-interval-fid")
+        >>> best.model, best.guidance, best.interval
+        ('edm2-img512-s-2147483-0.025', 2.1, (15, 21))
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.3)
@@ -72,12 +86,12 @@ def recipe(name: str) -> Recipe:
 
 
 def _weights(net: str, sigma_rel: float, mi: int | None = None) -> str:
-    """Name of released weights: network, thousands of training images, EMA length."""
+    """The name of released weights: network, thousands of training images, EMA length."""
     nimg = (_DURATIONS[net] if mi is None else mi) * MI
     return f"edm2-{net}-{nimg // 1000:07d}-{sigma_rel:.3f}"
 
 
-def _plain() -> dict[str, Recipe]:
+def _without_guidance() -> dict[str, Recipe]:
     table = {  # FID and its sigma_rel, FD-DINOv2 and its sigma_rel
         "img512-xs": ((3.53, 0.135), (103.39, 0.200)),
         "img512-s": ((2.56, 0.130), (68.64, 0.190)),
@@ -131,10 +145,10 @@ def _autoguidance() -> dict[str, Recipe]:
     }  # fmt: skip
     out = {}
     for net, (weaker, mi, *entries) in table.items():
-        for metric, (value, weight, mine, its) in zip(("fid", "dino"), entries, strict=True):
-            model, guide = _weights(net, mine), _weights(weaker, its, mi)
+        for metric, (value, weight, *lengths) in zip(("fid", "dino"), entries, strict=True):
+            model, guide = _weights(net, lengths[0]), _weights(weaker, lengths[1], mi)
             out[f"edm2-{net}-autog-{metric}"] = Recipe(model, guide, weight, None, metric, value)
     return out
 
 
-RECIPES: dict[str, Recipe] = {**_plain(), **_unconditional_guide(), **_autoguidance()}
+RECIPES: dict[str, Recipe] = {**_without_guidance(), **_unconditional_guide(), **_autoguidance()}

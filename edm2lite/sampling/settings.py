@@ -1,4 +1,4 @@
-"""Sampler settings: everything that decides an image but the weights, the seed and the conditions."""
+"""Sampler settings: what decides an image besides the weights, the seed and the conditions."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Measurer:
         ledger: What has been measured.
         rank, world: Which share of the images this process makes.
         progress: Hears of images that are there: made, or found.
-        guide: Model name that guides, "unlabelled", or None; with ``guide_sigma_rel`` in a cell a
+        guide: Model name that guides, "unconditional", or None; with ``guide_sigma_rel`` in a cell a
             run, or RUN@nimg=N.
     """
 
@@ -134,7 +134,7 @@ class Measurer:
                 yield built.sigma_rel, from_reconstruction(built, f"{self.run}@{built.sigma_rel}")
 
     def _guide(self, length: float | None) -> Any:
-        if self.guide is None or self.guide == "unlabelled":
+        if self.guide is None or self.guide == "unconditional":
             return self.guide
         if length is None:
             return load(self.guide)

@@ -22,7 +22,7 @@ from edm2lite.metrics.moments import Array
 from edm2lite.metrics.rows import SHOWN, Make
 from edm2lite.models.loading import Model
 from edm2lite.network.conditioning import ClassLabel, values_of
-from edm2lite.sampling.generate import Generator
+from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.settings import Sampling
 
 Parts = Callable[[], Iterator[Array]]
@@ -69,7 +69,7 @@ class GeneratedFeatures:
     Attributes:
         extractor: Of the features.
         sampling: Without the weight of guidance.
-        batch, device: As :class:`Generator` takes them.
+        batch, device: As :class:`ImageGenerator` takes them.
         first_seed: Other seeds repeat the experiment.
         image_check: Called with (name, shape) of the first images.
     """
@@ -85,10 +85,10 @@ class GeneratedFeatures:
         sampling = dataclasses.replace(self.sampling, guidance=guidance)
         conditions = model.net.config.backbone.conditions
 
-        def generator(images: range) -> Generator:
+        def generator(images: range) -> ImageGenerator:
             seeds = [self.first_seed + i for i in images]
             told = values_of(conditions, "in_turn", seeds)
-            return Generator(model, seeds, told, sampling, guide, self.batch, self.device)
+            return ImageGenerator(model, seeds, told, sampling, guide, self.batch, self.device)
 
         def make(wanted: range) -> tuple[Tensor, Tensor]:
             features, shown = [], []

@@ -1,0 +1,80 @@
+"""Whether a model, its guide and the sampler settings go together, before anything is generated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edm2lite.models.loading import Model
+from edm2lite.sampling.settings import Sampling
+
+Guide = Model | Literal["unconditional"] | None
+"""A weaker model, the model itself without its conditions, or no guide."""
+
+
+def check_sampling(model: Model, guide: Guide, sampling: Sampling) -> None:
+    """Raise ValueError, with the reason, unless ``model`` can sample like that with this guide."""
+    _check_size(model, sampling)
+    _check_guide(model, guide, sampling)
+    _check_levels(model, sampling)
+
+
+def _check_size(model: Model, sampling: Sampling) -> None:
+    multiple = model.net.config.backbone.size_multiple
+    if sampling.size is not None and any(n < 1 or n % multiple for n in sampling.size):
+        height, width = sampling.size
+        raise ValueError(
+            f"{model.name} makes images whose sides are multiples of {multiple}, got"
+            f" {height} x {width}"
+        )
+
+
+def _check_levels(model: Model, sampling: Sampling) -> None:
+    reason = model.net.config.infinite_sigma_error()
+    if reason is not None and sampling.levels()[0].isinf():
+        raise ValueError(
+            f"{model.name} cannot begin at sigma = infinity: {reason}; give a finite sigma_max"
+        )
+
+
+def _check_guide(model: Model, guide: Guide, sampling: Sampling) -> None:
+    if guide is None:
+        if sampling.guidance != 1:
+            raise ValueError(
+                f"guidance of weight {sampling.guidance:g} needs a guide: a weaker model, or"
+                " 'unconditional' for a model that was trained with label dropout"
+            )
+    elif isinstance(guide, Model):
+        _check_other_model(model, guide)
+    elif guide != "unconditional":
+        raise ValueError(f"guide must be a model or 'unconditional', got {guide!r}")
+    elif not model.net.config.backbone.conditions:
+        raise ValueError(
+            f"{model.name} takes no condition, it cannot be its own unconditional guide"
+        )
+
+
+def _check_other_model(model: Model, guide: Model) -> None:
+    own, other = model.net.config.backbone, guide.net.config.backbone
+    if guide.identity == model.identity:
+        raise ValueError(
+            f"the guide must be weaker than {model.name}, {guide.name} has the same weights; for"
+            " the model without its conditions say 'unconditional'"
+        )
+    for name in ("img_channels", "img_resolution"):
+        expected, found = getattr(own, name), getattr(other, name)
+        if expected != found:
+            raise ValueError(
+                f"the guide must work on the same images as {model.name}: {name} is {expected},"
+                f" that of {guide.name} is {found}"
+            )
+    if guide.encoder != model.encoder:
+        raise ValueError(
+            f"the guide must see images as {model.name} does, {guide.name} has another encoder"
+        )
+    unknown = [c.describe() for c in other.conditions if c not in own.conditions]
+    if unknown:
+        taken = ", ".join(c.describe() for c in own.conditions) or "no condition"
+        raise ValueError(
+            f"the guide must take what {model.name} takes ({taken}) or less, {guide.name} takes"
+            f" {unknown[0]}"
+        )

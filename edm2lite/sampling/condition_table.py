@@ -1,0 +1,107 @@
+"""``dataset.json`` of a folder of generated images: classes, and digests of other conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.sampling.conditions import class_indices
+
+
+@dataclass(frozen=True)
+class ConditionTable:
+    """What the network was told about images, by seed.
+
+    Attributes:
+        classes: Class of each image.
+        digests: Digest of the other conditions of each image: vectors, condition images.
+
+    Example:
+        >>> table = ConditionTable.of([5, 6], Conditioning({"label": torch.tensor([3, 7])}))
+        >>> table.classes
+        {5: 3, 6: 7}
+        >>> table.content("{:06d}.png".format)
+        {'labels': [['000005.png', 3], ['000006.png', 7]]}
+    """
+
+    classes: dict[int, int] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, seeds: Sequence[int], told: Conditioning) -> ConditionTable:
+        """The table of images with these conditions, one row per seed."""
+        classes = class_indices(told)
+        others = told.only([name for name in told if name != "label" or classes is None])
+        return cls(
+            {} if classes is None else dict(zip(seeds, classes, strict=True)),
+            dict(zip(seeds, _digests(others), strict=True)) if others else {},
+        )
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> ConditionTable:
+        """The table in the content of a ``dataset.json``."""
+        tables = (content.get(key) or () for key in ("labels", "condition_digests"))
+        return cls(*({int(Path(name).stem): value for name, value in rows} for rows in tables))
+
+    def content(self, name: Callable[[int], str]) -> dict[str, Any]:
+        """The content of a ``dataset.json``.
+
+        Args:
+            name: Function from a seed to the name of its file.
+        """
+
+        def rows(values: Mapping[int, Any]) -> list[list[Any]]:
+            return [[name(seed), value] for seed, value in sorted(values.items())]
+
+        content: dict[str, Any] = {"labels": rows(self.classes) if self.classes else None}
+        return {**content, "condition_digests": rows(self.digests)} if self.digests else content
+
+    def merged(self, other: ConditionTable) -> ConditionTable:
+        """This table with the rows of another one, which replace equal seeds."""
+        return ConditionTable(self.classes | other.classes, self.digests | other.digests)
+
+    def check(self, there: ConditionTable, path: Path) -> None:
+        """Compare with the table of the images that are there already.
+
+        Args:
+            there: The table of the images in ``path``.
+            path: Folder or ZIP file, for the message.
+
+        Raises:
+            ValueError: If an image that is there was made with other conditions.
+        """
+        other = [s for s, c in self.classes.items() if there.classes.get(s, c) != c]
+        if other:
+            raise ValueError(
+                f"{path} holds seed {other[0]} as class {there.classes[other[0]]}, not"
+                f" {self.classes[other[0]]}; choose another place for the images"
+            )
+        other = [s for s, digest in self.digests.items() if there.digests.get(s, digest) != digest]
+        if other:
+            raise ValueError(
+                f"{path} holds seed {other[0]} made with another condition; choose another place"
+                " for the images"
+            )
+
+
+def _digests(told: Conditioning) -> list[str]:
+    """A digest of the conditions of each image, over their names and bytes."""
+    values = {
+        name: told[name].cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+        for name in sorted(told)
+    }
+    num = len(next(iter(values.values())))
+    digests = []
+    for i in range(num):
+        state = xxhash.xxh3_64()
+        for name, rows in values.items():
+            state.update(name.encode())
+            state.update(rows[i].tobytes())
+        digests.append(state.hexdigest())
+    return digests

@@ -1,0 +1,115 @@
+"""What a network is told about the image of each seed: given values, a data set, or by chance.
+
+Conditions that a data set has are taken from its images one after the other: seed s gets those of
+image s mod N. Conditions that nothing gives are drawn from the seed where that is possible (the
+class of an image), and must be given otherwise (a condition image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edm2lite.dataset import ImageDataset
+from edm2lite.models.loading import Model
+from edm2lite.network.conditioning import ClassLabel, Condition, Conditioning, values_of
+
+Classes = int | Literal["all"] | Sequence[int]
+"""Class of every image, ``"all"`` for all classes in turn, or one class per seed."""
+
+
+def conditions_of_seeds(
+    model: Model,
+    seeds: Sequence[int],
+    *,
+    given: Conditioning | None = None,
+    dataset: ImageDataset | None = None,
+    classes: Classes | None = None,
+) -> Conditioning:
+    """All conditions that the network of a model takes, one row per seed.
+
+    Args:
+        model: The model that will generate.
+        seeds: Seeds of the images.
+        given: Values for some of the conditions, one row per seed.
+        dataset: Data set with values for some of the conditions.
+        classes: Classes of the images, in place of those of the data set.
+
+    Raises:
+        ValueError: If the model takes no classes, the data set has nothing that it takes, or a
+            condition that the network needs is missing.
+
+    Example:
+        >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
+        >>> from edm2lite.models import Model, PixelEncoder
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, label_dim=3, model_channels=8,
+        ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> model = Model("tiny", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
+        >>> conditions_of_seeds(model, [0, 1, 2, 3], classes="all")["label"]
+        tensor([0, 1, 2, 0])
+    """
+    conditions = model.net.config.backbone.conditions
+    told = dict((given or Conditioning()).values)
+    if classes is not None:
+        label = _class_label(model)
+        told[label.name] = _labels(classes, seeds, label)
+    if dataset is not None:
+        told = {**_from_dataset(model, dataset, seeds, without=told), **told}
+    rest = [condition for condition in conditions if condition.name not in told]
+    return Conditioning({**told, **values_of(rest, "drawn", seeds).values})
+
+
+def class_indices(conditioning: Conditioning) -> list[int] | None:
+    """Class of each image, None where there are no classes or where they are vectors.
+
+    Example:
+        >>> class_indices(Conditioning({"label": torch.tensor([3, 7])}))
+        [3, 7]
+    """
+    label = conditioning.get("label")
+    return None if label is None or label.is_floating_point() else label.tolist()
+
+
+def _class_label(model: Model) -> ClassLabel:
+    conditions = model.net.config.backbone.conditions
+    labels = [c for c in conditions if isinstance(c, ClassLabel)]
+    if not labels:
+        raise ValueError(
+            f"classes must be left out for {model.name}, which takes {_described(conditions)}"
+        )
+    return labels[0]
+
+
+def _labels(classes: Classes, seeds: Sequence[int], label: ClassLabel) -> Tensor:
+    if isinstance(classes, int):
+        return torch.full((len(seeds),), classes)
+    if isinstance(classes, str):
+        return label.in_turn(seeds)
+    if len(classes) != len(seeds):
+        raise ValueError(f"classes must be one per seed, got {len(classes)} for {len(seeds)} seeds")
+    return torch.as_tensor(classes, dtype=torch.int64)
+
+
+def _from_dataset(
+    model: Model, dataset: ImageDataset, seeds: Sequence[int], without: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Rows of the data set for what the network takes, except for what is given already."""
+    conditions = model.net.config.backbone.conditions
+    offered = {c.name: c for c in dataset.conditions}
+    taken = [c for c in conditions if c.name in offered and c.name not in without]
+    unequal = [c for c in taken if offered[c.name] != c]
+    if unequal or not taken:
+        raise ValueError(
+            f"{dataset.name} must have what {model.name} takes"
+            f" ({_described(unequal or conditions)}), it has {_described(dataset.conditions)}"
+        )
+    told = dataset.conditioning([seed % len(dataset) for seed in seeds])
+    return told.only([c.name for c in taken]).values
+
+
+def _described(conditions: Sequence[Condition]) -> str:
+    return " and ".join(c.describe() for c in conditions) or "no condition"

@@ -1,0 +1,212 @@
+"""Generating images by name of the model: as a tensor, or into folders that several processes fill.
+
+:func:`generate` is the whole of it for one model. The command ``edm2lite generate`` takes the two
+steps below for several: :func:`image_generator` for each, then :func:`fill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from edm2lite import processes
+from edm2lite.dataset import ImageDataset
+from edm2lite.models.loading import Model, load
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.sampling.compatibility import Guide
+from edm2lite.sampling.conditions import Classes, conditions_of_seeds
+from edm2lite.sampling.image_folder import ImageFolder
+from edm2lite.sampling.images import ImageGenerator
+from edm2lite.sampling.settings import Sampling
+
+Progress = Callable[[int, int], None]
+Told = Conditioning | Mapping[str, Tensor] | Tensor | ImageDataset
+"""Conditions with one row per seed (a tensor stands for labels), or a data set to take them from,
+image after image."""
+
+
+@overload
+def generate(
+    model: Model | str | Path,
+    seeds: Sequence[int],
+    *,
+    conditioning: Told | None = None,
+    classes: Classes | None = None,
+    sampling: Sampling | None = None,
+    guide: Guide | str | Path = None,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    compiled: bool = False,
+    out: None = None,
+    progress: Progress | None = None,
+) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: Model | str | Path,
+    seeds: Sequence[int],
+    *,
+    conditioning: Told | None = None,
+    classes: Classes | None = None,
+    sampling: Sampling | None = None,
+    guide: Guide | str | Path = None,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    compiled: bool = False,
+    out: str | Path,
+    progress: Progress | None = None,
+) -> Path: ...
+
+
+def generate(
+    model: Model | str | Path,
+    seeds: Sequence[int],
+    *,
+    conditioning: Told | None = None,
+    classes: Classes | None = None,
+    sampling: Sampling | None = None,
+    guide: Guide | str | Path = None,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    compiled: bool = False,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Tensor | Path:
+    """Generate one image per seed.
+
+    An image depends on its seed, its conditions, the settings and the weights alone; on a CPU to
+    the last bit.
+
+    Args:
+        model: The model, or its name as :func:`edm2lite.load` takes it.
+        seeds: Seeds of the images, each at least 0.
+        conditioning: What the network is told. [default: drawn from the seeds]
+        classes: Class of every image, ``"all"`` for all classes in turn, or one class per seed; in
+            place of those in ``conditioning``.
+        sampling: Sampler settings. [default: 32 steps of Heun's method]
+        guide: Denoiser to guide away from: a model, its name, or ``"unconditional"`` for ``model``
+            without its conditions; with a weight in ``sampling.guidance``.
+        batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
+        device: Device that computes. [default: the GPU of this process, else the CPU]
+        compiled: Whether torch.compile makes kernels for the networks first.
+        out: Folder, or ZIP file, to write to; images that are there already are kept. Under
+            torchrun, processes share the seeds, and the first one waits for the others.
+            [default: images are returned]
+        progress: Called with (images made, images to make) after each batch.
+
+    Returns:
+        [N, C, H, W] uint8 images on the CPU, or ``out``.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If settings, conditions or guide do not fit the model, or ``out`` holds images
+            of other settings.
+
+    Example:
+        >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
+        >>> from edm2lite.models import PixelEncoder
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, label_dim=10, model_channels=8,
+        ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> model = Model("tiny", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
+        >>> images = generate(model, range(3), classes="all", sampling=Sampling(num_steps=2))
+        >>> images.shape, images.dtype
+        (torch.Size([3, 1, 8, 8]), torch.uint8)
+    """
+    generator = image_generator(
+        model, seeds, conditioning=conditioning, classes=classes, sampling=sampling, guide=guide,
+        batch_size=batch_size, device=device, compiled=compiled,
+    )  # fmt: skip
+    if out is not None:
+        fill([generator], [ImageFolder(Path(out))], progress)
+        return Path(out)
+    images = []
+    for batch in generator:
+        images.append(batch.images)
+        if progress is not None:
+            progress(sum(map(len, images)), len(seeds))
+    return torch.cat(images) if images else torch.empty(0, *generator.shape, dtype=torch.uint8)
+
+
+def image_generator(
+    model: Model | str | Path,
+    seeds: Sequence[int],
+    *,
+    conditioning: Told | None = None,
+    classes: Classes | None = None,
+    sampling: Sampling | None = None,
+    guide: Guide | str | Path = None,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    compiled: bool = False,
+) -> ImageGenerator:
+    """The generator of images that :func:`generate` runs; arguments and errors are the same."""
+    model = model if isinstance(model, Model) else load(model)
+    dataset = conditioning if isinstance(conditioning, ImageDataset) else None
+    given = None if isinstance(conditioning, ImageDataset) else Conditioning.of(conditioning)
+    told = conditions_of_seeds(model, seeds, given=given, dataset=dataset, classes=classes)
+    return ImageGenerator(
+        model,
+        seeds,
+        told,
+        sampling or Sampling(),
+        loaded_guide(guide),
+        batch_size,
+        processes.device() if device is None else torch.device(device),
+        compiled,
+    )
+
+
+def loaded_guide(guide: Guide | str | Path) -> Guide:
+    """The guide, loaded if it is the name of a model."""
+    if guide is None or isinstance(guide, Model):
+        return guide
+    return "unconditional" if guide == "unconditional" else load(guide)
+
+
+def fill(
+    generators: Sequence[ImageGenerator],
+    folders: Sequence[ImageFolder],
+    progress: Progress | None = None,
+) -> None:
+    """Generate the images that are missing in folders or ZIP files.
+
+    Under torchrun this process makes its share; the first one then waits for the others, and packs
+    what is to be a ZIP file.
+
+    Args:
+        generators: One per folder.
+        folders: Where the images go.
+        progress: Called with (images made, images to make).
+
+    Raises:
+        ValueError: If a folder holds images of other settings.
+    """
+    rank, world = processes.rank(), processes.world_size()
+    missing = [
+        folder.open(generator.settings, generator.seeds, generator.told)
+        for generator, folder in zip(generators, folders, strict=True)
+    ]
+    done, total = 0, sum(map(len, missing))
+
+    def made(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    if total:
+        made(0)
+    for generator, folder, places in zip(generators, folders, missing, strict=True):
+        # shares are of all seeds: processes need not begin together or see the same gaps
+        for batch in generator.part([i for i in places if i % world == rank]):
+            folder.write(batch)
+            made(len(batch.seeds))
+        if rank == 0:
+            folder.wait([generator.seeds[i] for i in places if i % world], made)
+            folder.finish()

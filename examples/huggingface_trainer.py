@@ -1,10 +1,10 @@
-"""Hugging Face Trainer: one callback averages, saves, and evaluates with an average.
+"""Hugging Face Trainer: one callback averages the weights, saves snapshots, and evaluates averages.
 
     python examples/huggingface_trainer.py RUN
 
 trains a tiny GPT-2 with random weights (nothing is downloaded) on sequences that count with jumps,
-rebuilds averages of other lengths from RUN, and prints the evaluation loss of each next to the raw
-weights. The clock counts tokens here, as language models are planned in them.
+rebuilds averages of other lengths from RUN, and prints the evaluation loss of each next to that of
+the raw weights. The clock counts tokens here, in which the training of language models is planned.
 """
 
 import argparse
@@ -19,7 +19,7 @@ VOCABULARY, LENGTH, STEPS, BATCH, ACCUMULATE = 32, 24, 200, 8, 2
 
 
 def sequences(num: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Each counts up by its own step, and jumps to a random number at one position in five."""
+    """Sequences that count up, each by its own step, with a random jump at one position in five."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(VOCABULARY, (num, LENGTH), generator=generator)
     jumps = torch.rand(num, LENGTH, generator=generator) < 0.2
@@ -31,7 +31,7 @@ def sequences(num: int, seed: int) -> list[dict[str, torch.Tensor]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", help="folder for the snapshots, a new one")
+    parser.add_argument("run", help="new folder for the snapshots")
     args = parser.parse_args()
     torch.manual_seed(0)
     config = GPT2Config(n_positions=LENGTH, n_embd=32, n_layer=2, n_head=2)

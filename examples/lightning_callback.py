@@ -1,9 +1,10 @@
-"""Lightning: one callback averages, saves, and validates with an average; a resumed fit goes on.
+"""Lightning: one callback averages the weights, saves snapshots, and validates with an average.
 
     python examples/lightning_callback.py RUN
 
 trains for half of the epochs, continues from Lightning's checkpoint as after a crash, rebuilds
-averages of other lengths from RUN, and prints the validation loss of each next to the raw weights.
+averages of other lengths from RUN, and prints the validation loss of each next to that of the raw
+weights.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def trainer(run: Path, epochs: int) -> tuple[pl.Trainer, EMACallback]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, help="folder for the snapshots, a new one")
+    parser.add_argument("run", type=Path, help="new folder for the snapshots")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     pl.seed_everything(0)
@@ -67,9 +68,9 @@ def main() -> None:
     print(f"{callback.nimg} samples, {len(list_snapshots(args.run))} snapshots of two lengths")
     print(f"last validation in the fit, with sigma_rel 0.10: {fit.callback_metrics['loss']:.4f}")
     print("weights         validation loss")
-    found = reconstruct(args.run, sigma_rel=[0.05, 0.10, 0.20])
-    named = {f"sigma_rel {result.sigma_rel:.2f}": result.state_dict for result in found}
-    for name, weights in {"raw": model.state_dict(), **named}.items():
+    results = reconstruct(args.run, sigma_rel=[0.05, 0.10, 0.20])
+    averages = {f"sigma_rel {result.sigma_rel:.2f}": result.state_dict for result in results}
+    for name, weights in {"raw": model.state_dict(), **averages}.items():
         model.load_state_dict(weights)
         print(f"{name:14}  {nn.functional.mse_loss(model.net(x[5000:]), y[5000:]):15.4f}")
 

@@ -1,9 +1,10 @@
-"""LoRA: averaging what it adds to the weights, s B A, against averaging the factors A and B.
+"""LoRA: average what it adds to the weights, s B A, or average the factors A and B.
 
     python examples/lora.py RUN
 
-adapts a small transformer, which learnt to count up, to counting down. Prints the loss of both for
-lengths rebuilt from RUN/merged and RUN/factors, and how far they are apart, relative to s B A.
+adapts a small transformer, which has learned to count up, to counting down. Prints the loss of both
+for lengths rebuilt from RUN/merged and RUN/factors, and the difference between the two, relative to
+s B A.
 """
 
 import argparse
@@ -28,7 +29,7 @@ class Transformer(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY)
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:  # mean loss of the next token
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:  # mean loss over the next tokens
         x = self.tokens(rows[:, :-1]) + self.places.weight[:-1]
         q, k, v = self.qkv(x)[:, None].chunk(3, dim=-1)
         x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0])
@@ -36,7 +37,7 @@ class Transformer(nn.Module):
         return nn.functional.cross_entropy(self.head(x).flatten(0, 1), rows[:, 1:].flatten())
 
 
-def sequences(num: int, direction: int) -> torch.Tensor:  # each counts by its own step, and jumps
+def sequences(num: int, direction: int) -> torch.Tensor:  # counting by a step, with random jumps
     rows, step = torch.randint(VOCABULARY, (num, LENGTH)), direction * torch.randint(1, 4, (num,))
     for k in range(1, LENGTH):
         rows[:, k] = torch.where(torch.rand(num) < 0.25, rows[:, k], rows[:, k - 1] + step)
@@ -53,7 +54,7 @@ def training(model: nn.Module, direction: int, lr: float):
 
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-parser.add_argument("run", help="folder for the snapshots, a new one")
+parser.add_argument("run", help="new folder for the snapshots")
 run = parser.parse_args().run
 torch.manual_seed(0)
 list(training(base := Transformer(), direction=1, lr=3e-3))
@@ -72,8 +73,8 @@ print("sigma_rel  loss, average of s B A  loss, average of A and B  apart by")
 print(f"      raw  {model(rows):22.4f}")
 both = (reconstruct(f"{run}/{kind}", sigma_rel=lengths) for kind in ("merged", "factors"))
 for delta, parts in zip(*both, strict=True):
-    add_deltas(whole := copy.deepcopy(base), delta.state_dict)
+    add_deltas(averaged := copy.deepcopy(base), delta.state_dict)
     model.load_state_dict(parts.state_dict, strict=False)
     gaps = [d - delta.state_dict[n] for n, d in merged_deltas(model).items()]
     apart = get_total_norm(gaps) / get_total_norm(delta.state_dict.values())
-    print(f"{delta.sigma_rel:9.2f}  {whole(rows):22.4f}  {model(rows):24.4f}  {apart:8.2%}")
+    print(f"{delta.sigma_rel:9.2f}  {averaged(rows):22.4f}  {model(rows):24.4f}  {apart:8.2%}")

@@ -1,10 +1,10 @@
-"""scikit-learn's size: the best EMA length of an MLP, picked after training by validation loss.
+"""A small MLP: the best EMA length, chosen after training by validation loss.
 
     python examples/mlp_regression.py RUN
 
-fits the Friedman data with noise, rebuilds twelve lengths in one pass over the snapshots in RUN,
-picks the one with the lowest validation loss, and states on test data how much that gains over the
-weights as they were when training stopped.
+fits scikit-learn's Friedman data with noise, rebuilds twelve lengths in one pass over the snapshots
+in RUN, chooses the one with the lowest validation loss, and reports on test data how much better it
+is than the weights at the end of training.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from edm2lite.ema import PowerFunctionEMA, reconstruct
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", help="folder for the snapshots, a new one")
+    parser.add_argument("run", help="new folder for the snapshots")
     args = parser.parse_args()
     torch.manual_seed(0)
     x, y = (torch.tensor(a, dtype=torch.float32) for a in make_friedman1(6000, random_state=0))
@@ -46,12 +46,12 @@ def main() -> None:
     print("sigma_rel  validation loss  rebuilt to within")
     print(f"      raw  {loss(val, noisy):15.4f}")
     raw = loss(test, y)
-    found = []
+    losses = []
     for result in reconstruct(args.run, sigma_rel=[0.02 * k for k in range(1, 13)]):
         model.load_state_dict(result.state_dict)
-        found.append((loss(val, noisy), result))
-        print(f"{result.sigma_rel:9.2f}  {found[-1][0]:15.4f}  {result.predicted_error:17.0e}")
-    _, best = min(found, key=lambda pair: pair[0])
+        losses.append((loss(val, noisy), result))
+        print(f"{result.sigma_rel:9.2f}  {losses[-1][0]:15.4f}  {result.predicted_error:17.0e}")
+    _, best = min(losses, key=lambda pair: pair[0])
     model.load_state_dict(best.state_dict)
     gain = 1 - loss(test, y) / raw
     print(f"best by validation: sigma_rel {best.sigma_rel:.2f}")

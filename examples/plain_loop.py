@@ -1,10 +1,10 @@
-"""Your own PyTorch loop with post-hoc EMA: the four lines that are new in it are marked.
+"""Post-hoc EMA in your own PyTorch loop; the four lines that it takes are marked.
 
     python examples/plain_loop.py RUN
 
-fits noisy data at a constant learning rate, and saves two averages of the weights where it reports
-its loss. Afterwards averages of other lengths are rebuilt from RUN: prints the validation loss of
-each, and of the weights as they were when training stopped.
+fits noisy data at a constant learning rate, and saves two averages of the weights whenever it
+records its loss. Afterwards averages of other lengths are rebuilt from RUN, and the validation loss
+of each is printed next to that of the weights at the end of training.
 """
 
 import argparse
@@ -19,7 +19,7 @@ STEPS = 2000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", help="folder for the snapshots, a new one")
+    parser.add_argument("run", help="new folder for the snapshots")
     args = parser.parse_args()
     torch.manual_seed(0)
 

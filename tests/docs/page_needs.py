@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import TINY
-from pages import run, write_config
+from pages import blocks, run, write_config
 from PIL import Image
 
 
@@ -67,6 +67,16 @@ def ema(page):
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.15
     assert all(float(row[-1]) < 0.02 for row in rows)
     assert len(list_snapshots("runs/mine")) == 60
+    # "The idea in twelve lines": sums over 1000 steps in place of integrals, on both sides
+    difference = np.abs(page.names["x"] - page.names["library"]).max()
+    assert 0 < difference < 1e-5 and page.names["x"].shape == (40,)
+    gap = np.linalg.norm(page.names["rebuilt"] - page.names["direct"])
+    assert gap < 1e-3 * np.linalg.norm(page.names["direct"])
+    (kernel,) = (block.text for block in blocks("ema.md") if "lstsq" in block.text)
+    assert len([line for line in kernel.splitlines() if line.strip()]) == 12
+    # what the commands and their Python forms print is the same
+    (tracks,) = (t for name, t in page.printed.items() if "import import_folder" in name)
+    assert tracks.splitlines()[0] == "asked for gamma 16.97, tracked 0.80"
 
 
 def sweep(page):

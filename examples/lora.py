@@ -2,9 +2,8 @@
 
     python examples/lora.py RUN
 
-adapts a small transformer, which has learned to count up, to counting down. Prints the loss of both
-for lengths rebuilt from RUN/merged and RUN/factors, and the difference between the two, relative to
-s B A.
+teaches a small transformer that counts up to count down, and prints the loss of both kinds of
+averages, rebuilt from RUN/merged and RUN/factors, and their difference relative to s B A.
 """
 
 import argparse

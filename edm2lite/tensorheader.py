@@ -90,13 +90,13 @@ class Header:
         return self.metadata.get("digest")
 
 
-def read_header(path: Path, whole: bool = True) -> Header:
+def read_header(path: Path, check_size: bool = True) -> Header:
     """The header of a safetensors file; no tensor is read.
 
     Args:
         path: The file.
-        whole: Whether to require the file to be as long as its header says. Pass False to learn
-            what a truncated file held.
+        check_size: Whether to require the file to be as long as its header says. Pass False to
+            learn what a truncated file held.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -128,7 +128,7 @@ def read_header(path: Path, whole: bool = True) -> Header:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, "has an unreadable header") from error
     end = max((s.offset - 8 - length + s.nbytes for s in tensors.values()), default=0)
-    if whole and size != 8 + length + end:
+    if check_size and size != 8 + length + end:
         raise damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
     if not _is_sealed(raw, metadata):
         raise damaged(path, "has a header that changed after it was written")

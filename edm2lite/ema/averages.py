@@ -227,8 +227,8 @@ class Averages:
             return torch.ones((), dtype=torch.bool, device=self._clock_device)
         if self.deferred:
             norms = torch._foreach_norm(filled, float("inf"))
-            here = [norm.to(self._clock_device, non_blocking=True) for norm in norms]
-            return torch.stack(here).isfinite().all()
+            scalars = [norm.to(self._clock_device, non_blocking=True) for norm in norms]
+            return torch.stack(scalars).isfinite().all()
         # On a CPU a sum reads fastest, and it is finite only if every element is.
         total = sum(
             part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).item()

@@ -143,7 +143,7 @@ def _scan(path: Path) -> ScannedFile:
         return ScannedFile(path, read_info(path))
     except ValueError as error:
         try:
-            return ScannedFile(path, read_info(path, whole=False), error)
+            return ScannedFile(path, read_info(path, check_size=False), error)
         except ValueError:
             return ScannedFile(path, None, error)
 

@@ -182,8 +182,8 @@ class Tabulated:
         """Share of the average that comes from before ``t`` images."""
         edges = np.linspace(0, self.nimg, len(self.weights) + 1)
         shares = np.concatenate([[0], np.cumsum(self.weights)])
-        share: NDArray[np.float64] = np.interp(np.asarray(t, np.float64), edges, shares)
-        return share
+        cumulative: NDArray[np.float64] = np.interp(np.asarray(t, np.float64), edges, shares)
+        return cumulative
 
 
 def _check_nimg(nimg: int) -> None:

@@ -92,15 +92,15 @@ def tracker_rounding(
     grown = 1 + fades[0] + 2 * area
     random, systematic = np.zeros((2, len(t), len(t)))
     for g in np.unique(gamma):
-        own = np.flatnonzero(gamma == g)
-        own = own[np.argsort(t[own], kind="stable")]
-        ends, block = t[own], np.ix_(own, own)
+        track = np.flatnonzero(gamma == g)
+        track = track[np.argsort(t[track], kind="stable")]
+        ends, block = t[track], np.ix_(track, track)
         kept = np.append(0, ends[:-1]) / ends
-        new = np.sqrt(count[own] * grown[own] / (2 * g + 3) * (1 - kept ** (2 * g + 3)))
+        new = np.sqrt(count[track] * grown[track] / (2 * g + 3) * (1 - kept ** (2 * g + 3)))
         earlier = np.minimum(ends / ends[:, None], 1)
         random[block] = np.tril(earlier ** (g + 1)) * new
         shared = np.tril(np.sqrt(np.diff(ends, prepend=0) / ends[:, None]))
-        systematic[block] = shared * (np.sqrt(always) * remembered)[own][:, None]
+        systematic[block] = shared * (np.sqrt(always) * remembered)[track][:, None]
     return ROUNDING["float32"] * np.concatenate([random, systematic], axis=1)
 
 

@@ -74,7 +74,7 @@ def sharded_like(shard: Tensor, tensor: Any) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(tensor.shape, device="meta").stride()
-    whole: Tensor = DTensor.from_local(
+    sharded: Tensor = DTensor.from_local(
         shard.to(tensor.to_local().device),
         tensor.device_mesh,
         tensor.placements,
@@ -82,7 +82,7 @@ def sharded_like(shard: Tensor, tensor: Any) -> Tensor:
         shape=tensor.shape,
         stride=stride,
     )
-    return whole
+    return sharded
 
 
 def values_of_ranks(value: int, tensors: Iterable[Any]) -> list[int]:
@@ -98,8 +98,8 @@ def values_of_ranks(value: int, tensors: Iterable[Any]) -> list[int]:
     from torch.distributed.tensor import DTensor, Shard
 
     mesh = sharded[0].device_mesh
-    own = torch.tensor([value], device=local_shard(sharded[0]).device)
-    rows = DTensor.from_local(own, mesh, [Shard(0)] * mesh.ndim, run_check=False)
+    shard = torch.tensor([value], device=local_shard(sharded[0]).device)
+    rows = DTensor.from_local(shard, mesh, [Shard(0)] * mesh.ndim, run_check=False)
     values: list[int] = rows.full_tensor().tolist()
     return values
 

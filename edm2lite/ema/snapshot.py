@@ -166,12 +166,12 @@ def _write(
             writer.write(stored)
 
 
-def read_info(path: Path, whole: bool = True) -> SnapshotInfo | None:
+def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
     """The header of a snapshot; None if the file is a safetensors file of another kind.
 
     Args:
         path: The file.
-        whole: Whether to require the file to be as long as its header says.
+        check_size: Whether to require the file to be as long as its header says.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -184,7 +184,7 @@ def read_info(path: Path, whole: bool = True) -> SnapshotInfo | None:
         >>> print(read_info(path))  # not a snapshot
         None
     """
-    header = read_header(path, whole)
+    header = read_header(path, check_size)
     meta = header.metadata
     if meta.get("format") != FORMAT:
         return None

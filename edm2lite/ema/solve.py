@@ -171,9 +171,9 @@ def minimum_error_coefficients(
     """
     _check(sources, targets)
     k = len(sources)
-    stored, wanted, noise = responses(sources, targets, model, rounding)
-    a = np.concatenate([stored, noise], axis=1)
-    b = np.concatenate([wanted, np.zeros((len(targets), noise.shape[1]))], axis=1)
+    response, target_response, noise = responses(sources, targets, model, rounding)
+    a = np.concatenate([response, noise], axis=1)
+    b = np.concatenate([target_response, np.zeros((len(targets), noise.shape[1]))], axis=1)
     last = np.eye(k)[-1]
     differences = np.diff(np.eye(k), axis=0)  # [K - 1, K], rows sum to 0
     if k == 1:
@@ -215,8 +215,8 @@ def predicted_error(
         >>> round(float(nearest[0]), 2)  # of using the average of 0.10 in place of 0.05
         0.12
     """
-    stored, wanted, noise = responses(sources, targets, model, rounding)
-    movement = ((coefficients.T @ stored - wanted) ** 2).sum(axis=1)
+    response, target_response, noise = responses(sources, targets, model, rounding)
+    movement = ((coefficients.T @ response - target_response) ** 2).sum(axis=1)
     rounding_error = ((coefficients.T @ noise) ** 2).sum(axis=1)
     error: Array = model.misfit * np.sqrt(movement + rounding_error)
     return error
@@ -230,8 +230,8 @@ def responses(
 ) -> tuple[Array, Array, Array]:
     """Vectors of the movement of sources [K, M] and targets [R, M], and of the rounding [K, m].
 
-    The expected squared error of coefficients x is ``|x @ stored - wanted|**2 + |x @ noise|**2``
-    with the three results in this order, times the squared misfit of the model.
+    With these results V, V_target and B, the expected squared error of coefficients x is
+    ``|x @ V - V_target|**2 + |x @ B|**2``, times the squared misfit of the model.
 
     Args:
         sources: K stored averages.
@@ -241,9 +241,9 @@ def responses(
     """
     ends = [p.nimg for p in (*sources, *targets)]
     quadrature = quadrature_nodes(ends, max(ends))
-    stored = model.response(sources, quadrature)
-    noise = model.rounding_factor(sources, rounding, stored)
-    return stored, model.response(targets, quadrature), noise
+    response = model.response(sources, quadrature)
+    noise = model.rounding_factor(sources, rounding, response)
+    return response, model.response(targets, quadrature), noise
 
 
 def _inner_products(

@@ -144,10 +144,11 @@ def _candidates(
     end = infos[-1].nimg
     targets = [PowerFunction.of_width(float(s), end) for s in sigma_rels]
     rounding = [ROUNDING[info.dtype] for info in infos]
-    stored, wanted, noise = responses([info.profile for info in infos], targets, model, rounding)
+    sources = [info.profile for info in infos]
+    response, target_response, noise = responses(sources, targets, model, rounding)
     return removal_order(
-        np.concatenate([stored, noise], axis=1),
-        np.concatenate([wanted, np.zeros((len(wanted), noise.shape[1]))], axis=1),
+        np.concatenate([response, noise], axis=1),
+        np.concatenate([target_response, np.zeros((len(targets), noise.shape[1]))], axis=1),
         [i for i, info in enumerate(infos) if info.nimg < end],
         max_error / model.misfit,
         progress,

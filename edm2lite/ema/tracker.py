@@ -169,13 +169,13 @@ class PowerFunctionEMA:
         Args:
             sigma_rel: One of the tracked lengths.
         """
-        own = {name: local_shard(t).clone() for name, t in self._tracked.live().items()}
+        own_weights = {name: local_shard(t).clone() for name, t in self._tracked.live().items()}
         outer, self._is_applied = self._is_applied, True
         try:
             self._write_live(self._average(sigma_rel))
             yield
         finally:
-            self._write_live(own)
+            self._write_live(own_weights)
             self._is_applied = outer
 
     def save_snapshots(

@@ -252,8 +252,8 @@ def _check_evaluation(
         raise ValueError(
             f"evaluate_with must be one of the lengths {ema.sigma_rels}, got {sigma_rel}"
         )
-    own = {id(t) for t in model.state_dict(keep_vars=True).values()}
-    computed = [name for name, tensor in named_tensors(source).items() if id(tensor) not in own]
+    existing = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    computed = [name for name, t in named_tensors(source).items() if id(t) not in existing]
     if computed:
         raise ValueError(
             "evaluate_with needs averages of the model's own tensors, source computes others:"

@@ -57,7 +57,7 @@ def configuration(parts: Mapping[str, Instance], num_tensors: int) -> PrecondCon
     for name in ("img_resolution", "img_channels", "label_dim"):
         if name not in values:
             raise ValueError(f"must record its {name}, and does not")
-    unet = {ours: values[name] for name, ours in _UNET.items() if name in values}
+    unet = {field: values[name] for name, field in _UNET.items() if name in values}
     around = {name: values[name] for name in ("sigma_data", "logvar_channels") if name in values}
     try:
         network = UNetConfig(**unet)

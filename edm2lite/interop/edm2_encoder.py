@@ -50,9 +50,11 @@ def encoder_of(instance: Instance, img_channels: int) -> Encoder:
     vae = plain(settings.get("vae_name", EDM2_LATENTS.vae), "vae_name")
     if not isinstance(vae, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", vae):
         raise ValueError(f"must have a name on the Hub as vae_name, has {shown(vae)}")
-    own = instance.attributes.get("vae_name")
-    if own is not None and own != vae:
-        raise ValueError(f"contradicts itself: vae_name is {vae}, but {shown(own)} in its encoder")
+    recorded = instance.attributes.get("vae_name")
+    if recorded is not None and recorded != vae:
+        raise ValueError(
+            f"contradicts itself: vae_name is {vae}, but {shown(recorded)} in its encoder"
+        )
     statistics = {
         name: _per_channel(name, settings.get(name, default), img_channels)
         for name, default in _STATISTICS.items()

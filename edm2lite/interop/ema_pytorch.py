@@ -273,9 +273,9 @@ def _read(path: Path, step: int) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} must map names to tensors, and does not; move it out of the folder"
         )
-    own = {"step", "initted"} & state.keys()
-    names = [name for name in state if name not in own]
-    if len(own) < 2 or not names or not all(name.startswith(_PREFIX) for name in names):
+    bookkeeping = {"step", "initted"} & state.keys()
+    names = [name for name in state if name not in bookkeeping]
+    if len(bookkeeping) < 2 or not names or not all(name.startswith(_PREFIX) for name in names):
         raise ValueError(
             f"{path} must be the state of a KarrasEMA, and is not; move it out of the folder"
         )

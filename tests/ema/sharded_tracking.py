@@ -30,13 +30,13 @@ def step(net: nn.Module, k: int) -> None:
 
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
-    net, whole = build(), build()
+    net, unsharded = build(), build()
     fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
     ema = PowerFunctionEMA(net, run="sharded")
-    reference = PowerFunctionEMA(whole, run="sharded")
+    reference = PowerFunctionEMA(unsharded, run="sharded")
     for k, nimg in enumerate((64, 160, 192)):
         step(net, k)
-        step(whole, k)
+        step(unsharded, k)
         with CommDebugMode() as messages:
             ema.update(nimg)
         assert messages.get_total_counts() == 0
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
         out = net(torch.ones(4, 5))
     assert all(local_shard(p).equal(b) for p, b in zip(net.parameters(), before, strict=True))
     with reference.applied(0.05):
-        torch.testing.assert_close(out, whole(torch.ones(4, 5)))
+        torch.testing.assert_close(out, unsharded(torch.ones(4, 5)))
 
     dcp.save(ema.state_dict(), checkpoint_id=folder / "state")
     again = PowerFunctionEMA(net)
@@ -67,8 +67,8 @@ def main(folder: Path) -> None:
     again.load_state_dict(state)
     assert again.nimg == 192 and again.run == "sharded"
     for sigma_rel in ema.sigma_rels:
-        mine, theirs = ema.state_dict_of(sigma_rel), again.state_dict_of(sigma_rel)
-        assert all(local_shard(mine[n]).equal(local_shard(theirs[n])) for n in mine)
+        averages, restored = ema.state_dict_of(sigma_rel), again.state_dict_of(sigma_rel)
+        assert all(local_shard(averages[n]).equal(local_shard(restored[n])) for n in averages)
 
     if dist.get_rank() == 1:
         with torch.no_grad():

@@ -89,7 +89,7 @@ def test_values_that_are_not_finite_are_found(folder, value):
     finding, _ = only_finding(folder)
     assert finding.state == "not finite" and finding.path == victim and " in a;" in finding.message
     assert finding.error > finding.error_if_intact
-    tensors["a"].fill_(value)  # whole: the sample that errors are learnt from sees it too
+    tensors["a"].fill_(value)  # whole: the sample that errors are learned from sees it too
     save_tensors(victim, tensors, kept)
     finding, report = only_finding(folder, quick=True)
     assert victim.name in finding.message and not len(report.errors)

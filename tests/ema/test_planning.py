@@ -65,12 +65,12 @@ def test_the_worst_length_is_named():
     assert len(lengths) == 8 and lengths[0] == 0.015 and lengths[-1] == pytest.approx(0.25)
     np.testing.assert_allclose(lengths[1:] / lengths[:-1], (0.25 / 0.015) ** (1 / 7))
     common = {"duration": 1600, "num_params": 1}
-    whole = assess((0.1,), 100, "float16", target_sigma_rels=lengths, **common)
+    together = assess((0.1,), 100, "float16", target_sigma_rels=lengths, **common)
     each = [
         assess((0.1,), 100, "float16", target_sigma_rels=s, **common).worst_error for s in lengths
     ]
-    assert whole.worst_error == pytest.approx(max(each), rel=1e-6)
-    assert whole.worst_sigma_rel == lengths[int(np.argmax(each))]
+    assert together.worst_error == pytest.approx(max(each), rel=1e-6)
+    assert together.worst_sigma_rel == lengths[int(np.argmax(each))]
 
 
 def test_a_cadence_that_does_not_divide_the_run_stores_its_end():

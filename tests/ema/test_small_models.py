@@ -12,9 +12,9 @@ def test_predicted_errors_of_few_parameters_are_of_the_size_of_the_actual_ones(t
     """Once 3e3 in half precision: elements were drawn again and again to make up a sample."""
     model = torch.nn.Linear(20, 1)
     tracked = 0.05, 0.1
-    wanted = 0.07, 0.13
+    lengths = 0.07, 0.13
     ema = PowerFunctionEMA(model, tracked)
-    directly = PowerFunctionEMA(model, wanted)
+    directly = PowerFunctionEMA(model, lengths)
     for step in range(1, 601):
         x = torch.randn(32, 20)
         loss = (model(x) - x.sum(1, keepdim=True) - torch.randn(32, 1)).square().mean()
@@ -27,7 +27,7 @@ def test_predicted_errors_of_few_parameters_are_of_the_size_of_the_actual_ones(t
         directly.update(32 * step)
         if step % 20 == 0:
             ema.save_snapshots(tmp_path, dtype=getattr(torch, dtype))
-    for result in reconstruct(tmp_path, sigma_rel=wanted):
+    for result in reconstruct(tmp_path, sigma_rel=lengths):
         truth = directly.state_dict_of(result.sigma_rel)
         missed = sum(((result.state_dict[n] - v) ** 2).sum() for n, v in truth.items()) ** 0.5
         error = (missed / sum((v**2).sum() for v in truth.values()) ** 0.5).item()

@@ -35,7 +35,7 @@ def test_rounding_constants_are_what_rounding_does():
     assert abs(ROUNDING["bfloat16"] / ROUNDING["float16"] / 8 - 1) < 0.02
 
 
-def test_a_random_walk_is_recognised():
+def test_a_random_walk_is_recognized():
     rng = np.random.default_rng(0)
     weights = rng.standard_normal(4000) + 0.5 * np.cumsum(
         rng.standard_normal((END, 4000)), axis=0
@@ -52,7 +52,7 @@ def test_a_random_walk_is_recognised():
     assert model.misfit == 1
 
 
-def test_white_noise_is_recognised():
+def test_white_noise_is_recognized():
     rng = np.random.default_rng(0)
     weights = rng.standard_normal(4000) + 0.3 * rng.standard_normal((END, 4000))
     sources = stored((0.05, 0.10), 24)
@@ -93,7 +93,7 @@ def filtered(noise, keep):
     return noise
 
 
-def test_a_momentum_is_recognised_and_a_walk_without_has_none():
+def test_a_momentum_is_recognized_and_a_walk_without_has_none():
     """Increments with a memory of 6 steps of 960; snapshots every 16."""
     rng = np.random.default_rng(0)
     steps = filtered(rng.standard_normal((END, 3000)), np.exp(-1 / 6))
@@ -140,8 +140,8 @@ def test_held_out_averages_are_predicted_from_the_others_as_one_by_one():
     of_differences = [basis @ c @ basis.T for c in (covariance, measured)]
     missed = np.sqrt(np.mean(ratios))
     inverse = np.linalg.inv(of_differences[0])
-    whole = np.sum((inverse @ of_differences[1]) * (inverse @ of_differences[1]).T) / (k - 1)
-    expected = max(1, np.sqrt(whole) / 1.25) * max(1, missed / 1.1, 0.9 / missed)
+    mean_square = np.sum((inverse @ of_differences[1]) * (inverse @ of_differences[1]).T) / (k - 1)
+    expected = max(1, np.sqrt(mean_square) / 1.25) * max(1, missed / 1.1, 0.9 / missed)
     assert abs(misfit_of(basis, *of_differences) / expected - 1) < 1e-9
     assert misfit_of(basis, of_differences[0], of_differences[0]) == 1
     # all errors half as large as expected: as little to be trusted as twice as large
@@ -329,7 +329,7 @@ def test_any_number_of_updates_is_fitted_and_solved(updates):
 
 
 @pytest.mark.parametrize(
-    ("sample", "rounding", "message"),
+    "sample, rounding, message",
     [
         (np.ones((3, 5)), 0.0, "one row per stored average"),
         (np.ones(2), 0.0, "one row per stored average"),

@@ -151,10 +151,13 @@ def with_shards(run: Path, rank: int) -> None:
     if rank == 0:
         reference.save_snapshots(run / "whole")
     for sigma_rel in (0.05, 0.10):
-        mine, theirs = recorder.ema.state_dict_of(sigma_rel), reference.state_dict_of(sigma_rel)
-        for name, value in mine.items():
+        averages, expected = (
+            recorder.ema.state_dict_of(sigma_rel),
+            reference.state_dict_of(sigma_rel),
+        )
+        for name, value in averages.items():
             full = value.full_tensor() if hasattr(value, "full_tensor") else value
-            assert full.equal(theirs[name].detach()), name
+            assert full.equal(expected[name].detach()), name
     x = data()[0]
     with recorder._evaluating(), reference.applied(0.10):
         torch.testing.assert_close(net(x), whole(x))

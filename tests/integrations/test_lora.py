@@ -45,11 +45,11 @@ def test_the_average_of_merged_deltas_is_that_of_the_products(tmp_path):
     deltas = ema.state_dict_of(0.10)
     assert list(deltas) == ["0.weight"]
     np.testing.assert_allclose(deltas["0.weight"], expected["0.weight"], atol=1e-6)  # float32
-    whole = base()
-    add_deltas(whole, deltas)
-    torch.testing.assert_close(whole[0].weight, base()[0].weight + deltas["0.weight"])
+    merged = base()
+    add_deltas(merged, deltas)
+    torch.testing.assert_close(merged[0].weight, base()[0].weight + deltas["0.weight"])
     assert all(
-        a.equal(b) for a, b in zip(whole[2].parameters(), base()[2].parameters(), strict=True)
+        a.equal(b) for a, b in zip(merged[2].parameters(), base()[2].parameters(), strict=True)
     )
     with pytest.raises(ValueError, match="give the base model, without LoRA"):
         add_deltas(net, deltas)

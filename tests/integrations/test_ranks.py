@@ -47,6 +47,6 @@ def test_two_processes_give_the_files_of_one(tmp_path):
     assert (tmp_path / "transformers" / "checkpoint-4" / "ema_state.safetensors").is_file()
     sharded, whole = (list_snapshots(tmp_path / "shards" / n) for n in ("snapshots", "whole"))
     assert [info.nimg for info in sharded] == [30, 30, 50, 50]
-    for mine, theirs in zip(sharded[2:], whole, strict=True):
-        stored, expected = load_tensors(mine.path)[0], load_tensors(theirs.path)[0]
+    for sharded_info, whole_info in zip(sharded[2:], whole, strict=True):
+        stored, expected = load_tensors(sharded_info.path)[0], load_tensors(whole_info.path)[0]
         assert all(stored[name].equal(value) for name, value in expected.items())

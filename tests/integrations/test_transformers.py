@@ -164,13 +164,13 @@ def test_every_evaluation_sees_the_average_and_training_does_not(tmp_path):
 
 
 def test_what_cannot_be_done_is_refused_before_training(tmp_path):
+    run = trainer(tmp_path, [EMACallback(tmp_path, snapshot_nimg=30, evaluate_with=0.10)])
     with pytest.raises(ValueError, match="attach.trainer. in place of callbacks"):
-        callback = EMACallback(tmp_path, snapshot_nimg=30, evaluate_with=0.10)
-        trainer(tmp_path, [callback]).train()
+        run.train()
     trainer(tmp_path, [], 1, save_strategy="epoch").train()
+    run = trainer(tmp_path, [EMACallback(tmp_path, snapshot_nimg=30)], 2)
     with pytest.raises(ValueError, match="the one of step 2 holds none"):
-        callback = EMACallback(tmp_path, snapshot_nimg=30)
-        trainer(tmp_path, [callback], 2).train(str(tmp_path / "checkpoint-2"))
+        run.train(str(tmp_path / "checkpoint-2"))
     assert not (tmp_path / "snapshots").exists()
     callback = EMACallback(tmp_path, snapshot_nimg=1000, start_nimg=24)
     trainer(tmp_path, [callback], 2).train(str(tmp_path / "checkpoint-2"))

@@ -58,11 +58,11 @@ def reduce_persistent(self):
 
 def persistent(class_name, base=object, init_kwargs=None, **attributes):
     """An instance of a class of that name that pickles as official objects do."""
-    made = type(class_name, (base,), {"__reduce__": reduce_persistent})()
-    made._init_args, made._init_kwargs = (), EasyDict(init_kwargs or {})
+    official = type(class_name, (base,), {"__reduce__": reduce_persistent})()
+    official._init_args, official._init_kwargs = (), EasyDict(init_kwargs or {})
     for name, value in attributes.items():
-        setattr(made, name, value)
-    return made
+        setattr(official, name, value)
+    return official
 
 
 def official_network(net, **init_kwargs):
@@ -75,31 +75,33 @@ def official_network(net, **init_kwargs):
         "attn_resolutions": list(unet.attn_resolutions), "channels_per_head": unet.head_channels,
         "use_fp16": net.config.dtype == "float16",
     } | init_kwargs  # fmt: skip
-    made = _official_module(net, "Precond", settings)
-    made.use_fp16, made.sigma_data, made.label_dim = settings["use_fp16"], 0.5, unet.label_dim
-    return made
+    official = _official_module(net, "Precond", settings)
+    official.use_fp16, official.sigma_data = settings["use_fp16"], 0.5
+    official.label_dim = unet.label_dim
+    return official
 
 
 def _official_module(module, class_name, settings):
     if isinstance(module, nn.ModuleDict):
-        made = nn.ModuleDict()
+        official = nn.ModuleDict()
     else:
         known = settings if class_name in ("Precond", "UNet") else {}
-        made = persistent(class_name, nn.Module, {k: v for k, v in known.items()})
+        official = persistent(class_name, nn.Module, dict(known))
     for name, value in module.named_parameters(recurse=False):
         value = value.detach().clone()
         value = value.squeeze() if name.endswith("gain") else value  # scalars there
-        made.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        official.register_parameter(name, nn.Parameter(value, requires_grad=False))
     for name, value in module.named_buffers(recurse=False):
-        made.register_buffer(name, value.clone())
+        official.register_buffer(name, value.clone())
     if class_name == "Block":
         heads = module.num_heads
-        made.flavor, made.num_heads, made.clip_act, made.dropout = module.flavor, heads, 256, 0.0
-        made.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
+        official.flavor, official.num_heads = module.flavor, heads
+        official.clip_act, official.dropout = 256, 0.0
+        official.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
     for name, child in module.named_children():
         child_class = "MPConv" if isinstance(child, MPConv) else type(child).__name__
-        made.add_module(name, _official_module(child, child_class, settings))
-    return made.eval()
+        official.add_module(name, _official_module(child, child_class, settings))
+    return official.eval()
 
 
 def rgb_encoder():
@@ -128,16 +130,16 @@ def random_net(config=TINY, seed=0, **precond):
 @contextlib.contextmanager
 def official_modules():
     """The modules that official files name, importable within the block only."""
-    made = {name: types.ModuleType(name) for name in ("dnnlib", "dnnlib.util", "torch_utils")}
-    made["torch_utils.persistence"] = types.ModuleType("torch_utils.persistence")
-    made["dnnlib.util"].EasyDict = EasyDict
-    made["torch_utils.persistence"]._reconstruct_persistent_obj = _reconstruct_persistent_obj
-    assert not made.keys() & sys.modules.keys()
-    sys.modules.update(made)
+    modules = {name: types.ModuleType(name) for name in ("dnnlib", "dnnlib.util", "torch_utils")}
+    modules["torch_utils.persistence"] = types.ModuleType("torch_utils.persistence")
+    modules["dnnlib.util"].EasyDict = EasyDict
+    modules["torch_utils.persistence"]._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    assert not modules.keys() & sys.modules.keys()
+    sys.modules.update(modules)
     try:
         yield
     finally:
-        for name in made:
+        for name in modules:
             del sys.modules[name]
 
 

@@ -92,7 +92,7 @@ def change(kind):
         (("channel_mult", [1] * 40), "channel_mult"),
         (("channel_mult", []), "channel_mult"),
         (("num_blocks", 60000), "describes 240002 blocks"),
-        (("img_resolution", 7), "network that is not supported here: img_resolution must be a multiple"),
+        (("img_resolution", 7), "not supported here: img_resolution must be a multiple"),
         (("channels_per_head", 5), "not supported here: a level that attends"),
         (("attn_resolutions", [8, 4]), "missing unet.dec.8x8_block0.attn_proj.weight"),
         (("use_fp16", "yes"), "True or False as use_fp16, has yes"),

@@ -41,8 +41,10 @@ def measure_denoiser(
         >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
         >>> from edm2lite.network.unet import UNetConfig
         >>> unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=16,
-        ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=16)
-        >>> layers = measure_denoiser(Precond(PrecondConfig(backbone=unet)), torch.randn(8, 1, 8, 8))
+        ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(),
+        ...                   head_channels=16)
+        >>> net = Precond(PrecondConfig(backbone=unet))
+        >>> layers = measure_denoiser(net, torch.randn(8, 1, 8, 8) * 0.5)
         >>> [m.name for m in layers if m.is_block][:2]
         ['unet.enc.8x8_block0', 'unet.dec.8x8_in0']
     """

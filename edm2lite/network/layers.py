@@ -52,7 +52,7 @@ class MPFourier(nn.Module):
 class MPConv(nn.Module):
     """Linear layer or convolution without bias, with normalized weights (Eq. 47).
 
-    ``y = (w / (rms(w) + eps) * gain / sqrt(fan_in)) * x`` for each output channel: features of RMS 1
+    ``y = (w / (rms(w) + eps) * gain / sqrt(fan_in)) * x`` per output channel: features of RMS 1
     give features of RMS ``gain``. Convolutions have stride 1 and zero padding that keeps the size.
 
     Args:

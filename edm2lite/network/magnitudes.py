@@ -73,10 +73,10 @@ class Magnitude:
 class Meter:
     """Measures every forward pass of ``module`` inside the ``with`` block; changes nothing.
 
-    Every layer is measured, that is every module with a parameter ``weight``, and every block: those
-    that a :class:`edm2lite.network.backbone.Backbone` names, and modules that consist of layers
-    alone. Any number of passes may be made; each sample counts once. Nothing is read from the
-    device until :meth:`magnitudes`.
+    It measures every layer, that is every module with a parameter ``weight``, and every block:
+    those that a :class:`edm2lite.network.backbone.Backbone` names, and modules that consist of
+    layers alone. Any number of passes may be made; each sample counts once. Nothing is read from
+    the device until :meth:`magnitudes`.
 
     Args:
         module: The network, or a part of it.

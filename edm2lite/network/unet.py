@@ -70,8 +70,8 @@ class UNetConfig(BackboneConfig):
     def __post_init__(self) -> None:
         if self.img_resolution % self.size_multiple:
             raise ValueError(
-                f"img_resolution must be a multiple of {self.size_multiple} with {len(self.channel_mult)}"
-                f" entries in channel_mult, got {self.img_resolution}"
+                f"img_resolution must be a multiple of {self.size_multiple} with"
+                f" {len(self.channel_mult)} entries in channel_mult, got {self.img_resolution}"
             )
         widths = [self.model_channels * m for m in self.channel_mult]
         attending = [widths[-1]] + [  # the first decoder block always attends

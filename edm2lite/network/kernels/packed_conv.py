@@ -65,7 +65,7 @@ class PackedConv:
         )
 
     def fits(self, weight: Tensor, x: Tensor) -> bool:
-        """Whether this one was made of this weight, and for inputs of this shape: kernels differ."""
+        """Whether this was made of this weight for inputs of this shape: kernels differ."""
         return weight is self._source and x.shape == self._shape
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -113,6 +113,7 @@ class PackedWinograd(PackedConv):
         self._source, self._shape = weight, x.shape
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, H, W], channels last."""
         return output_rows(super().__call__(input_rows(x)))
 
 

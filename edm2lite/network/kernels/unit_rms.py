@@ -39,8 +39,8 @@ def unit_rms(x: Tensor, dim: int | tuple[int, ...], scale: float = 1.0) -> Tenso
 
 
 def _rms(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    # Limited by memory alone, which torch's vector_norm over an inner dim is not; the tiny term keeps
-    # the gradient finite at x = 0.
+    # As fast as memory allows, which torch's vector_norm over an inner dim is not; the tiny term
+    # keeps the gradient finite at x = 0.
     return (x.to(_wide(x)).square().mean(dim, keepdim=True) + 1e-24).sqrt()
 
 

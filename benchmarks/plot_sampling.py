@@ -69,7 +69,7 @@ def _solvers(model: Model) -> list[Row]:
 def _steps(model: Model) -> tuple[list[Row], list[str]]:
     """One image on its way, x and its preview, at every second step."""
     sigmas = karras_sigmas(32)
-    net = model.net.prepare_for_sampling()
+    net = model.net.prepared()
     generator = torch.Generator().manual_seed(3)
     x = first_state(torch.randn(1, 1, 8, 8, generator=generator), sigmas)
     states = list(heun_steps(Conditioned(net, Conditioning.of(torch.tensor([5]))), x, sigmas))[1::2]
@@ -93,8 +93,8 @@ def _editing(model: Model, guide: Model) -> list[Row]:
     sigma = 0.8
     sigmas = sigmas_from(karras_sigmas(32), sigma)
     noised = x + sigma * noise
-    net = model.net.prepare_for_sampling()
-    weaker = guide.net.prepare_for_sampling()
+    net = model.net.prepared()
+    weaker = guide.net.prepared()
     varied = heun(Conditioned(net, told), noised, sigmas)
     mask = torch.zeros(8, 8)
     mask[:4] = 1

@@ -61,10 +61,21 @@ ALLOWED = {
         "edm2lite.network.kernels.dispatch",
         "edm2lite.network.kernels.winograd",
     ],
-    "edm2lite.network.layers": [
+    "edm2lite.network.kernels.convolution": [
         "edm2lite.network.kernels.packed_conv",
-        "edm2lite.network.kernels.unit_rms",
         "edm2lite.network.kernels.winograd",
+    ],
+    "edm2lite.network.kernels.prepared": [
+        "edm2lite.network.kernels.convolution",
+        "edm2lite.network.kernels.packed_conv",
+    ],
+    "edm2lite.network.layers": [
+        "edm2lite.network.kernels.convolution",
+        "edm2lite.network.kernels.unit_rms",
+    ],
+    "edm2lite.network.operations": [
+        "edm2lite.network.kernels.convolution",
+        "edm2lite.network.kernels.unit_rms",
     ],
     "edm2lite.network.attention": [
         "edm2lite.network.layers",

@@ -64,8 +64,9 @@ def main(
         return
     if model is None:
         raise click.UsageError("give a MODEL to measure, or --flops for the cost of all presets")
+    from edm2lite.diffusion.measure import measure_denoiser
     from edm2lite.models.loading import load
-    from edm2lite.network.magnitudes import measure_denoiser, read_log
+    from edm2lite.network.magnitudes import read_log
 
     loaded = load(model)
     layers = measure_denoiser(loaded.net, *_images(loaded, data, num))

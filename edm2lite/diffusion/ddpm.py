@@ -128,6 +128,7 @@ class DDPM(NoiseDensity):
 
     @property
     def mass_at_infinity(self) -> float:
+        """Probability of pure noise: that of the last level under zero terminal SNR."""
         return 1 / self.num_levels if self.zero_terminal_snr else 0.0
 
     def _sigma(self, z: Tensor) -> Tensor:

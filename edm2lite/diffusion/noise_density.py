@@ -230,7 +230,8 @@ class Mode(NoiseDensity):
 
 def normal_cdf(z: Tensor) -> Tensor:
     """Probability of less than z under the standard normal, float64; exact in the lower tail."""
-    return torch.special.ndtr(z.double())
+    u: Tensor = torch.special.ndtr(z.double())
+    return u
 
 
 def _normal(z: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from edm2lite.diffusion.parametrization import Embedding, Parametrization, Scali
 from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
 from edm2lite.network.conditioning import Conditioning, check_conditioning, is_readable
-from edm2lite.network.layers import MPConv, MPFourier, normalize_weights_
+from edm2lite.network.kernels.prepared import prepared_copy
+from edm2lite.network.layers import MPConv, MPFourier, mp_layers, normalize_weights_
 from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, save_tensors
 
 
@@ -129,6 +130,7 @@ class Precond(nn.Module):
     def __init__(self, config: PrecondConfig):
         super().__init__()
         self.config = config
+        self.is_prepared = False
         self.add_module(config.backbone.tensor_prefix, config.backbone.build())
         self.logvar_fourier = MPFourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1)
@@ -170,7 +172,8 @@ class Precond(nn.Module):
         s = self.config.scalings(sigma[:, None, None, None])
         dtype = torch_dtype(self.config.dtype)
         F_x = self.backbone((s.c_in * x).to(dtype), s.c_noise.flatten(), told)
-        return s.c_skip * x + s.c_out * F_x.float()
+        D_x: Tensor = s.c_skip * x + s.c_out * F_x.float()
+        return D_x
 
     def logvar(self, sigma: Tensor) -> Tensor:
         """u(sigma), log of the expected weighted loss per element: [N] -> [N] float32 (Eq. 21)."""
@@ -178,23 +181,35 @@ class Precond(nn.Module):
         u: Tensor = self.logvar_linear(self.logvar_fourier(c_noise)).squeeze(1)
         return u
 
-    def prepare_for_sampling(self, *, for_graph: bool = False) -> Precond:
-        """Normalise, scale and cast every weight once; for evaluation only. Returns the network.
+    def prepared(
+        self,
+        *,
+        dtype: Dtype | None = None,
+        device: torch.device | str | None = None,
+        compiled: bool = False,
+    ) -> Precond:
+        """A copy of the denoiser that samples faster; this one stays as it is.
 
-        In float32 on a CPU one more copy of the weights is kept, in the order that the kernels want
-        for the shape of images seen last.
+        Its weights are normalized, scaled and cast once, so that it can neither be trained nor
+        saved. It takes the memory of one copy of the weights in ``dtype``; in float32 on a CPU of
+        two, the second in the order that the kernels want for the shape of images seen last.
 
         Args:
-            for_graph: torch.compile comes next. On a CPU, call the network once before, without
-                gradients, so that the graph finds the copy.
+            dtype: Floating-point type in which the network computes. [default: as here]
+            device: Device of the copy. [default: as here]
+            compiled: Whether torch.compile comes next. On a CPU, call the copy once before that,
+                without gradients: the graph uses the weights that the call has brought into order.
         """
-        self.eval().requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, MPConv):
-                linear = module.weight.ndim == 2  # the embedding computes in float32
-                dtype = torch.float32 if linear else torch_dtype(self.config.dtype)
-                module.prepare(dtype, for_graph)
-        return self
+        config = self.config if dtype is None else dataclasses.replace(self.config, dtype=dtype)
+        net = prepared_copy(
+            self,
+            mp_layers(self),
+            dtype=torch_dtype(config.dtype),
+            device=next(self.parameters()).device if device is None else torch.device(device),
+            compiled=compiled,
+        )
+        net.config, net.is_prepared = config, True
+        return net
 
     def _check_images(self, x: Tensor) -> None:
         shape = self.config.backbone
@@ -221,7 +236,15 @@ class Precond(nn.Module):
         Args:
             path: Final name.
             extra: Further metadata strings.
+
+        Raises:
+            ValueError: If this is a :meth:`prepared` copy.
         """
+        if self.is_prepared:
+            raise ValueError(
+                "a denoiser must hold its own weights to be saved, a prepared copy does not; save"
+                " the denoiser that it was made of"
+            )
         metadata = {"format": MODEL_FORMAT, "model": self.config.to_json(), **(extra or {})}
         return save_tensors(Path(path), self.state_dict(), metadata)
 

@@ -1,7 +1,7 @@
-"""Cosine attention: self-attention over the pixels of features, magnitude-preserving like a layer.
+"""Cosine attention: magnitude-preserving self-attention over the pixels of features.
 
-Queries, keys and values have RMS 1 per head and pixel, so that logits are bounded and need no scale
-that is learned (arXiv 2312.02696, Eq. 30 and Fig. 22).
+Queries, keys and values have RMS 1 per head and pixel, so that logits are bounded and need no
+learned scale (arXiv 2312.02696, Eq. 30 and Fig. 22).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm2lite.network.kernels.dispatch import is_plain_autograd
+from edm2lite.network.kernels.dispatch import own_kernels_allowed
 from edm2lite.network.kernels.unit_rms import unit_rms
 from edm2lite.network.layers import MPConv
 
@@ -21,7 +21,17 @@ class QKVConv(MPConv):
     """Queries, keys and values of an attention: a 1x1 convolution from C to 3*C channels.
 
     The rows of the stored weight interleave as (heads, C_head, 3), as in the released networks; the
-    output has its channels in the order (3, heads, C_head), which no pass over memory has to undo.
+    channels of the output come in the order (3, heads, C_head), which no later pass over features
+    has to rearrange.
+
+    Args:
+        channels: Number of channels C.
+        num_heads: Number of heads, a divisor of C.
+
+    Example:
+        >>> qkv = QKVConv(64, num_heads=2)(torch.randn(1, 64, 8, 8))
+        >>> cosine_attention(qkv, num_heads=2).shape
+        torch.Size([1, 64, 8, 8])
     """
 
     def __init__(self, channels: int, num_heads: int):
@@ -29,8 +39,10 @@ class QKVConv(MPConv):
         self.num_heads = num_heads
 
     def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
+        """The weight that ``forward`` applies, its rows in the order (3, heads, C_head)."""
         rows = super().normalized_weight(dtype, gain).unflatten(0, (self.num_heads, -1, 3))
-        return rows.movedim(2, 0).flatten(0, 2)
+        ordered: Tensor = rows.movedim(2, 0).flatten(0, 2)
+        return ordered
 
 
 def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -40,10 +52,16 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     Args:
         qkv: [N, 3*C, H, W], channels in the order (3, heads, C_head).
-        num_heads: Divides C.
+        num_heads: Number of heads, a divisor of C.
 
     Returns:
         [N, C, H, W].
+
+    Example:
+        >>> qkv = torch.ones(1, 3 * 8, 2, 2)  # equal pixels: each attends to all alike
+        >>> cosine_attention(qkv, num_heads=2)[0, 0]
+        tensor([[0.9999, 0.9999],
+                [0.9999, 0.9999]])
     """
     n, c3, h, w = qkv.shape
     parts = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, num_heads, c3 // (3 * num_heads))
@@ -52,9 +70,9 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # Fused kernels lack forward and second derivatives. Where these may be asked for, and a CPU
-    # loses little, the products are written out.
-    by_hand = q.device.type in ("cpu", "meta") and torch.is_grad_enabled()
-    if not torch.compiler.is_compiling() and (by_hand or not is_plain_autograd()):
+    # Fused kernels have neither forward-mode nor second derivatives. Where these may be asked for,
+    # and a CPU loses little, the products are written out.
+    on_cpu = q.device.type in ("cpu", "meta") and torch.is_grad_enabled()
+    if not torch.compiler.is_compiling() and (on_cpu or not own_kernels_allowed()):
         return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)

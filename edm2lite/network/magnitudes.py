@@ -1,27 +1,26 @@
 """How large activations, weights and updates are, layer by layer, against the 1 of the design.
 
 The magnitude of an activation is the RMS of each feature over the pixels (Eq. 3 of arXiv
-2312.02696), averaged over samples, then over features. Works on any module built from
-:class:`edm2lite.network.layers.MPConv`: every such layer is measured, and every block, that is a
-module whose children are all such layers.
+2312.02696), averaged over samples, then over features. :class:`Meter` measures it in any module;
+:func:`edm2lite.diffusion.measure.measure_denoiser` calls it on noised images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.layers import MPConv, whole
+from edm2lite.network.backbone import Backbone
+from edm2lite.network.layers import gather
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,18 @@ class Magnitude:
 
     Attributes:
         name: Path of the module.
-        resolution: ``8x8`` of its output, or empty for vectors.
+        resolution: Pixels of its output, such as ``8x8``; the number of tokens; empty for vectors.
         expected: The magnitude by design: 1, a share of a sum, or an absolute gain.
         activation: Mean over features of the output's magnitude.
         largest: Largest magnitude of a feature.
-        weight: RMS of the stored weights; None for a block.
+        weight: RMS of the stored weights, 1 by design; of a layer that does not normalize its
+            weights, their RMS times the root of its fan-in. None for a block.
         update: RMS of the last change of the weights over their RMS; None if not known.
+
+    Example:
+        >>> m = Magnitude("unet.enc.8x8_block0", "8x8", expected=1.0, activation=5.0, largest=9.0)
+        >>> m.bucket, m.is_block, m.leaves_regime(limit=4)
+        ('enc 8x8', True, True)
     """
 
     name: str
@@ -48,14 +53,14 @@ class Magnitude:
 
     @property
     def is_block(self) -> bool:
+        """Whether this is a block, which has no weights of its own."""
         return self.weight is None
 
     @property
     def bucket(self) -> str:
-        """Where it lies: ``enc 8x8``; the first part of its path where there is no enc or dec."""
+        """The part of the network that it lies in, and its resolution: ``enc 8x8``."""
         parts = self.name.split(".")
-        side = next((part for part in parts if part in ("enc", "dec")), parts[0])
-        return f"{side} {self.resolution}".strip()
+        return f"{parts[1] if len(parts) > 2 else parts[0]} {self.resolution}".strip()
 
     def leaves_regime(self, limit: float) -> bool:
         """Whether it is off by more than a factor ``limit``, or not finite; a gain of 0 is not."""
@@ -68,28 +73,42 @@ class Magnitude:
 class Meter:
     """Measures every forward pass of ``module`` inside the ``with`` block; changes nothing.
 
-    Any number of passes; each sample counts once. Nothing is read from the device until
-    :meth:`magnitudes`.
+    It measures every layer, that is every module with a parameter ``weight``, and every block:
+    those that a :class:`edm2lite.network.backbone.Backbone` names, and modules that consist of
+    layers alone. Any number of passes may be made; each sample counts once. Nothing is read from
+    the device until :meth:`magnitudes`.
+
+    Args:
+        module: The network, or a part of it.
+
+    Example:
+        >>> from edm2lite.network.layers import MPConv
+        >>> net = nn.Sequential(MPConv(16, 32), nn.Linear(32, 8))
+        >>> with Meter(net) as meter:
+        ...     y = net(torch.randn(4096, 16))
+        >>> [(m.name, f"{m.activation:.1f}") for m in meter.magnitudes()]
+        [('', '0.6'), ('0', '1.0'), ('1', '0.6')]
     """
 
     def __init__(self, module: nn.Module):
-        self._modules = {name: m for name, m in module.named_modules() if _measured(m)}
+        blocks = _blocks(module)
+        self._modules = {
+            name: m for name, m in module.named_modules() if m in blocks or _is_layer(m)
+        }
         self._sums: dict[str, Tensor] = {}  # [C] over samples, of RMS over pixels or of squares
         self._counts: dict[str, int] = {}
         self._expected: dict[str, Tensor] = {}
-        self._shapes: dict[str, torch.Size] = {}
+        self._resolutions: dict[str, tuple[int, ...]] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> Meter:
         for name, module in self._modules.items():
 
             def hook(
-                module: nn.Module, args: Any, kwargs: Any, output: Tensor, name: str = name
+                module: nn.Module, args: Any, kwargs: Any, output: object, name: str = name
             ) -> None:
-                expected = 1.0
-                if isinstance(module, MPConv):
-                    expected = module.out_rms * kwargs.get("gain", args[1] if args[1:] else 1.0)
-                self._add(name, output, expected)
+                if isinstance(output, Tensor):
+                    self._add(name, module, output, _expected(module, args, kwargs))
 
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
@@ -102,79 +121,61 @@ class Meter:
         self._handles.clear()
 
     @torch.no_grad()
-    def _add(self, name: str, output: Tensor, expected: float | Tensor) -> None:
+    def _add(self, name: str, module: nn.Module, output: Tensor, expected: float | Tensor) -> None:
         square = output.detach().float().square()
+        if _features_last(module, output):
+            square = square.movedim(-1, 1)  # [N, C, ...]
         # A vector has no pixels: its samples are averaged over before the root instead.
         value = square.sum(0) if square.ndim == 2 else square.flatten(2).mean(2).sqrt().sum(0)
         self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._counts[name] = self._counts.get(name, 0) + len(output)
         self._expected[name] = torch.as_tensor(expected).detach().float().abs()
-        self._shapes[name] = output.shape
+        self._resolutions[name] = tuple(square.shape[2:])
 
     def magnitudes(self, updates: Mapping[str, float] | None = None) -> list[Magnitude]:
-        """In the order of the module's definition; layers that never ran are left out.
+        """What was measured, in the order of the module's definition.
 
         Args:
-            updates: From :func:`relative_updates`, by the path of the layer.
+            updates: Result of :func:`relative_updates`, by the path of the layer.
+
+        Returns:
+            One entry for every layer and block that ran.
         """
         found = []
         for name, module in self._modules.items():
             if name not in self._sums:
                 continue
-            mean, shape = self._sums[name] / self._counts[name], self._shapes[name]
-            if len(shape) == 2:
+            mean, resolution = self._sums[name] / self._counts[name], self._resolutions[name]
+            if not resolution:
                 mean = mean.sqrt()
-            weight = None
-            if isinstance(module, MPConv):
-                weight = whole(module.weight.detach().float().square().mean()).sqrt().item()
             found.append(
                 Magnitude(
                     name,
-                    "x".join(str(side) for side in shape[2:]),
+                    "x".join(str(side) for side in resolution),
                     self._expected[name].item(),
                     mean.mean().item(),
                     mean.max().item(),
-                    weight,
+                    _weight_rms(module) if _is_layer(module) else None,
                     None if updates is None else updates.get(name),
                 )
             )
         return found
 
 
-def measure_denoiser(
-    denoise: nn.Module,
-    images: Tensor,
-    conditioning: Conditioning | None = None,
-    *,
-    P_mean: float = -0.4,
-    P_std: float = 1.0,
-    batch_size: int = 64,
-) -> list[Magnitude]:
-    """Magnitudes within a denoiser ``(x, sigma, conditioning)`` for noised images.
-
-    Noise levels are the quantiles of ``ln sigma ~ N(P_mean, P_std**2)``, in random order; what is
-    random comes from a fixed seed.
-
-    Args:
-        images: [N, C, H, W] of standard deviation sigma_data, on the device of the network.
-        conditioning: What the network is told about each image.
-    """
-    generator = torch.Generator().manual_seed(0)
-    normal = NormalDist(P_mean, P_std)
-    levels = torch.tensor([normal.inv_cdf((i + 0.5) / len(images)) for i in range(len(images))])
-    sigma = levels.exp()[torch.randperm(len(images), generator=generator)].to(images.device)
-    noise = torch.randn(images.shape, generator=generator).to(images.device)
-    x = images + sigma[:, None, None, None] * noise
-    told = conditioning or Conditioning()
-    with Meter(denoise) as meter, torch.no_grad():
-        for begin in range(0, len(images), batch_size):
-            part = slice(begin, begin + batch_size)
-            denoise(x[part], sigma[part], told.rows(part))
-    return meter.magnitudes()
+def _expected(module: nn.Module, args: Any, kwargs: Any) -> float | Tensor:
+    """The magnitude that a layer's output has by design; 1 for others, which state none."""
+    stated = getattr(module, "expected_rms", None)
+    expected: float | Tensor = 1.0 if stated is None else stated(*args, **kwargs)
+    return expected
 
 
 def to_line(nimg: int, magnitudes: Sequence[Magnitude]) -> str:
-    """One line of a run's ``magnitudes.jsonl``."""
+    """One line of the file ``magnitudes.jsonl`` of a run.
+
+    Example:
+        >>> to_line(64, [Magnitude("a", "", 1.0, 0.9, 1.1)])[:51]
+        '{"nimg": 64, "layers": [{"name": "a", "resolution":'
+    """
     return json.dumps({"nimg": nimg, "layers": [dataclasses.asdict(m) for m in magnitudes]})
 
 
@@ -182,7 +183,11 @@ def read_log(path: Path) -> list[tuple[int, list[Magnitude]]]:
     """(nimg, magnitudes) of every line of a ``magnitudes.jsonl``; empty if there is no file.
 
     Raises:
-        ValueError: A line is not one that :func:`to_line` wrote.
+        ValueError: If a line was not written by :func:`to_line`.
+
+    Example:
+        >>> read_log(Path("no-such-run/magnitudes.jsonl"))
+        []
     """
     if not path.is_file():
         return []
@@ -194,27 +199,45 @@ def read_log(path: Path) -> list[tuple[int, list[Magnitude]]]:
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the weights of all layers by their path, for :func:`relative_updates`."""
-    return {
-        name: m.weight.detach().clone()
-        for name, m in module.named_modules()
-        if isinstance(m, MPConv)
-    }
+    """Copies of the weights of all layers by their path, for :func:`relative_updates`.
+
+    Example:
+        >>> list(copies(nn.Sequential(nn.Linear(2, 2), nn.SiLU(), nn.Linear(2, 1))))
+        ['0', '2']
+    """
+    return {name: _weight(layer).clone() for name, layer in _layers(module).items()}
 
 
 def relative_updates(module: nn.Module, before: Mapping[str, Tensor]) -> dict[str, float]:
-    """RMS change of each layer's weights since ``before``, relative to their RMS then."""
+    """RMS change of the weights of each layer since ``before``, relative to their RMS then.
+
+    Args:
+        module: The network after the change.
+        before: Result of :func:`copies` before it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2))
+        >>> before = copies(net)
+        >>> _ = net[0].weight.data.mul_(1.25)
+        >>> relative_updates(net, before)
+        {'0': 0.25}
+    """
     change = {}
     for name, old in before.items():
-        new = module.get_submodule(name).weight
-        assert isinstance(new, Tensor)
-        ratio = (new.detach() - old).float().square().mean() / old.float().square().mean()
-        change[name] = whole(ratio).sqrt().item()
+        new = _weight(module.get_submodule(name))
+        ratio = (new - old).float().square().mean() / old.float().square().mean()
+        change[name] = gather(ratio).sqrt().item()
     return change
 
 
 def by_bucket(magnitudes: Iterable[Magnitude]) -> dict[str, dict[str, float]]:
-    """Mean and largest activation of the blocks, by encoder or decoder and resolution."""
+    """Mean and largest activation of the blocks, by part of the network and resolution.
+
+    Example:
+        >>> by_bucket([Magnitude("net.enc.a", "8x8", 1.0, 0.9, 1.2),
+        ...            Magnitude("net.enc.b", "8x8", 1.0, 1.1, 1.5)])
+        {'enc 8x8': {'mean': 1.0, 'max': 1.5}}
+    """
     groups: dict[str, list[Magnitude]] = {}
     for magnitude in magnitudes:
         if magnitude.is_block:
@@ -228,8 +251,39 @@ def by_bucket(magnitudes: Iterable[Magnitude]) -> dict[str, dict[str, float]]:
     }
 
 
-def _measured(module: nn.Module) -> bool:
-    children = list(module.children())
-    return isinstance(module, MPConv) or (
-        bool(children) and all(isinstance(child, MPConv) for child in children)
-    )
+def _layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Modules with a parameter ``weight`` of their own."""
+    return {name: m for name, m in net.named_modules() if _is_layer(m)}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+def _blocks(net: nn.Module) -> set[nn.Module]:
+    """The blocks that backbones within ``net`` name, and modules that consist of layers alone."""
+    blocks = {m for m in net.modules() if (c := list(m.children())) and all(map(_is_layer, c))}
+    for module in net.modules():
+        if isinstance(module, Backbone):
+            blocks |= set(module.blocks())
+    return blocks
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def _weight_rms(layer: nn.Module) -> float:
+    weight = _weight(layer)
+    rms = gather(weight.float().square().mean()).sqrt().item()
+    return rms if hasattr(layer, "expected_rms") else rms * math.sqrt(weight[0].numel())
+
+
+def _features_last(module: nn.Module, output: Tensor) -> bool:
+    """Whether features are the last dimension of an output, not its channels [N, C, ...]."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, nn.Parameter) and weight.ndim > 1:
+        return weight.ndim == 2  # a matrix is applied to the last dimension
+    return output.ndim <= 3  # [N, C], or tokens [N, T, C]

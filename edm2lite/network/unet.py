@@ -10,29 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2lite.network.attention import QKVConv, cosine_attention
 from edm2lite.network.backbone import Backbone, BackboneConfig
+from edm2lite.network.block import Block
 from edm2lite.network.conditioning import ClassLabel, Condition, ConditionImage, Conditioning
-from edm2lite.network.kernels.recompute import clip, modulated_silu
-from edm2lite.network.layers import (
-    SILU_RMS,
-    MPConv,
-    MPFourier,
-    MPUpConv,
-    downsample,
-    mp_cat,
-    mp_shares,
-    mp_silu,
-    mp_sum,
-    pixel_norm,
-    upsample,
-)
+from edm2lite.network.layers import MPConv, MPFourier
+from edm2lite.network.operations import mp_cat, mp_silu, mp_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +70,8 @@ class UNetConfig(BackboneConfig):
     def __post_init__(self) -> None:
         if self.img_resolution % self.size_multiple:
             raise ValueError(
-                f"img_resolution must be a multiple of {self.size_multiple} with {len(self.channel_mult)}"
-                f" entries in channel_mult, got {self.img_resolution}"
+                f"img_resolution must be a multiple of {self.size_multiple} with"
+                f" {len(self.channel_mult)} entries in channel_mult, got {self.img_resolution}"
             )
         widths = [self.model_channels * m for m in self.channel_mult]
         attending = [widths[-1]] + [  # the first decoder block always attends
@@ -126,84 +113,22 @@ class UNetConfig(BackboneConfig):
         return UNet(self)
 
 
-class Block(nn.Module):
-    """One residual block of the encoder or the decoder, with optional resampling and attention.
-
-    Args:
-        config: Configuration of the network that the block is part of.
-        in_channels: Width of the input, skip connection included.
-        out_channels: Width of the output.
-        flavor: The encoder normalises pixels, and widens on the main path first.
-        resample: What happens to the resolution at the entry.
-        attention: Whether self-attention follows the convolutions.
-        takes_skip: Whether the input is joined with a skip connection of the encoder.
-    """
-
-    def __init__(
-        self,
-        config: UNetConfig,
-        in_channels: int,
-        out_channels: int,
-        flavor: Literal["enc", "dec"],
-        resample: Literal["keep", "up", "down"] = "keep",
-        attention: bool = False,
-        takes_skip: bool = False,
-    ):
-        super().__init__()
-        self.config, self.flavor, self.resample = config, flavor, resample
-        self.takes_skip = takes_skip
-        self.num_heads = out_channels // config.head_channels if attention else 0
-        res_in = out_channels if flavor == "enc" else in_channels
-        # The factors of mp_silu and mp_sum are in the weights of the layer after and before.
-        self.res_keep, res_share = mp_shares(config.res_balance)
-        self.attn_keep, attn_share = mp_shares(config.attn_balance)
-        self.emb_gain = nn.Parameter(torch.zeros(1))
-        self.conv_res0 = (
-            MPUpConv(res_in, out_channels, in_rms=SILU_RMS)
-            if resample == "up"
-            else MPConv(res_in, out_channels, (3, 3), in_rms=SILU_RMS)
-        )
-        self.emb_linear = MPConv(config.emb_channels, out_channels)
-        self.conv_res1 = MPConv(
-            out_channels, out_channels, (3, 3), in_rms=SILU_RMS, out_rms=res_share
-        )
-        self.conv_skip = (
-            MPConv(in_channels, out_channels, (1, 1)) if in_channels != out_channels else None
-        )
-        self.attn_qkv = QKVConv(out_channels, self.num_heads) if attention else None
-        self.attn_proj = (
-            MPConv(out_channels, out_channels, (1, 1), out_rms=attn_share) if attention else None
-        )
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """X [N, C_in, H, W], emb [N, C_emb] float32 -> [N, C_out, H', W'] in the dtype of x."""
-        if self.resample == "down":
-            x = downsample(x)
-        if self.flavor == "enc":
-            if self.conv_skip is not None:
-                x = self.conv_skip(x)
-            x = pixel_norm(x)
-        y = self.conv_res0(F.silu(x))  # doubles the size in an "up" block
-        if self.resample == "up":
-            x = upsample(x)
-        scale = self.emb_linear(emb, gain=self.emb_gain) + 1  # float32, [N, C_out]
-        y = modulated_silu(y, scale)
-        if self.config.dropout:
-            y = F.dropout(y, self.config.dropout, self.training)
-        y = self.conv_res1(y)
-        if self.flavor == "dec" and self.conv_skip is not None:
-            x = self.conv_skip(x)
-        x = torch.add(y, x, alpha=self.res_keep)
-        if self.attn_qkv is not None and self.attn_proj is not None:
-            y = self.attn_proj(cosine_attention(self.attn_qkv(x), self.num_heads))
-            x = torch.add(y, x, alpha=self.attn_keep)
-        return clip(x, self.config.clip_act)
-
-
 class UNet(Backbone):
     """The network F; :class:`edm2lite.diffusion.precond.Precond` makes a denoiser of it.
 
     Gains are vectors of length 1, not scalars, so that FSDP2 can shard every parameter.
+
+    Args:
+        config: Configuration of the network.
+
+    Example:
+        >>> config = UNetConfig(img_resolution=8, img_channels=1, model_channels=16,
+        ...                     channel_mult=(1, 2), num_blocks=1, attn_resolutions=(),
+        ...                     head_channels=16)
+        >>> net = UNet(config)
+        >>> F_x = net(torch.randn(2, 1, 8, 8), torch.zeros(2), Conditioning())
+        >>> F_x.shape, len(net.blocks())
+        (torch.Size([2, 1, 8, 8]), 9)
     """
 
     config: UNetConfig
@@ -225,20 +150,21 @@ class UNet(Backbone):
     def _build_encoder(self, widths: list[int]) -> list[int]:
         """Add the encoder; returns the width of every output, each of them a skip connection."""
         config = self.config
-        skips: list[int] = []
+        inputs = config.img_channels + config.cond_channels + 1  # ones, in place of biases
+        self.enc[f"{config.img_resolution}x{config.img_resolution}_conv"] = MPConv(
+            inputs, widths[0], (3, 3)
+        )
+        skips = [widths[0]]
         for level, width in enumerate(widths):
             res = config.img_resolution >> level
-            if level == 0:  # one more input channel, of ones, in place of biases
-                channels = config.img_channels + config.cond_channels + 1
-                self.enc[f"{res}x{res}_conv"] = MPConv(channels, width, (3, 3))
-                skips.append(width)
-            else:
-                self.enc[f"{res}x{res}_down"] = Block(config, skips[-1], skips[-1], "enc", "down")
+            if level > 0:
+                self.enc[f"{res}x{res}_down"] = self._block(
+                    skips[-1], skips[-1], flavor="enc", resample="down"
+                )
                 skips.append(skips[-1])
             for i in range(config.num_blocks):
-                attention = res in config.attn_resolutions
-                self.enc[f"{res}x{res}_block{i}"] = Block(
-                    config, skips[-1], width, "enc", attention=attention
+                self.enc[f"{res}x{res}_block{i}"] = self._block(
+                    skips[-1], width, flavor="enc", attention=res in config.attn_resolutions
                 )
                 skips.append(width)
         return skips
@@ -251,30 +177,46 @@ class UNet(Backbone):
         for level, width in reversed(list(enumerate(widths))):
             res = config.img_resolution >> level
             if level == len(widths) - 1:
-                self.dec[f"{res}x{res}_in0"] = Block(
-                    config, channels, channels, "dec", attention=True
+                self.dec[f"{res}x{res}_in0"] = self._block(
+                    channels, channels, flavor="dec", attention=True
                 )
-                self.dec[f"{res}x{res}_in1"] = Block(config, channels, channels, "dec")
+                self.dec[f"{res}x{res}_in1"] = self._block(channels, channels, flavor="dec")
             else:
-                self.dec[f"{res}x{res}_up"] = Block(config, channels, channels, "dec", "up")
+                self.dec[f"{res}x{res}_up"] = self._block(
+                    channels, channels, flavor="dec", resample="up"
+                )
             for i in range(config.num_blocks + 1):
-                attention = res in config.attn_resolutions
-                self.dec[f"{res}x{res}_block{i}"] = Block(
-                    config,
+                self.dec[f"{res}x{res}_block{i}"] = self._block(
                     channels + skips.pop(),
                     width,
-                    "dec",
-                    attention=attention,
+                    flavor="dec",
+                    attention=res in config.attn_resolutions,
                     takes_skip=True,
                 )
                 channels = width
         return channels
 
+    def _block(
+        self, in_channels: int, out_channels: int, *, attention: bool = False, **options: Any
+    ) -> Block:
+        """A block with what all blocks of the network have in common."""
+        config = self.config
+        return Block(
+            in_channels,
+            out_channels,
+            emb_channels=config.emb_channels,
+            num_heads=out_channels // config.head_channels if attention else 0,
+            res_balance=config.res_balance,
+            attn_balance=config.attn_balance,
+            dropout=config.dropout,
+            clip_act=config.clip_act,
+            **options,
+        )
+
     def blocks(self) -> list[nn.Module]:
-        """The residual blocks."""
-        return [
-            block for block in (*self.enc.values(), *self.dec.values()) if block is not self.stem
-        ]
+        """The residual blocks, encoder first."""
+        _, *encoder = self.enc.values()
+        return [*encoder, *self.dec.values()]
 
     def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
         """Embedding of noise level and class, which modulates every block.
@@ -303,18 +245,15 @@ class UNet(Backbone):
         inputs = [x] if image is None else [x, image.to(x.dtype)]
         x = torch.cat([*inputs, torch.ones_like(x[:, :1])], dim=1)
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last: faster convolutions
-        x = self.stem(x)
+        stem, *encoder = self.enc.values()
+        x = stem(x)
         skips = [x]
-        for block in list(self.enc.values())[1:]:
+        for block in encoder:
             x = block(x, emb)
             skips.append(x)
         for block in self.dec.values():
             if block.takes_skip:
                 x = mp_cat(x, skips.pop(), self.config.concat_balance)
             x = block(x, emb)
-        return self.out_conv(x, gain=self.out_gain)
-
-    @property
-    def stem(self) -> nn.Module:
-        """The convolution that the encoder begins with."""
-        return next(iter(self.enc.values()))
+        F_x: Tensor = self.out_conv(x, gain=self.out_gain)
+        return F_x

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edm2lite.models.loading import Model
 from edm2lite.network.backbone import BackboneConfig
-from edm2lite.network.conditioning import Conditioning, check_conditioning
+from edm2lite.network.conditioning import Conditioning, check_conditioning, examples
 from edm2lite.sampling.compatibility import Guide, check_sampling
 from edm2lite.sampling.conditions import class_indices, conditions_of_seeds
 from edm2lite.sampling.guidance import Conditioned, Guided, Network, Rescale
@@ -163,15 +163,16 @@ class ImageGenerator:
         return map(batch, starts)
 
     def _prepared(self, model: Model) -> Network:
-        net = model.net.to(self.device).to(memory_format=torch.channels_last)
-        if self.sampling.dtype is not None:
-            net.config = dataclasses.replace(net.config, dtype=self.sampling.dtype)
-        net.prepare_for_sampling(for_graph=self.compiled)
+        """A copy of the network for sampling; the model stays as it is."""
+        net = model.net.prepared(
+            dtype=self.sampling.dtype, device=self.device, compiled=self.compiled
+        )
         if not self.compiled:
             return net
         if self.device.type == "cpu":  # a graph uses the packed weights that are there before it,
-            inputs = [torch.zeros(self.rows, *self.shape)]  # best packed on one thread, as they run
-            list(map_in_threads(torch.no_grad()(lambda x: net(x, 1.0)), inputs, workers=1))
+            x = torch.zeros(self.rows, *self.shape)  # best packed on one thread, as they run
+            told = examples(net.config.backbone.conditions, self.rows, *self.shape[1:])
+            list(map_in_threads(torch.no_grad()(lambda x: net(x, 1.0, told)), [x], workers=1))
         return torch.compile(net, fullgraph=True, dynamic=False)
 
     @torch.no_grad()

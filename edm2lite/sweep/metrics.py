@@ -187,7 +187,7 @@ class HeldOutLoss:
     def rows(self, model: Model, guide: Any, guidance: float) -> tuple[dict[str, Any], Make]:
         check_dataset(model.name, model.net, model.encoder, self.dataset)
         key = {"weights": model.identity, "batch": self.batch, **self.protocol}
-        net = model.net.to(self.device).prepare_for_sampling()
+        net = model.net.prepared(device=self.device)
         return key, DenoisingRows(
             net, model.encoder, self.dataset, self.levels, self.device, self.batch
         )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.layers import MPConv, MPFourier, mp_silu, normalize_weights_
+from edm2lite.network.layers import MPConv, MPFourier, normalize_weights_
+from edm2lite.network.operations import mp_silu
 from edm2lite.toy.density import SIGMA_DATA, Mixture
 
 

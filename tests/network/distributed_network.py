@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
-from edm2lite.network.layers import normalize_weights_, whole
-from edm2lite.network.unet import Block, UNetConfig
+from edm2lite.network.layers import gather, normalize_weights_
+from edm2lite.network.unet import UNetConfig
 
 UNET = UNetConfig(
     img_resolution=8, img_channels=2, label_dim=5, model_channels=16, channel_mult=(1, 2),
@@ -32,9 +32,8 @@ def main() -> None:
     labels, sigma = torch.arange(4), torch.rand(4) + 0.1
     replicated, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
     mesh = init_device_mesh("cpu", (2,))
-    for block in sharded.modules():
-        if isinstance(block, Block):
-            fully_shard(block, mesh=mesh)
+    for block in sharded.backbone.blocks():
+        fully_shard(block, mesh=mesh)
     # the loss is the root: it calls net and net.logvar, whose weights it gathers for both
     sharded_loss = fully_shard(DenoisingLoss(sharded), mesh=mesh)
 
@@ -47,14 +46,14 @@ def main() -> None:
     for name, p in alone.named_parameters():
         assert p.grad is not None, name
         for other in (replicated, sharded):
-            grad = whole(other.get_parameter(name).grad)
+            grad = gather(other.get_parameter(name).grad)
             # the two halves of the batch are summed in another order
             torch.testing.assert_close(grad, p.grad, rtol=1e-4, atol=1e-5 * p.grad.abs().max())
 
     normalize_weights_(alone)
     normalize_weights_(sharded)
     for name, p in alone.named_parameters():
-        torch.testing.assert_close(whole(sharded.get_parameter(name).detach()), p.detach())
+        torch.testing.assert_close(gather(sharded.get_parameter(name).detach()), p.detach())
     dist.barrier()  # or one may tear down its end while the other still talks
     dist.destroy_process_group()
     sys.stdout.flush()

@@ -9,12 +9,9 @@ import reference_network as ref
 import torch
 from torch.autograd import grad
 
-from edm2lite.network.unet import Block, UNetConfig
+from edm2lite.network.block import Block
 
-CONFIG = UNetConfig(
-    img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1, 2), attn_resolutions=(),
-    head_channels=8,
-)  # fmt: skip
+HEAD_CHANNELS, EMB_CHANNELS = 8, 16
 KINDS = [
     (flavor, resample, attention, in_channels)
     for flavor, resample, attention, in_channels in itertools.product(
@@ -26,18 +23,25 @@ KINDS = [
 
 def build(flavor, resample, attention, in_channels):
     """A float64 block of 16 channels with 2 heads, gain open, and inputs for it."""
-    block = Block(CONFIG, in_channels, 16, flavor, resample, attention).double()
+    block = Block(
+        in_channels,
+        16,
+        emb_channels=EMB_CHANNELS,
+        flavor=flavor,
+        resample=resample,
+        num_heads=2 if attention else 0,
+    ).double()
     with torch.no_grad():
         block.emb_gain.fill_(0.8)
     x = torch.randn(2, in_channels, 4, 6, dtype=torch.float64)
-    emb = torch.randn(2, CONFIG.emb_channels, dtype=torch.float64)
+    emb = torch.randn(2, EMB_CHANNELS, dtype=torch.float64)
     return block, x, emb
 
 
 def in_numpy(values, flavor, resample):
     """values: x, emb and weights by name -> the block's output."""
     p = {k.removesuffix(".weight"): v for k, v in values.items() if k not in ("x", "emb")}
-    return ref.block(p, values["x"], values["emb"], flavor, resample, CONFIG.head_channels)
+    return ref.block(p, values["x"], values["emb"], flavor, resample, HEAD_CHANNELS)
 
 
 @pytest.mark.parametrize("flavor, resample, attention, in_channels", KINDS)

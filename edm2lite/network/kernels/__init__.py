@@ -1,1 +1,5 @@
-"""Faster ways to compute what the layers define; each is held to the plain form by a test."""
+"""Faster ways to compute what the layers define; tests compare each of them with the plain form.
+
+``dispatch`` says when operations of our own may be used, ``convolution`` chooses the kernel of a
+convolution, ``prepared`` replaces layers in the copy of a network that only samples.
+"""

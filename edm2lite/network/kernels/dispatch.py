@@ -1,15 +1,22 @@
-"""Whether our written derivatives and packed kernels may stand in for torch's own operations."""
+"""When operations with derivatives and kernels of our own may stand in for those of torch."""
 
 from __future__ import annotations
 
 import torch
 
 
-def is_plain_autograd() -> bool:
-    """No torch.compile, no torch.func transform and no forward mode is looking on.
+def own_kernels_allowed() -> bool:
+    """Whether torch executes each operation as it is called.
 
-    These see through operations and need torch's own. Backward passes, also of backward passes, and
-    no derivatives at all are plain.
+    This holds for ordinary backward passes, for backward passes of backward passes, and without
+    gradients. It does not hold within torch.compile, transforms of torch.func and forward-mode
+    differentiation: they look into a function and need operations that they know.
+
+    Example:
+        >>> own_kernels_allowed()
+        True
+        >>> torch.func.vmap(lambda x: x * own_kernels_allowed())(torch.ones(3))
+        tensor([0., 0., 0.])
     """
     return (
         not torch.compiler.is_compiling()

@@ -1,11 +1,11 @@
-"""A convolution on a CPU whose weight already lies as the kernel for its input wants it.
+"""A convolution on a CPU whose weight is stored in the order that the kernel for its input wants.
 
-torch brings the weight of every convolution into that order in every call, and convolves small
-inputs on one thread without oneDNN at all. Here the order is made once. For inference only.
+torch reorders the weight of every convolution in every call, and convolves small inputs on one
+thread without oneDNN. Here the weight is reordered once. For inference only.
 
-Compiled graphs call it through an operator of torch's (``edm2lite::packed_conv``), which cannot
-take the weight, because it is opaque to torch: it takes the number of a :class:`PackedConv`. The
-number is a tensor, so that one graph serves all networks of a shape.
+Compiled graphs call it as an operator of torch (``edm2lite::packed_conv``). The packed weight is
+opaque to torch and cannot be an argument of an operator, so the graph passes the number of a
+:class:`PackedConv` instead. The number is a tensor: one graph then serves all networks of a shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm2lite.network.kernels.dispatch import is_plain_autograd
+from edm2lite.network.kernels.dispatch import own_kernels_allowed
 from edm2lite.network.kernels.winograd import filters, input_rows, output_rows
 
 
@@ -26,8 +26,14 @@ class PackedConv:
     """``conv2d(x, weight)`` of stride 1 and zero padding that keeps the size, float32 on a CPU.
 
     Args:
-        weight: [C_out, C_in / groups, k, l] with odd k and l; a copy is kept.
-        x: An input of the shape that will come, [N, C_in, H, W].
+        weight: [C_out, C_in / groups, k, l] with odd k and l; a reordered copy is kept.
+        x: An input of the shape to come, [N, C_in, H, W].
+
+    Example:
+        >>> x, weight = torch.randn(2, 8, 6, 6), torch.randn(4, 8, 3, 3)
+        >>> y = PackedConv(weight, x)(x)
+        >>> torch.allclose(y, torch.nn.functional.conv2d(x, weight, padding=1), atol=1e-4)
+        True
     """
 
     def __init__(self, weight: Tensor, x: Tensor):
@@ -38,7 +44,7 @@ class PackedConv:
         _by_number[number] = self
 
     def _pack(self, weight: Tensor, x: Tensor) -> list[int]:
-        """Make the copy; returns the shape of the output."""
+        """Make the reordered copy of the weight; returns the shape of the output."""
         self._padding = [k // 2 for k in weight.shape[2:]]
         self._groups = x.shape[1] // weight.shape[1]
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the arguments
@@ -49,17 +55,17 @@ class PackedConv:
 
     @staticmethod
     def serves(x: Tensor) -> bool:
-        """Whether it can be used for this input."""
+        """Whether packed convolutions can be applied to this input, here and now."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
             return False
         return torch.compiler.is_compiling() or bool(
             torch.backends.mkldnn.is_available()
             and torch.backends.mkldnn.enabled
-            and is_plain_autograd()
+            and own_kernels_allowed()
         )
 
     def fits(self, weight: Tensor, x: Tensor) -> bool:
-        """Whether it was made of this weight for inputs of this shape; kernels differ."""
+        """Whether this was made of this weight for inputs of this shape: kernels differ."""
         return weight is self._source and x.shape == self._shape
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,7 +76,7 @@ class PackedConv:
         return self.run(x)
 
     def run(self, x: Tensor) -> Tensor:
-        """The kernel itself, which a compiled graph sees as one operation."""
+        """The convolution by its kernel, which a compiled graph sees as one operation."""
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._weight, None, self._padding, [1, 1], [1, 1], self._groups, "none", [], ""
         )
@@ -78,11 +84,11 @@ class PackedConv:
 
 
 class PackedUpConv(PackedConv):
-    """``conv_transpose2d(x, weight, stride=2, padding=1)``, of twice the size.
+    """``conv_transpose2d(x, weight, stride=2, padding=1)``, which doubles height and width.
 
     Args:
         weight: [C_in, C_out, 4, 4].
-        x: An input of the shape that will come.
+        x: An input of the shape to come, [N, C_in, H, W].
     """
 
     def _pack(self, weight: Tensor, x: Tensor) -> list[int]:
@@ -92,6 +98,7 @@ class PackedUpConv(PackedConv):
         return [len(x), weight.shape[1], 2 * x.shape[2], 2 * x.shape[3]]
 
     def run(self, x: Tensor) -> Tensor:
+        """The transposed convolution by its kernel."""
         y: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
             x, self._weight, None, [1, 1], [0, 0], [2, 2], [1, 1], 1, "none", [], ""
         )
@@ -99,13 +106,14 @@ class PackedUpConv(PackedConv):
 
 
 class PackedWinograd(PackedConv):
-    """``winograd_conv2d(x, weight)``; its filters are computed once too."""
+    """``winograd_conv2d(x, weight)`` with its filters transformed and packed once."""
 
     def __init__(self, weight: Tensor, x: Tensor):
         super().__init__(filters(weight), input_rows(x))
         self._source, self._shape = weight, x.shape
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, H, W], channels last."""
         return output_rows(super().__call__(input_rows(x)))
 
 

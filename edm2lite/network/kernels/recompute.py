@@ -1,4 +1,7 @@
-"""Operations of a block that keep less for their backward pass than torch's own do."""
+"""Operations of a block that keep less memory for the backward pass than those of torch.
+
+They keep what the layers around them keep anyway, and compute the rest again.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm2lite.network.kernels.dispatch import is_plain_autograd
+from edm2lite.network.kernels.dispatch import own_kernels_allowed
 
 
 def modulated_silu(x: Tensor, scale: Tensor) -> Tensor:
-    """``silu(x * scale)`` of x [N, C, H, W], scale [N, C]; only x is kept for the backward pass."""
+    """``silu(x * scale)``; the product is computed again in the backward pass, not kept.
+
+    Args:
+        x: [N, C, H, W] features.
+        scale: [N, C] factors of the channels, cast to the dtype of ``x``.
+
+    Example:
+        >>> modulated_silu(torch.ones(1, 2, 1, 1), torch.tensor([[0.0, 2.0]])).flatten()
+        tensor([0.0000, 1.7616])
+    """
     scale = scale[:, :, None, None].to(x.dtype)
-    if not is_plain_autograd():
+    if not own_kernels_allowed():
         return F.silu(x * scale)
     y: Tensor = _ModulatedSiLU.apply(x, scale)
     return y
 
 
 class _ModulatedSiLU(torch.autograd.Function):
-    """With z = x scale, dy = silu'(z) (dx scale + x dscale); z is computed again."""
+    """With z = x scale, ``dy = silu'(z) (dx scale + x dscale)``; z is computed again from x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
@@ -41,15 +53,20 @@ class _ModulatedSiLU(torch.autograd.Function):
 
 
 def clip(x: Tensor, limit: float) -> Tensor:
-    """``x`` within [-limit, limit]; the result alone is kept, which the next layer keeps too."""
-    if not is_plain_autograd():
+    """``x`` limited to [-limit, limit]; keeps its result alone, which the next layer keeps too.
+
+    Example:
+        >>> clip(torch.tensor([-3.0, 0.5, 9.0]), 2.0)
+        tensor([-2.0000,  0.5000,  2.0000])
+    """
+    if not own_kernels_allowed():
         return F.hardtanh(x, -limit, limit)
     y: Tensor = _Clip.apply(x, limit)
     return y
 
 
 class _Clip(torch.autograd.Function):
-    """Gradients pass where the result is inside the limits."""
+    """Clipping whose gradient passes where the result is strictly inside the limits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:

@@ -24,7 +24,6 @@ from PIL import Image
 
 from edm2lite.dataset import open_dataset
 from edm2lite.diffusion.ddpm import trailing_sigmas
-from edm2lite.models.loading import load
 from edm2lite.plotting.images import plot_images
 from edm2lite.sampling.generation import generate
 from edm2lite.sampling.settings import Sampling

@@ -78,13 +78,7 @@ def main(
     rows = []
     for plan in plans:
         tracked, mark = ",".join(f"{s:g}" for s in plan.sigma_rels), "<- cheapest"
-        stored = [
-            tracked,
-            format_count(plan.every),
-            plan.dtype,
-            plan.num_files,
-            plan.num_bytes / 1e9,
-        ]
+        stored = [tracked, format_count(plan.every), plan.dtype, plan.num_files]
         error = [plan.num_bytes / 1e9, plan.worst_error, plan.worst_sigma_rel]
         rows.append([*stored, *error, mark if plan is best else ""])
     click.echo(table({**columns, "worst error": ".1e", "at sigma_rel": ".3f", " ": ""}, rows))

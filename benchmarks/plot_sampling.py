@@ -14,7 +14,7 @@ from torch import Tensor
 from edm2lite.dataset import open_dataset
 from edm2lite.models.loading import Model, load
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.plotting.figures import image_grid
+from edm2lite.plotting.images import plot_images
 from edm2lite.sampling.editing import Inpaint
 from edm2lite.sampling.generation import generate
 from edm2lite.sampling.guidance import APG, Conditioned, Guided
@@ -124,7 +124,7 @@ def _images(model: Model, sampling: Sampling, guide: Model | None = None) -> NDA
 
 def _draw(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
     names = [str(c) for c in CLASSES] if columns is None else columns
-    image_grid(path, [row for _, row in rows], [name for name, _ in rows], names)
+    plot_images(path, [row for _, row in rows], [name for name, _ in rows], names)
     click.echo(path)
 
 

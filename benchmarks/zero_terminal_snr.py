@@ -24,8 +24,7 @@ from PIL import Image
 
 from edm2lite.dataset import open_dataset
 from edm2lite.diffusion.ddpm import trailing_sigmas
-from edm2lite.models.loading import load
-from edm2lite.plotting.figures import image_grid
+from edm2lite.plotting.images import plot_images
 from edm2lite.sampling.generation import generate
 from edm2lite.sampling.settings import Sampling
 from edm2lite.training.config import load_config
@@ -71,7 +70,7 @@ def main(out: Path, num: int, steps: int, picture: Path | None) -> None:
     print(table(images))
     rows = [np.stack([group[i] for group in images[name]]) for name in images for i in range(2)]
     names = [label for name in images for label in (name, "")]
-    image_grid(picture or out / "samples.png", rows, names, [str(c) for c in range(10)])
+    plot_images(picture or out / "samples.png", rows, names, [str(c) for c in range(10)])
 
 
 def write_digits(folder: Path) -> None:

@@ -15,7 +15,7 @@ from edm2lite.sampling.solvers import heun
 from edm2lite.tools.edm2lite import main as edm2lite
 from edm2lite.toy import experiment
 from edm2lite.toy.density import BRANCHES, SIGMA_DATA, two_trees
-from edm2lite.toy.model import Plan, ToyNet, train
+from edm2lite.toy.model import ToyConfig, ToyNet, train
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_guidance_by_a_more_blurred_denoiser_sharpens_a_blurred_one(classes):
 
 
 def test_training_approaches_the_ideal_denoiser(classes):
-    plan = Plan(width=32, num_steps=150, batch_size=512, lr_steps=100, sigma_rel=0.1)
+    config = ToyConfig(width=32, num_steps=150, batch_size=512, lr_steps=100, sigma_rel=0.1)
     steps = []
-    net = train(plan, classes, steps.append)
+    net = train(config, classes, steps.append)
     assert sum(steps) == 150
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -120,15 +120,15 @@ def test_training_approaches_the_ideal_denoiser(classes):
             (n(noised.float(), level, labels) - ideal).square().mean().item() for n in (net, fresh)
         ]
         assert errors[0] < 0.5 * errors[1]
-    assert torch.equal(train(plan, classes, steps.append).out.weight, net.out.weight)
+    assert torch.equal(train(config, classes, steps.append).out.weight, net.out.weight)
 
 
 @pytest.mark.slow
 def test_autoguidance_leaves_less_off_the_data_and_keeps_what_cfg_loses(classes, monkeypatch):
     """A quarter of the batch: two seeds had 5.9 and 5.5 % off, 3.5 and 3.1 % with autoguidance;
     it cost 3 and 4 points of what is matched, and CFG 15 and 18."""
-    plans = {n: dataclasses.replace(p, batch_size=1024) for n, p in experiment.PLANS.items()}
-    monkeypatch.setattr(experiment, "PLANS", plans)
+    configs = {n: dataclasses.replace(c, batch_size=1024) for n, c in experiment.NETWORKS.items()}
+    monkeypatch.setattr(experiment, "NETWORKS", configs)
     points = experiment.compare(classes, 8192, 2.0, 1.75, lambda steps: None)
     limit = experiment.threshold(classes[0])
     true, alone, cfg, auto = (experiment.score(classes[0], x, limit) for x in points.values())
@@ -138,11 +138,18 @@ def test_autoguidance_leaves_less_off_the_data_and_keeps_what_cfg_loses(classes,
 
 
 def test_the_command_draws_and_counts(tmp_path, monkeypatch):
-    plans = {name: Plan(width=16, num_steps=5, num_classes=p.num_classes)
-             for name, p in experiment.PLANS.items()}  # fmt: skip
-    monkeypatch.setattr(experiment, "PLANS", plans)
+    configs = {
+        name: ToyConfig(width=16, num_steps=5, num_classes=config.num_classes)
+        for name, config in experiment.NETWORKS.items()
+    }
+    monkeypatch.setattr(experiment, "NETWORKS", configs)
     out = tmp_path / "toy.png"
-    result = CliRunner().invoke(edm2lite, ["toy", "--out", str(out), "--num", "256"])
+    torch.set_num_threads(2)
+    try:
+        result = CliRunner().invoke(edm2lite, ["toy", "--out", str(out), "--num", "256"])
+        assert torch.get_num_threads() == 2  # the command works on one, and puts back what was set
+    finally:
+        torch.set_num_threads(1)
     assert result.exit_code == 0, result.output
     rows = [re.split(r" {2,}", line) for line in result.stdout.splitlines()[1:5]]
     assert [row[0] for row in rows] == [
@@ -151,4 +158,3 @@ def test_the_command_draws_and_counts(tmp_path, monkeypatch):
     assert float(rows[0][1]) < 5 < float(rows[1][1])
     with Image.open(out) as picture:
         assert picture.size[0] > 3 * picture.size[1]
-    assert torch.get_num_threads() == 1

@@ -1,6 +1,6 @@
-"""What commands read of a training configuration: the network and its objective.
+"""The network and the objective of a training configuration, as the commands need them.
 
-The trainer reads configurations whole; here the other parts are passed over.
+Only the trainer reads the other parts; they are ignored here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edm2lite.diffusion.weighting import Weighting
 
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
-    """The parts of a configuration of a run that say what is trained for."""
+    """The parts of a training configuration that define the objective."""
 
     net: PrecondConfig
     loss: NoiseDensity = field(default_factory=LogNormal)
@@ -24,18 +24,21 @@ class _Parts:
 
 
 def objective(source: str) -> Objective:
-    """The objective of a configuration: a YAML file, a run, or a shipped one.
+    """The training objective of a configuration.
+
+    Args:
+        source: A YAML file, the folder of a run, or the name of a shipped configuration.
 
     Raises:
-        FileNotFoundError: If there is none of that name.
-        ValueError: If keys or values are not known, or parts cannot go together.
+        FileNotFoundError: If there is no such configuration.
+        ValueError: If a key or value is invalid, or the parts cannot be combined.
     """
     parts = _read(source)
     return Objective(net=parts.net, loss=parts.loss, weighting=parts.weighting)
 
 
 def network(source: str) -> PrecondConfig:
-    """The network of a configuration; see :func:`objective`."""
+    """The network of a configuration. ``source`` is that of :func:`objective`."""
     return _read(source).net
 
 

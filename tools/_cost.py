@@ -1,4 +1,4 @@
-"""What networks cost: parameters and multiply-accumulates of shipped configurations or a model."""
+"""The cost of networks: their parameters and multiply-accumulates per evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._config import network
 
 
 def cost_table(model: str | None) -> str:
-    """One line for MODEL, or one for every shipped configuration."""
+    """A table with one line for the model, or without it one for every shipped configuration."""
     configs = presets() if model is None else {model: load(model).net.config}
     rows = []
     for name, config in configs.items():
@@ -24,6 +24,6 @@ def cost_table(model: str | None) -> str:
 
 
 def presets() -> dict[str, PrecondConfig]:
-    """The networks of the shipped configurations, by size."""
+    """Name -> network of every shipped configuration, smallest network first."""
     found = {name: network(name) for name in shipped()}
     return dict(sorted(found.items(), key=lambda item: (item[1].num_parameters(), item[0])))

@@ -47,14 +47,14 @@ def draw(
         are_classes_in_turn: Whether all classes follow each other: rows then have one of each.
     """
     from edm2lite.image_grid import mosaic
-    from edm2lite.plotting import figures as plots
+    from edm2lite.plotting.images import plot_images
     from edm2lite.sampling.image_folder import save_png
 
     rows = [f.images(g.seeds) for g, f in zip(generators, folders, strict=True)]
     first = generators[0]
     if len(rows) > 1:
         names = [_row_name(generator.model) for generator in generators]
-        plots.image_grid(
+        plot_images(
             path,
             [np.stack(row) for row in rows],
             names,

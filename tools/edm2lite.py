@@ -1,4 +1,4 @@
-"""The ``edm2lite`` command: a group whose sub-commands load on first use."""
+"""The ``edm2lite`` command: a group whose commands are imported when they run."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import importlib
 import click
 from click.shell_completion import CompletionItem
 
-import edm2lite
+from edm2lite.version import __version__
 
 COMMANDS = {
-    "demo": "Train on real digits, rebuild EMA lengths, sweep and draw: the whole road on a CPU.",
+    "demo": "Train on real digits, reconstruct EMA lengths, sweep and sample: all on a CPU.",
     "generate": "Generate images from models.",
-    "toy": "Guidance on a density in the plane, where the truth is known.",
-    "evaluate": "Feature statistics and Fréchet distance.",
-    "plot": "The curves of a training run as a picture.",
-    "plan": "Which averages to store, how often and in which type, before training.",
-    "ema-units": "An EMA length in other units: gamma, sigma_rel, half-life, decay, window.",
-    "import": "Networks and snapshots of EDM2 and ema-pytorch as files of ours.",
-    "export": "A model with its card, as a folder and on the Hugging Face Hub.",
-    "dataset": "From a folder of images to batches: convert, encode, info, verify, preview.",
-    "magnitudes": "Activations, weights and updates of a network against 1; its cost.",
-    "plot-objective": "What configurations train for: weight and density by noise level.",
-    "snapshots": "What a run has saved, what is wrong with it, and what can go.",
-    "classifier": "Train the digit classifier that the demo measures with.",
+    "toy": "Compare kinds of guidance on a density in the plane, where the truth is known.",
+    "evaluate": "Compute feature statistics and metrics such as the Fréchet distance.",
+    "plot": "Draw the curves of a training run.",
+    "plan": "Choose which averages to store, how often and in which type, before training.",
+    "ema-units": "Convert EMA lengths: gamma, sigma_rel, half-life, decay, window.",
+    "import": "Import EDM2 and ema-pytorch checkpoints.",
+    "export": "Export a model with its card, to a folder or to the Hugging Face Hub.",
+    "dataset": "Convert, encode, verify and preview data sets.",
+    "magnitudes": "Measure activations, weights and updates of a network against 1, and its cost.",
+    "plot-objective": "Draw what configurations train for: weight and density by noise level.",
+    "snapshots": "List the snapshots of a run, find damaged ones, and thin them out.",
+    "classifier": "Train the digit classifier that the demo uses as a metric.",
 }
-_MODULES = {  # where the name of a command cannot be that of a module
+_MODULES = {  # commands whose name cannot be the name of a module
     "import": "import_run",
     "plot-objective": "plot_objective",
     "ema-units": "ema_units",
@@ -33,7 +33,7 @@ _MODULES = {  # where the name of a command cannot be that of a module
 
 
 class _Lazy(click.Group):
-    """Imports ``edm2lite.tools.<name>`` when the sub-command runs, so that --help is instant."""
+    """Imports ``edm2lite.tools.<name>`` only when that command runs, so that --help is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -41,12 +41,19 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}").main
+        module = importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}")
+        command: click.Command = module.main
+        return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Without importing every command that fits, as click does to see whether it is hidden."""
-        fits = [CompletionItem(n, help=h) for n, h in COMMANDS.items() if n.startswith(incomplete)]
-        return fits + super(click.Group, self).shell_complete(ctx, incomplete)
+        """Complete names of commands without importing them."""
+        matching = [
+            CompletionItem(name, help=text)
+            for name, text in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        # click.Group's own method imports every command, to leave out hidden ones
+        return matching + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -54,7 +61,7 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy)
-@click.version_option(edm2lite.__version__, prog_name="edm2lite")
+@click.version_option(__version__, prog_name="edm2lite")
 def main() -> None:
     """Magnitude-preserving diffusion models (EDM2) and post-hoc EMA.
 

@@ -1,4 +1,4 @@
-"""``edm2lite magnitudes``: whether a network keeps to magnitude 1, and what it costs."""
+"""``edm2lite magnitudes``: the magnitudes of a network against 1, and its cost."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ _PATH = click.Path(path_type=Path, dir_okay=False)
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--data", help="Data set to measure with. [default: white noise]")
+@click.option("--data", help="Data set to measure on. [default: white noise]")
 @click.option(
-    "--num", type=click.IntRange(1), default=256, show_default=True, help="Images to measure with."
+    "--num",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Number of images to measure on.",
 )
 @click.option(
     "--limit",
     type=click.FloatRange(1, min_open=True),
     default=4.0,
     show_default=True,
-    help="Flag what is off by this factor.",
+    help="Flag magnitudes that are off by more than this factor.",
 )
-@click.option("--all", "every", is_flag=True, help="Show every layer, not blocks alone.")
+@click.option("--all", "every", is_flag=True, help="Show every layer, not only blocks.")
 @click.option("--out", type=_PATH, help="PNG to draw into.")
-@click.option("--flops", is_flag=True, help="Parameters and multiply-accumulates instead.")
+@click.option("--flops", is_flag=True, help="Count parameters and multiply-accumulates instead.")
 @user_errors
 def main(
     model: str | None,
@@ -48,9 +52,10 @@ def main(
     """Measure activations and weights of MODEL, layer by layer, against 1.
 
     The magnitude of an activation is the RMS of each feature over pixels, averaged over images and
-    features. Stored weights have RMS 1 in training; averages of them are a little shorter. If MODEL
-    is a run that logged magnitudes (magnitudes_nimg), the last relative updates are shown, and the
-    plot shows all of training. With --flops and no MODEL: the cost of every shipped configuration.
+    features. Stored weights have RMS 1 in training; averages of them are slightly smaller. If MODEL
+    is a run that logged magnitudes (magnitudes_nimg), the last relative updates are shown too, and
+    the plot covers all of training. With --flops and no MODEL, show the cost of every shipped
+    configuration.
 
     \b
     Examples:
@@ -63,7 +68,9 @@ def main(
         click.echo(cost_table(model))
         return
     if model is None:
-        raise click.UsageError("give a MODEL to measure, or --flops for the cost of all presets")
+        raise click.UsageError(
+            "give a MODEL to measure, or --flops for the cost of all shipped configurations"
+        )
     from edm2lite.diffusion.measure import measure_denoiser
     from edm2lite.models.loading import load
     from edm2lite.network.magnitudes import read_log
@@ -78,7 +85,7 @@ def main(
     verdict = f"{len(flagged)} of {len(layers)} layers and blocks are off by more than {limit:g}x"
     click.echo(verdict + (": " + ", ".join(m.name for m in flagged[:5]) if flagged else ""))
     if out is not None:
-        from edm2lite.plotting.figures import plot_magnitudes
+        from edm2lite.plotting.magnitudes import plot_magnitudes
 
         plot_magnitudes(out, layers, log)
         click.echo(str(out))
@@ -90,16 +97,18 @@ def _table(layers: list[Magnitude], updates: dict[str, float | None], limit: flo
     for m in layers:
         update = updates.get(m.name)
         rows.append(
-            [m.name, m.resolution or "vector", m.expected, m.activation, m.largest]
-            + ["" if m.weight is None else f"{m.weight:.4f}"]
-            + ["" if update is None else f"{update:.1e}"]
-            + ["off" if m.leaves_regime(limit) else ""]
+            [
+                *(m.name, m.resolution or "vector", m.expected, m.activation, m.largest),
+                "" if m.weight is None else f"{m.weight:.4f}",
+                "" if update is None else f"{update:.1e}",
+                "off" if m.leaves_regime(limit) else "",
+            ]
         )
     return table({**columns, "weight": "", "update": "", "": ""}, rows)
 
 
 def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Conditioning]:
-    """[N, C, H, W] of standard deviation sigma_data, and what the network is told about them."""
+    """Images [N, C, H, W] of standard deviation sigma_data, and their conditions."""
     import torch
 
     from edm2lite.dataset import open_dataset

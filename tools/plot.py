@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edm2lite.plotting.run_curves import draw_curves, read_stats
+from edm2lite.plotting.run_curves import plot_run, read_stats
 
 from ._cli import user_errors
 
@@ -26,7 +26,7 @@ def main(run: Path, out: Path | None) -> None:
     """
     path = out or run / "curves.png"
     lines = read_stats(run)
-    draw_curves(path, lines, f"{run}, {lines[-1]['nimg']} images")
+    plot_run(path, lines, f"{run}, {lines[-1]['nimg']} images")
     click.echo(path)
 
 

@@ -1,4 +1,4 @@
-"""``edm2lite plot-objective``: what configurations train for, side by side."""
+"""``edm2lite plot-objective``: the objectives of configurations, side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--std",
     type=click.FloatRange(0, min_open=True),
-    help="Standard deviation that the images have. [default: sigma_data]",
+    help="Standard deviation of the images. [default: sigma_data]",
 )
 @click.option(
     "--out",
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 )
 @user_errors
 def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
-    """Draw, over the noise level, how much CONFIGS make each level count.
+    """Draw how much weight the objectives of CONFIGS give to each noise level.
 
-    A configuration is a YAML file, a run, or the name of a shipped one. Drawn are the weight of the
-    loss times the density of training levels (in the space of v, scaled to area 1); the density
-    alone; and the magnitudes of the network's input and target, which are 1 if images have standard
-    deviation net.sigma_data. Printed are quantiles of the effective weight, and the share of pure
-    noise among the samples.
+    Each of CONFIGS is a YAML file, a run, or the name of a shipped configuration. The picture shows
+    the effective weight, which is the weight of the loss times the density of training levels (for
+    the squared error of v, scaled to area 1); the density alone; and the magnitudes of the
+    network's input and target, which are 1 if the images have standard deviation net.sigma_data.
+    The table shows quantiles of the effective weight and the share of samples that are pure noise.
 
     \b
     Example:

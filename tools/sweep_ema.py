@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-import edm2lite
+from edm2lite.version import __version__
 
 from ._cli import COUNT, COUNTS, FLOATS, GUIDE, RANGE, user_errors
 
@@ -45,7 +45,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
               help="File with the extractor's weights. [default: as the reference was made]")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Folder for tables, pictures and the ledger. [default: RUN]")
-@click.version_option(edm2lite.__version__)
+@click.version_option(__version__)
 @user_errors
 # fmt: on
 def main(run: Path, out: Path | None, **options: Any) -> None:

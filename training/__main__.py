@@ -9,9 +9,9 @@ from typing import NoReturn
 
 import click
 
-import edm2lite
 from edm2lite import processes
 from edm2lite.messages import one_line
+from edm2lite.version import __version__
 
 from . import distributed
 from .config import RunConfig, load_config, shipped
@@ -37,7 +37,7 @@ from .config import RunConfig, load_config, shipped
     metavar="KEY=VALUE",
     help="Change a value, e.g. --set optim.ref_lr=0.005; may be repeated.",
 )
-@click.version_option(edm2lite.__version__)
+@click.version_option(__version__)
 def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train CONFIG, a YAML file or the name of a shipped one.
 

@@ -1,4 +1,4 @@
-"""EMA lengths as curves: how much each moment of a run weighs."""
+"""EMA profiles as curves: the weight of each moment of a run in an average."""
 
 from __future__ import annotations
 
@@ -8,21 +8,34 @@ from pathlib import Path
 import numpy as np
 
 from edm2lite.ema.lengths import Length
-from edm2lite.plotting.figures import new_figure, save_figure
+from edm2lite.plotting.figure import new_figure, save_figure
 from edm2lite.units import format_amount
 
 
 def plot_lengths(path: Path, lengths: Sequence[Length], nimg: float | None = None) -> None:
-    """Power functions (solid), and the EMA of constant decay (dashed) and window (dotted) as long.
+    """Draw each length as a power function and as the EMA and the window of equal length.
 
-    The area under each curve is 1 (but for what the EMA holds of the initial weights). A dot marks
-    the median: half the weight is younger.
+    Power functions are solid, EMAs of constant decay dashed, windows dotted. The area under each
+    curve is 1, apart from the share of an EMA that still belongs to the initial weights. A dot
+    marks the median age: half of the weight is younger.
 
     Args:
-        lengths: One colour each.
-        nimg: Training time in images, to say so at the axis.
+        path: Name of the PNG file.
+        lengths: EMA lengths, each drawn in a color of its own.
+        nimg: Training time in images, stated at the axis. [default: not stated]
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "lengths.png"
+        >>> plot_lengths(path, [Length.of_sigma_rel(0.1)], nimg=64e6)
+        >>> path.is_file()
+        True
     """
-    figure, axes = new_figure(figsize=(7.2, 4.2))
+    figure = new_figure((7.2, 4.2))
+    axes = figure.add_subplot()
     t = np.linspace(0, 1, 4001)
     for i, length in enumerate(lengths):
         color = f"C{i}"
@@ -38,7 +51,7 @@ def plot_lengths(path: Path, lengths: Sequence[Length], nimg: float | None = Non
         middle = 1 - length.median_age
         axes.plot(middle, exponent * middle**length.gamma, "o", color=color, ms=5)
     for style, name in (("-", "power function"), ("--", "constant decay"), (":", "window")):
-        axes.plot([], [], color="0.4", ls=style, label=f"{name}{_as_long(style, lengths)}")
+        axes.plot([], [], color="0.4", ls=style, label=f"{name}{_agreement(style, lengths)}")
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
     now = "" if nimg is None else f" (1 = {format_amount(nimg)} images)"
@@ -48,5 +61,6 @@ def plot_lengths(path: Path, lengths: Sequence[Length], nimg: float | None = Non
     save_figure(path, figure)
 
 
-def _as_long(style: str, lengths: Sequence[Length]) -> str:
+def _agreement(style: str, lengths: Sequence[Length]) -> str:
+    """What the other two kinds of average share with the power function."""
     return "" if style == "-" else f", as long by {lengths[0].by}"

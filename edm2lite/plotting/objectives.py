@@ -1,22 +1,29 @@
-"""Objectives side by side as curves over the noise level."""
+"""Training objectives side by side, as curves over the noise level."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from edm2lite.diffusion.objective import Objective
-from edm2lite.plotting.figures import new_figure, save_figure
+from edm2lite.plotting.figure import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 POINTS = 2001
 
 
 def noise_grid(objectives: Mapping[str, Objective]) -> Tensor:
-    """Ln sigma where the densities are, [2001] float64."""
+    """Equally spaced values of ln sigma that cover the densities of all objectives.
+
+    Returns:
+        [2001] float64, ascending.
+    """
     places = [objective.loss.location() for objective in objectives.values()]
     low = min(middle - 4 * half for middle, half in places)
     high = max(middle + 4 * half for middle, half in places)
@@ -24,7 +31,26 @@ def noise_grid(objectives: Mapping[str, Objective]) -> Tensor:
 
 
 def weight_quantiles(objective: Objective, shares: Sequence[float]) -> list[float]:
-    """Noise levels below which these shares of the effective weight at finite levels lie."""
+    """Quantiles of the noise level under the effective weight of an objective.
+
+    Args:
+        objective: The objective; of its weight, only that at finite noise levels counts.
+        shares: Fractions of the effective weight, each in (0, 1).
+
+    Returns:
+        For each share, the noise level below which that share of the weight lies.
+
+    Example:
+        >>> from edm2lite.diffusion.noise_density import LogNormal
+        >>> from edm2lite.diffusion.precond import PrecondConfig
+        >>> from edm2lite.diffusion.weighting import Weighting
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> net = PrecondConfig(backbone=UNetConfig(img_resolution=8, img_channels=1))
+        >>> density = LogNormal(P_mean=-0.4, P_std=1.0)
+        >>> objective = Objective(net=net, loss=density, weighting=Weighting())
+        >>> [round(level, 2) for level in weight_quantiles(objective, (0.16, 0.5, 0.84))]
+        [0.25, 0.67, 1.81]
+    """
     log_sigma = noise_grid({"": objective})
     weight = objective.effective_weight(log_sigma)
     below = torch.cumulative_trapezoid(weight, log_sigma)
@@ -35,18 +61,37 @@ def weight_quantiles(objective: Objective, shares: Sequence[float]) -> list[floa
 def plot_objectives(
     path: Path, objectives: Mapping[str, Objective], data_std: float | None = None
 ) -> None:
-    """Effective weight, density, and magnitudes of input and target, one curve per objective.
+    """Draw the effective weight, the density, and the magnitudes of input and target.
 
-    Effective weights are scaled to area 1: Adam does not see a constant factor. ``data_std`` is the
-    standard deviation of the images; None for the sigma_data of each.
+    Effective weights are scaled to area 1, because Adam does not see a constant factor.
+
+    Args:
+        path: Name of the PNG file.
+        objectives: Name -> objective; each gets one curve in each panel.
+        data_std: Standard deviation of the images. [default: sigma_data of each objective]
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.diffusion.noise_density import LogNormal
+        >>> from edm2lite.diffusion.precond import PrecondConfig
+        >>> from edm2lite.diffusion.weighting import Weighting
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> net = PrecondConfig(backbone=UNetConfig(img_resolution=8, img_channels=1))
+        >>> objective = Objective(net=net, loss=LogNormal(), weighting=Weighting())
+        >>> path = Path(tempfile.mkdtemp()) / "objectives.png"
+        >>> plot_objectives(path, {"EDM2": objective})
+        >>> path.is_file()
+        True
     """
-    figure, axes = new_figure(figsize=(7.0, 8.0))
-    axes.remove()
+    figure = new_figure((7.0, 8.0))
     weights, densities, magnitudes = figure.subplots(3, 1, sharex=True)
     log_sigma = noise_grid(objectives)
     sigma = log_sigma.exp()
     for i, (name, objective) in enumerate(objectives.items()):
-        line = {"color": f"C{i}", "lw": max(3 - 0.6 * i, 1), "alpha": 0.8}  # all show if they meet
+        line = {"color": f"C{i}", "lw": max(3 - 0.6 * i, 1), "alpha": 0.8}  # equal curves show
         weight = objective.effective_weight(log_sigma)
         area = torch.trapezoid(weight, log_sigma)
         weights.plot(sigma, weight / area, label=label_of(name, objective), **line)
@@ -72,12 +117,12 @@ def plot_objectives(
 
 
 def label_of(name: str, objective: Objective) -> str:
-    """``name``: parametrisation, weighting, density."""
+    """The name of an objective with its parametrization, weighting and density."""
     parts = objective.net.parametrization, objective.weighting.kind, objective.loss.kind
     return f"{name}: {', '.join(parts)}"
 
 
-def _mark_infinity(axes: Any, mass: float, row: int) -> None:
+def _mark_infinity(axes: Axes, mass: float, row: int) -> None:
     if mass:
         axes.annotate(
             f"{mass:g} at infinity ->", xy=(0.99, 0.88 - 0.1 * row), xycoords="axes fraction",

@@ -1,29 +1,40 @@
-"""The curves of a run, drawn from its ``stats.jsonl``."""
+"""The curves of a training run, read from its ``stats.jsonl``."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edm2lite.atomic import replacing
+from edm2lite.plotting.figure import new_figure, save_figure
 from edm2lite.units import format_amount
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
 
 Line = dict[str, Any]
 
-MOMENTS = 5  # of the run, at which curves over the noise level are drawn
+MOMENTS = 5  # number of moments of the run for which a curve over the noise level is drawn
 
 
 def read_stats(run_dir: Path) -> list[Line]:
-    """The lines of a run, by images seen.
+    """The statistics that a run has logged, one dictionary per line, in the order of images seen.
 
     Raises:
-        FileNotFoundError: The folder is not that of a run.
-        ValueError: A line is damaged, or there is none yet.
+        FileNotFoundError: If there is no ``stats.jsonl`` in ``run_dir``.
+        ValueError: If a line is damaged, or the run has not logged any.
+
+    Example:
+        >>> import tempfile
+        >>> run = Path(tempfile.mkdtemp())
+        >>> _ = (run / "stats.jsonl").write_text('{"nimg": 1024, "loss": 0.7}\\n')
+        >>> read_stats(run)
+        [{'nimg': 1024, 'loss': 0.7}]
     """
     path = Path(run_dir) / "stats.jsonl"
     if not path.is_file():
@@ -41,18 +52,25 @@ def read_stats(run_dir: Path) -> list[Line]:
     return lines
 
 
-def draw_curves(path: Path, lines: Sequence[Line], title: str) -> None:
-    """Loss, loss and uncertainty by noise level, learning rate, gradient norm and speed, as PNG.
+def plot_run(path: Path, lines: Sequence[Line], title: str) -> None:
+    """Draw the loss, its split over noise levels, the learning rate, the gradient norm and speed.
 
     Args:
-        path: Of the picture.
-        lines: As :func:`read_stats` gives them.
-        title: Above all.
+        path: Name of the PNG file.
+        lines: Statistics of the run, from :func:`read_stats`.
+        title: Title of the figure.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "curves.png"
+        >>> plot_run(path, [{"nimg": n, "loss": 1e3 / n} for n in (1000, 2000)], "a short run")
+        >>> path.is_file()
+        True
     """
-    figure = _figure()
+    figure = new_figure((13, 7), dpi=110)
     axes = figure.subplots(2, 3)
     figure.suptitle(title)
     _over_time(axes[0, 0], lines, "loss", "loss per element", log=False)
@@ -63,13 +81,10 @@ def draw_curves(path: Path, lines: Sequence[Line], title: str) -> None:
     _over_time(axes[1, 2], lines, "img_per_sec", "images per second", log=False)
     axes[1, 2].set_ylim(bottom=0)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    with replacing(path, "wb") as file:
-        file.write(buffer.getvalue())
+    save_figure(path, figure, crop=False)
 
 
-def _over_time(axes: Any, lines: Sequence[Line], key: str, label: str, *, log: bool) -> None:
+def _over_time(axes: Axes, lines: Sequence[Line], key: str, label: str, *, log: bool) -> None:
     found = [(line["nimg"], line[key]) for line in lines if line.get(key) is not None]
     marker = "o" if len(found) < 2 else ""
     axes.plot([n for n, _ in found], [value for _, value in found], marker=marker, lw=1.2)
@@ -82,7 +97,7 @@ def _over_time(axes: Any, lines: Sequence[Line], key: str, label: str, *, log: b
         axes.legend(frameon=False, fontsize=8)
 
 
-def _by_level(axes: Any, lines: Sequence[Line]) -> None:
+def _by_level(axes: Axes, lines: Sequence[Line]) -> None:
     chosen = _spread([line for line in lines if "loss_at" in line])
     for share, line in zip(np.linspace(0.25, 1, len(chosen)), chosen, strict=True):
         x, y = _points(line, "loss_at")
@@ -95,7 +110,7 @@ def _by_level(axes: Any, lines: Sequence[Line]) -> None:
         axes.legend(title="images seen", frameon=False, fontsize=7, title_fontsize=7)
 
 
-def _uncertainty(axes: Any, lines: Sequence[Line]) -> None:
+def _uncertainty(axes: Axes, lines: Sequence[Line]) -> None:
     found = [line for line in lines if "u_at" in line]
     if found:
         axes.plot(*_points(found[-1], "u_at"), "o-", ms=3, lw=1, label="learned u(sigma)")
@@ -107,20 +122,21 @@ def _uncertainty(axes: Any, lines: Sequence[Line]) -> None:
     _label(axes, "ln sigma", "uncertainty")
 
 
-def _points(line: Line, key: str) -> tuple[Any, Any]:
+def _points(line: Line, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Noise levels and values of a list over noise levels, without those that are missing."""
     pairs = [(x, y) for x, y in zip(line["ln_sigma"], line[key], strict=True) if y is not None]
     x, y = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     return x, y
 
 
 def _spread(lines: Sequence[Line]) -> list[Line]:
-    """Up to ``MOMENTS`` lines at equal distances, the last one included."""
+    """At most ``MOMENTS`` lines at equal distances, the last line among them."""
     if len(lines) <= MOMENTS:
         return list(lines)
     return [lines[int(i)] for i in np.linspace(0, len(lines) - 1, MOMENTS).round()]
 
 
-def _label(axes: Any, x: str, y: str) -> None:
+def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
@@ -129,18 +145,7 @@ def _label(axes: Any, x: str, y: str) -> None:
         axes.xaxis.set_major_locator(_locator())
 
 
-def _locator() -> Any:
+def _locator() -> MaxNLocator:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=5, integer=True)
-
-
-def _figure() -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; pip install 'edm2lite[metrics]'") from error
-    figure = Figure(figsize=(13, 7), dpi=110)
-    FigureCanvasAgg(figure)
-    return figure

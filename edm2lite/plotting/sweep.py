@@ -1,35 +1,57 @@
-"""Pictures of sweeps: a curve with its band, a heat map, a curve per group."""
+"""The results of a sweep: a curve over EMA lengths, a heat map, or a curve per group of tensors."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edm2lite.metrics.interval import Verdict
-from edm2lite.plotting.figures import new_figure, save_figure
+from edm2lite.plotting.figure import new_figure, save_figure
 from edm2lite.sweep.cells import AXES, Point, best, varying
 from edm2lite.sweep.table import METRIC, named
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LENGTH_LABEL = "EMA length sigma_rel, % of training time"
 _YLABEL = {"fd": "Fréchet distance", "loss": "held-out denoising loss"}
 
 
 def plot_curve(
     path: Path, points: Sequence[Point], verdict: Verdict, metric: str, title: str
 ) -> None:
-    """Length on a log axis against the metric, the best marked; raw weights as a line.
+    """Draw the metric over the EMA length, with its interval and the best length marked.
+
+    Raw weights are a dashed line, unless they are four times worse than every average.
 
     Args:
-        path: The picture.
-        points: All; those of fewer images than the most are drawn thin.
-        verdict: On those of most images.
-        metric: ``fd`` or ``loss``.
-        title: Above it.
+        path: Name of the PNG file.
+        points: All measured points; lengths measured on fewer images than the others are gray.
+        verdict: Conclusion from the points measured on most images.
+        metric: Name of the metric, ``fd`` or ``loss``.
+        title: Title of the figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> points = [
+        ...     Point(sigma_rel=s, nimg=64000, value=value, low=value - 1, high=value + 1, num=500)
+        ...     for s, value in ((0.05, 7.1), (0.1, 5.2), (0.2, 9.8))
+        ... ]
+        >>> verdict = Verdict(1, 0.09, 0.07, 0.12, open_low=False, open_high=False, alike=(1,))
+        >>> path = Path(tempfile.mkdtemp()) / "sweep.png"
+        >>> plot_curve(path, points, verdict, "fd", "a sweep of three lengths")
+        >>> path.is_file()
+        True
     """
-    figure, axes = new_figure()
+    figure = new_figure()
+    axes = figure.add_subplot()
     lowest = best(points)
     averaged = sorted((p for p in points if p.sigma_rel is not None), key=_length)
     for num in sorted({p.num for p in averaged}):
@@ -52,7 +74,11 @@ def plot_curve(
 
 
 def plot_heat(path: Path, points: Sequence[Point], metric: str, title: str) -> None:
-    """Length by the second axis, the metric as colour and number; the best cell framed."""
+    """Draw the metric as colors and numbers over the EMA length and a second axis.
+
+    The best cell is framed. Arguments are those of :func:`plot_curve`; the second axis is the
+    first one, besides the length, along which the points differ.
+    """
     points = [p for p in points if p.sigma_rel is not None]
     _, axis, *_ = varying(points)
     lengths = sorted({_length(p) for p in points})
@@ -61,21 +87,22 @@ def plot_heat(path: Path, points: Sequence[Point], metric: str, title: str) -> N
     for p in points:
         grid[others.index(getattr(p, axis)), lengths.index(_length(p))] = p.value
     lowest = best(points)
-    figure, axes = new_figure((1.6 + 0.75 * len(lengths), 1.4 + 0.55 * len(others)))
+    figure = new_figure((1.6 + 0.75 * len(lengths), 1.4 + 0.55 * len(others)))
+    axes = figure.add_subplot()
     shown = axes.imshow(np.log(grid), cmap="viridis_r", origin="lower", aspect="auto")
     middle = np.nanmean(np.log(grid))
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
             color = "black" if np.log(value) < middle else "white"
-            place = {"ha": "center", "va": "center", "fontsize": 8}
-            axes.text(column, row, f"{value:.3g}", color=color, **place)
+            text = f"{value:.3g}"
+            axes.text(column, row, text, color=color, ha="center", va="center", fontsize=8)
     from matplotlib.patches import Rectangle
 
     corner = lengths.index(_length(lowest)) - 0.5, others.index(getattr(lowest, axis)) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="tab:red", lw=2.5))
     axes.set_xticks(range(len(lengths)), [f"{100 * s:.3g}" for s in lengths])
     axes.set_yticks(range(len(others)), [named(axis, value) for value in others])
-    axes.set_xlabel("EMA length sigma_rel, % of training time")
+    axes.set_xlabel(_LENGTH_LABEL)
     axes.set_ylabel(AXES[axis])
     axes.set_title("\n".join(textwrap.wrap(title, 12 + 12 * len(lengths))), fontsize=9)
     ticks = np.geomspace(np.nanmin(grid), np.nanmax(grid), 4)
@@ -86,8 +113,13 @@ def plot_heat(path: Path, points: Sequence[Point], metric: str, title: str) -> N
 
 
 def plot_groups(path: Path, points: Sequence[Point], metric: str, title: str) -> None:
-    """A curve for each group of tensors, the others held; a line where all have one length."""
-    figure, axes = new_figure()
+    """Draw a curve per group of tensors whose EMA length alone varies.
+
+    Dashed lines are averages in which all tensors have one length. Arguments are those of
+    :func:`plot_curve`.
+    """
+    figure = new_figure()
+    axes = figure.add_subplot()
     for group in dict.fromkeys(p.group for p in points if p.group):
         curve = sorted((p for p in points if p.group in (group, "")), key=_length)
         axes.plot([100 * _length(p) for p in curve], [p.value for p in curve], ".-", label=group)
@@ -107,7 +139,7 @@ def _length(point: Point) -> float:
     return point.sigma_rel
 
 
-def _band(axes: Any, curve: Sequence[Point], color: str, label: str, marker: str) -> None:
+def _band(axes: Axes, curve: Sequence[Point], color: str, label: str, marker: str) -> None:
     lengths = [100 * _length(p) for p in curve]
     axes.plot(lengths, [p.value for p in curve], marker=marker, color=color, label=label, ms=5)
     low, high = [p.low for p in curve], [p.high for p in curve]
@@ -116,8 +148,8 @@ def _band(axes: Any, curve: Sequence[Point], color: str, label: str, marker: str
         axes.vlines(lengths, low, high, color=color, lw=3, alpha=0.4)
 
 
-def _along_lengths(axes: Any, lengths: Sequence[float]) -> None:
-    """A log axis with ticks at the lengths, as far apart as their names need."""
+def _along_lengths(axes: Axes, lengths: Sequence[float]) -> None:
+    """Make the x axis logarithmic, with ticks at those lengths whose labels do not overlap."""
     axes.set_xscale("log")
     wide = np.log(max(lengths) / min(lengths)) / 12
     ticks: list[float] = []
@@ -126,5 +158,5 @@ def _along_lengths(axes: Any, lengths: Sequence[float]) -> None:
             ticks.append(length)
     axes.set_xticks([100 * s for s in ticks], [f"{100 * s:.3g}" for s in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("EMA length sigma_rel, % of training time")
+    axes.set_xlabel(_LENGTH_LABEL)
     axes.grid(alpha=0.25)

@@ -1,9 +1,9 @@
-"""A two-dimensional density whose every number is known: two trees, one per class.
+"""A density in the plane that is known in closed form: two trees, one per class.
 
-A branch is a row of Gaussians along a line; at its end it splits into two thinner, shorter and
-lighter ones, six times over. Both trees grow from one root, as classes of images have much in
-common, and their twigs are finer than a small network can follow: there it makes its mistakes.
-Densities and denoisers are sums over the Gaussians, in closed form and float64.
+A branch is a row of Gaussians along a line. At its end it splits into two branches that are
+thinner, shorter and of less weight, six times in succession. Both trees grow from the same root, as
+classes of images have much in common, and their twigs are finer than a small network can follow:
+that is where it makes errors. Densities and ideal denoisers are sums over Gaussians, in float64.
 """
 
 from __future__ import annotations
@@ -20,21 +20,29 @@ BRANCHES = 2**LEVELS - 1
 PER_BRANCH = 8
 SIGMA_DATA = 0.5
 
-_MASS = 0.75  # of a level of the tree, relative to the one below
+_MASS = 0.75  # weight of all branches of a level, relative to the level that they grow from
 _WIDTH = 0.13  # standard deviation across a branch, relative to its length
-_SHRINK = (0.72, 0.84)  # of a branch's length, relative to the one that it grows from
-_SPLIT = (0.4, 0.7)  # angle between a branch and the one that it grows from
+_SHRINK = (0.72, 0.84)  # range of a branch's length, relative to its parent
+_SPLIT = (0.4, 0.7)  # range of the angle between a branch and its parent, in radians
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Gaussians in the plane.
+    """A mixture of K Gaussians in the plane.
 
     Attributes:
-        weight: [K], of sum 1; the Gaussians of a branch follow each other.
-        mean: [K, 2].
-        axes: [K, 2, 2], unit vectors along and across.
-        variance: [K, 2], along and across.
+        weight: [K] float64, sums to 1. The Gaussians of a branch are consecutive.
+        mean: [K, 2] float64.
+        axes: [K, 2, 2] float64, the unit vectors along and across the branch.
+        variance: [K, 2] float64, along and across the branch.
+
+    Example:
+        >>> mixture = two_trees()[0]
+        >>> x = mixture.sample(1000, torch.Generator().manual_seed(0))
+        >>> x.shape, mixture.log_density(x).shape
+        (torch.Size([1000, 2]), torch.Size([1000]))
+        >>> torch.allclose(mixture.denoise(x, sigma=1e-6), x, atol=1e-6)
+        True
     """
 
     weight: Tensor
@@ -43,30 +51,32 @@ class Mixture:
     variance: Tensor
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
-        """[num, 2]."""
+        """``num`` independent points, [num, 2] float64."""
         k = torch.multinomial(self.weight, num, replacement=True, generator=generator)
         z = torch.randn(num, 2, generator=generator, dtype=torch.float64) * self.variance[k].sqrt()
         return self.mean[k] + torch.einsum("na,nad->nd", z, self.axes[k])
 
     def log_density(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """[N] of x [N, 2], data plus noise of standard deviation sigma."""
+        """Log density of data plus noise of standard deviation ``sigma``, at x [N, 2]: [N]."""
         return self._log_terms(x, sigma).logsumexp(1)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """[N, 2], the mean of the data that x may come from: the ideal denoiser."""
+        """The ideal denoiser: mean of the data given data plus noise x [N, 2]; [N, 2]."""
         share = self._log_terms(x, sigma).softmax(1)
-        kept = self._quadratic(self.variance / (self.variance + sigma**2))  # of x - mean
+        kept = self._quadratic(self.variance / (self.variance + sigma**2))  # share of x - mean
         offset = self.mean - torch.einsum("kde,ke->kd", kept, self.mean)
-        matrix = (share @ kept.flatten(1)).unflatten(1, (2, 2))
-        return torch.einsum("nde,ne->nd", matrix, x.double()) + share @ offset
+        matrix = (share @ kept.flatten(1)).reshape(-1, 2, 2)
+        moved: Tensor = torch.einsum("nde,ne->nd", matrix, x.double())
+        return moved + share @ offset
 
     def branch(self, x: Tensor) -> Tensor:
-        """[N], index of the branch that each x [N, 2] most likely is of."""
-        return self._log_terms(x, 0.0).unflatten(1, (-1, PER_BRANCH)).logsumexp(2).argmax(1)
+        """Index of the branch that each point of x [N, 2] most likely belongs to, [N] int64."""
+        terms = self._log_terms(x, 0.0)
+        return terms.reshape(len(x), -1, PER_BRANCH).logsumexp(2).argmax(1)
 
     def branch_weight(self) -> Tensor:
-        """[number of branches], of sum 1."""
-        return self.weight.unflatten(0, (-1, PER_BRANCH)).sum(1)
+        """Weight of each branch, [BRANCHES], sums to 1."""
+        return self.weight.reshape(-1, PER_BRANCH).sum(1)
 
     def moved(self, shift: Tensor, scale: float) -> Mixture:
         """The density of ``(x - shift) * scale``."""
@@ -74,7 +84,7 @@ class Mixture:
         return Mixture(self.weight, mean, self.axes, self.variance * scale**2)
 
     def spread(self) -> Tensor:
-        """[K, 2], variance of each Gaussian along x and y."""
+        """Variance of each Gaussian along x and along y, [K, 2]."""
         return self._quadratic(self.variance).diagonal(dim1=1, dim2=2)
 
     def _quadratic(self, diagonal: Tensor) -> Tensor:
@@ -82,7 +92,7 @@ class Mixture:
         return torch.einsum("kad,ka,kae->kde", self.axes, diagonal, self.axes)
 
     def _log_terms(self, x: Tensor, sigma: float) -> Tensor:
-        """[N, K], logs of the summands of the density: one product of matrices."""
+        """[N, K]: log of each Gaussian's term in the density of x, by one matrix product."""
         variance = self.variance + sigma**2
         inverse = self._quadratic(1 / variance)
         linear = torch.einsum("kde,ke->kd", inverse, self.mean)
@@ -96,7 +106,15 @@ class Mixture:
 
 
 def two_trees() -> tuple[Mixture, Mixture]:
-    """The two classes, of equal weight; together of mean 0 and standard deviation SIGMA_DATA."""
+    """The densities of the two classes.
+
+    Samples of both, in equal numbers, have mean 0 and standard deviation ``SIGMA_DATA``.
+
+    Example:
+        >>> first, second = two_trees()
+        >>> first.weight.shape, BRANCHES * PER_BRANCH
+        (torch.Size([1016]), 1016)
+    """
     trees = [_tree(0.9, seed=1), _tree(2.2, seed=11)]
     mean = torch.stack([tree.weight @ tree.mean for tree in trees]).mean(0)
     square = [t.weight @ ((t.mean - mean) ** 2 + t.spread()) for t in trees]
@@ -106,7 +124,7 @@ def two_trees() -> tuple[Mixture, Mixture]:
 
 
 def _tree(direction: float, seed: int) -> Mixture:
-    """A tree from the origin, its first branch of length 1 in the direction (radians)."""
+    """A tree that grows from the origin; its trunk has length 1 and the given angle in radians."""
     rng = np.random.default_rng(seed)
     rows: list[tuple[float, ...]] = []
 

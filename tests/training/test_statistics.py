@@ -15,7 +15,7 @@ from edm2lite.diffusion.noise_density import LogNormal
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond
 from edm2lite.network.layers import normalize_weights_
-from edm2lite.plotting.run_curves import draw_curves, read_stats
+from edm2lite.plotting.run_curves import plot_run, read_stats
 from edm2lite.tools.plot import main as plot
 from edm2lite.training.optimizer import GradientCheck
 from edm2lite.training.samples import sample_grids, tile
@@ -151,7 +151,7 @@ def test_curves_are_drawn_from_the_lines_of_a_run(run_dir, tmp_path):
     blue = (np.abs(pixels - [31, 119, 180]).sum(2) < 90).reshape(2, 385, -1)
     panels = [part.any() for row in blue for part in np.array_split(row, 3, axis=1)]
     assert all(panels)  # a line in each of the six
-    draw_curves(tmp_path / "b.png", read_stats(run_dir), str(run_dir) + ", 1280 images")
+    plot_run(tmp_path / "b.png", read_stats(run_dir), str(run_dir) + ", 1280 images")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

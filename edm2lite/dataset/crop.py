@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Transform = Literal["lanczos", "dhariwal"]
@@ -25,6 +23,11 @@ def upright(image: Image.Image, gray: bool) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("L" if gray else "RGB")
+
+
+def is_gray(image: Image.Image) -> bool:
+    """Whether an image has one channel besides transparency."""
+    return image.mode in ("1", "L", "LA")
 
 
 def cover(image: Image.Image, height: int, width: int, transform: Transform) -> Image.Image:
@@ -54,11 +57,6 @@ def kept_area(source: tuple[int, int], target: tuple[int, int]) -> float:
     """Share of an image's area that :func:`cover` keeps; both sizes as (height, width)."""
     ratio = (source[1] / source[0]) / (target[1] / target[0])
     return min(ratio, 1 / ratio)
-
-
-def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W] or [H, W, 3]."""
-    return np.asarray(image)
 
 
 def _resize(image: Image.Image, scale: float, transform: Transform) -> Image.Image:

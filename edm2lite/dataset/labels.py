@@ -1,16 +1,13 @@
-"""Labels of a data set, read from and written to ``dataset.json``."""
+"""Labels of a data set: class indices or vectors, checked."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from edm2lite.dataset.files import Files
 
 
 @dataclass(frozen=True)
@@ -62,23 +59,6 @@ def as_labels(
     return Labels(values, label_dim, tuple(classes))
 
 
-def read_table(files: Files) -> dict[str, Any]:
-    """The content of ``dataset.json``; empty if there is none.
-
-    Raises:
-        ValueError: It is no JSON object.
-    """
-    if "dataset.json" not in files.names:
-        return {}
-    try:
-        content = json.loads(files.read("dataset.json"))
-    except ValueError as error:
-        raise ValueError(f"dataset.json in {files.path} must be JSON, got {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"dataset.json in {files.path} must be a JSON object, got a list or value")
-    return content
-
-
 def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> Labels | None:
     """The labels in a ``dataset.json``, in the order of ``names``; None if it has none.
 
@@ -104,20 +84,6 @@ def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> 
             " (null for an image without a class)"
         )
     return as_labels([by_name[name] for name in names], origin, classes, label_dim)
-
-
-def table_text(names: Sequence[str], labels: Labels | None, sizes: Sequence[Any] = ()) -> str:
-    """A ``dataset.json``; with ``sizes`` (heights and widths) where they differ."""
-    content: dict[str, Any] = {"labels": None}
-    if labels is not None:
-        rows = [None if row == -1 else row for row in labels.values.tolist()]
-        content["labels"] = [[name, row] for name, row in zip(names, rows, strict=True)]
-        content["label_dim"] = labels.label_dim
-        if labels.classes:
-            content["classes"] = list(labels.classes)
-    if len(sizes):
-        content["sizes"] = [[n, *map(int, s)] for n, s in zip(names, sizes, strict=True)]
-    return json.dumps(content)
 
 
 def _vectors(rows: Sequence[Any], origin: str, classes: Sequence[str]) -> Labels:

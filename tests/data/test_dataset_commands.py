@@ -85,7 +85,7 @@ def test_info_of_latents_of_unknown_origin_gives_what_a_configuration_needs(tmp_
         array[1] = rng.normal(-1, 0.5, (8, 8))
         np.save(tmp_path / f"{i:02d}.npy", array)
     text = run("info", tmp_path)
-    assert "autoencoder: not known; set encoder.vae" in text and "classes: none" in text
+    assert "autoencoder: unknown; set encoder.vae" in text and "classes: none" in text
     rows = [line.split() for line in text.splitlines()][-2:]
     # standard errors over 3200 values are 0.035 and 0.025 in the first channel
     assert float(rows[0][1]) == pytest.approx(3, abs=0.1)
@@ -119,7 +119,7 @@ def test_verify_names_everything_that_is_damaged_and_fails(photos, tmp_path):
     output = run("verify", folder, code=1)
     for index in (3, 7, 8):
         assert f"{names[index]} " in output
-    assert "3 faults in 24 images" in output
+    assert "3 problems found in the 24 images" in output
 
 
 def test_verify_of_latents_finds_a_flipped_bit(latents, tmp_path):

@@ -1,4 +1,4 @@
-"""Images of any origin, ready to be converted: folders, archives, lists, and torchvision's files."""
+"""Images of any origin, to be converted: folders, archives, lists, and torchvision's files."""
 
 from __future__ import annotations
 

@@ -62,8 +62,10 @@ class Normalization:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Stored values of any shape, normalized."""
-        centered = pixels.astype(np.float32) - np.float32(self.mean)
-        return np.divide(centered, np.float32(self.std), out=centered)
+        values: NDArray[np.float32] = pixels.astype(np.float32)
+        values -= np.float32(self.mean)
+        values /= np.float32(self.std)
+        return values
 
 
 class PixelSums:

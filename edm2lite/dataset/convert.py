@@ -42,6 +42,10 @@ class Conversion:
 
     Raises:
         ValueError: If buckets have no resolution, or the resolution is not positive.
+
+    Example:
+        >>> Conversion(resolution=512, crop="buckets").bucket_step is None  # an eighth of 512
+        True
     """
 
     resolution: int | None = None

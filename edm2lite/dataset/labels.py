@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Labels:
-    """Attributes:
-    values: [N] int64 class indices (-1: no label), or [N, L] float32 vectors.
-    label_dim: Number of classes, or L.
-    classes: Names of the classes, if they have any.
+    """The label of every image of a data set.
+
+    Attributes:
+        values: [N] int64 class indices (-1: no label), or [N, L] float32 vectors.
+        label_dim: Number of classes, or L.
+        classes: Names of the classes, if they have any.
     """
 
     values: NDArray[Any]
@@ -23,20 +25,32 @@ class Labels:
     classes: tuple[str, ...] = ()
 
     def rows(self, indices: NDArray[np.int64]) -> Labels:
-        """Those of some images, in that order."""
+        """The labels of some images, in that order."""
         return Labels(self.values[indices], self.label_dim, self.classes)
 
 
 def as_labels(
     rows: Sequence[Any], origin: str, classes: Sequence[str] = (), label_dim: int | None = None
 ) -> Labels:
-    """Labels from one value per image: all class indices (or None), or all vectors.
+    """Labels from one value per image: all of them class indices (or None), or all vectors.
 
-    Vectors that are all one-hot are kept as the indices that they stand for. The number of classes
-    is ``label_dim``, or that of ``classes``, or one more than the largest index.
+    Vectors that are all one-hot are kept as the indices that they stand for.
+
+    Args:
+        rows: Label of each image.
+        origin: Name of the data set for messages.
+        classes: Names of the classes, if they have any.
+        label_dim: Number of classes; that of ``classes``, or one more than the largest index, if
+            not given.
 
     Raises:
-        ValueError: Neither of the two, or an index without a class.
+        ValueError: If labels are something else, or an index is not below the number of classes.
+
+    Example:
+        >>> as_labels([0, None, 2], "photos")
+        Labels(values=array([ 0, -1,  2]), label_dim=3, classes=())
+        >>> as_labels([[0, 1], [1, 0]], "photos").values
+        array([1, 0])
     """
     if any(isinstance(row, Sequence | np.ndarray) and not isinstance(row, str) for row in rows):
         return _vectors(rows, origin, classes)
@@ -62,8 +76,13 @@ def as_labels(
 def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> Labels | None:
     """The labels in a ``dataset.json``, in the order of ``names``; None if it has none.
 
+    Args:
+        content: Content of ``dataset.json``.
+        names: Names of the images.
+        origin: Name of the data set for messages.
+
     Raises:
-        ValueError: It is malformed, or leaves out an image.
+        ValueError: If the list of labels is malformed, or leaves out an image.
     """
     try:
         table = content.get("labels")

@@ -50,7 +50,7 @@ def open_dataset(source: str | Path) -> ImageDataset:
             arguments, so name only functions that you trust.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder.
+        FileNotFoundError: If there is no file or folder of that name.
         ValueError: If it holds no images, its ``dataset.json`` does not fit them, or the function
             does not exist or returns something else.
         ImportError: If ``digits`` is opened without scikit-learn.

@@ -52,7 +52,8 @@ def draw_preview(
         >>> from edm2lite.dataset import open_dataset
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     draw_preview(open_dataset("digits"), Path(folder, "sheet.png"), num=4, columns=2)
-        ...     print(Image.open(Path(folder, "sheet.png")).size)
+        ...     with Image.open(Path(folder, "sheet.png")) as sheet:
+        ...         print(sheet.size)
         (274, 306)
     """
     if decode and dataset.encoder is None:

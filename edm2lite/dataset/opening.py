@@ -1,12 +1,11 @@
 """Opening a data set, whatever its form.
 
-=================================  ===============================================================
-``digits``                         scikit-learn's handwritten digits
-a folder or ZIP of images          PNG or uint8 NPY anywhere below the top, and ``dataset.json``
-a folder or ZIP of latents         NPY of floats [2C, H, W] (the form of EDM2), ``dataset.json``
-a folder with ``latents.json``     latents in shards, as ``edm2lite dataset encode`` writes them
-``module:function``                the ImageDataset that a function of your own returns
-=================================  ===============================================================
+- ``digits``: scikit-learn's handwritten digits
+- a folder or ZIP of images: PNG or uint8 NPY anywhere below the top, and ``dataset.json``
+- a folder or ZIP of latents: NPY of floats [2C, H, W] (the form of EDM2), and ``dataset.json``
+- a folder with ``latents.json``: latents in shards, as ``edm2lite dataset encode`` writes them
+- ``module:function``: the :class:`edm2lite.dataset.base.ImageDataset` that a function of yours
+  returns
 
 ``dataset.json`` holds labels, sizes and condition images, see :mod:`edm2lite.dataset.table`.
 """
@@ -42,7 +41,7 @@ _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def open_dataset(source: str | Path) -> ImageDataset:
-    """A data set of any of the forms in the table above.
+    """A data set of any of the forms listed above.
 
     Args:
         source: ``"digits"``, a path, or ``"module:function"``. A file or folder of that name is

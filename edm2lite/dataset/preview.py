@@ -65,7 +65,7 @@ def draw_preview(
         drawn = _condition_pictures(known, chosen)
         if drawn:
             rows.append(drawn)
-            names.append([known.name] * len(chosen))
+            names.append([f"condition {known.name}"] * len(chosen))
     side_by_side = [image for images in zip(*rows, strict=True) for image in images]
     below = [name for texts in zip(*names, strict=True) for name in texts]
     contact_sheet(Path(path), side_by_side, below, columns * len(rows))

@@ -1,14 +1,12 @@
 """``dataset.json``: what is known about the images of a folder or ZIP, by their names.
 
-===========================  ======================================================================
-``labels``                   [name, label] of every image, a label being a class index, a list of
-                             numbers, or ``null``; ``null`` for a data set without labels
-``label_dim``                number of classes, or length of the vectors
-``classes``                  names of the classes
-``sizes``                    [name, height, width] of every image, where they differ
-``conditions``               condition -> [name, file of its condition image] of every image
-``condition_normalization``  condition -> ``mean`` and ``std`` by which it is normalized
-===========================  ======================================================================
+- ``labels``: [name, label] of every image, a label being a class index, a list of numbers or
+  ``null``; ``null`` for a data set without labels
+- ``label_dim``: number of classes, or length of the vectors
+- ``classes``: names of the classes
+- ``sizes``: [name, height, width] of every image, where they differ
+- ``conditions``: by condition, [name, file of its condition image] of every image
+- ``condition_normalization``: by condition, ``mean`` and ``std`` by which it is normalized
 
 EDM and EDM2 use ``labels`` in the same form and ignore the other keys.
 """

@@ -106,7 +106,7 @@ def loading(source: Path, workers: int, count: int) -> Callable[[], int]:
 
 def resident_mib() -> tuple[float, float]:
     """Resident set of this process, and the part of it that is not file pages."""
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    status = dict(x.split(":", 1) for x in Path("/proc/self/status").read_text().splitlines())
     total, anonymous = (int(status[k].split()[0]) / 1024 for k in ("VmRSS", "RssAnon"))
     return total, anonymous
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -159,6 +159,29 @@ def convert_images(
     """
     if dest.exists():
         raise ValueError(f"{dest} exists; remove it, or give another name")
+    report = ConversionReport()
+    sums = {name: PixelSums(name, collection.name) for name in collection.conditions}
+    with writing(dest) as add:
+        rows: list[int] = []
+        for index, done in enumerate(_outcomes(collection, conversion, num_threads)):
+            report.count(collection.names[index], done)
+            for copy in done.copies(conversion.mirror):
+                _add_images(add, len(rows), copy, sums)
+                rows.append(index)
+                report.sizes.append(copy.size)
+            progress(index + 1, len(collection.names))
+        if not rows:
+            raise ValueError(f"{collection.name} must hold images that can be used, none was left")
+        stated = {**collection.normalization, **conversion.normalization}
+        report.normalization = {n: stated.get(n) or s.normalization() for n, s in sums.items()}
+        add(TABLE, _table(collection, rows, report).encode())
+    return report
+
+
+def _outcomes(
+    collection: ImageCollection, conversion: Conversion, num_threads: int
+) -> Iterator[_Converted]:
+    """The outcome of every image, in order."""
     buckets = None
     if conversion.crop == "buckets":
         assert conversion.resolution is not None
@@ -172,24 +195,7 @@ def convert_images(
                 raise
             return _Converted(None, damage=str(error))
 
-    report = ConversionReport()
-    rows: list[int] = []
-    sums = {name: PixelSums(name, collection.name) for name in collection.conditions}
-    total = len(collection.names)
-    with writing(dest) as add:
-        for index, done in enumerate(map_in_threads(one, range(total), num_threads)):
-            report.count(collection.names[index], done)
-            for copy in done.copies(conversion.mirror):
-                _add_images(add, len(rows), copy, sums)
-                rows.append(index)
-                report.sizes.append(copy.size)
-            progress(index + 1, total)
-        if not rows:
-            raise ValueError(f"{collection.name} must hold images that can be used, none was left")
-        stated = {**collection.normalization, **conversion.normalization}
-        report.normalization = {n: stated.get(n) or s.normalization() for n, s in sums.items()}
-        add(TABLE, _table(collection, rows, report).encode())
-    return report
+    return map_in_threads(one, range(len(collection.names)), num_threads)
 
 
 def _convert_one(

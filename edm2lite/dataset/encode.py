@@ -51,7 +51,7 @@ def encode_images(
         dest: Folder of the new data set.
         autoencoder: Autoencoder, on the device that computes.
         convention: Normalization of latents, see :class:`edm2lite.dataset.encode_plan.EncodePlan`.
-        batch_size: Number of images that pass through the autoencoder together.
+        batch_size: Number of images that are encoded together.
         shard_images: Largest number of images in one file.
         rank: Index of this process.
         world_size: Number of processes.
@@ -83,15 +83,7 @@ def encode_images(
         dataset, Path(dest), autoencoder,
         convention=convention, batch_size=batch_size, shard_images=shard_images,
     )  # fmt: skip
-    total = sum(len(shard.positions) for shard in shards_of_process(plan, rank, world_size))
-    done = 0
-
-    def count(num: int) -> None:
-        nonlocal done
-        done += num
-        progress(done, total)
-
-    write_shards(plan, rank=rank, world_size=world_size, num_threads=num_threads, progress=count)
+    write_shards(plan, rank=rank, world_size=world_size, num_threads=num_threads, progress=progress)
     if rank == 0:
         finish(plan)
 
@@ -102,7 +94,7 @@ def write_shards(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int = 2,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write this process's part of the shards that are missing.
 
@@ -112,14 +104,23 @@ def write_shards(
             those that are missing.
         world_size: Number of processes.
         num_threads: Number of reader threads.
-        progress: Function that is called with the number of images just encoded.
+        progress: Function that is called with the number of images that this process has encoded,
+            and of all that it will.
 
     Raises:
         ValueError: If an image is damaged, or its latents are not finite. The shards written so far
             stay, and the same call continues.
     """
-    for shard in shards_of_process(plan, rank, world_size):
-        _write_shard(plan, shard, num_threads, progress)
+    shards = shards_of_process(plan, rank, world_size)
+    done, total = 0, sum(len(shard.positions) for shard in shards)
+
+    def count(num: int) -> None:
+        nonlocal done
+        done += num
+        progress(done, total)
+
+    for shard in shards:
+        _write_shard(plan, shard, num_threads, count)
 
 
 def shards_of_process(plan: EncodePlan, rank: int, world_size: int) -> list[Shard]:

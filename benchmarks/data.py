@@ -1,12 +1,11 @@
-"""How fast batches come, against how fast the smallest EDM2 network takes them, on the same cores.
+"""Throughput of the loader against that of the smallest EDM2 network, on the same cores.
 
 The step is one of the XXS preset on latents of 64x64: loss, gradients, Adam. The loader prepares
 complete batches (images, labels, noise levels, noise, and the noise that latents are drawn with),
-in turn with the step. Data are made here: latents in sparse files, so reading them costs what it
-costs from the page cache; PNGs of noise-like blocks, in a ZIP as ``edm2lite dataset convert`` makes
-it.
+alternating with the step. The data are made here: latents in sparse files, which are read from the
+page cache; PNGs of noise-like blocks, in a ZIP as ``edm2lite dataset convert`` writes it.
 
-The comparison is of images per second of CPU time, summed over threads: what a core can do, however
+Images per second of CPU time, summed over threads, are compared: the work that a core does, however
 many others share it. Memory is the resident set, and the part of it that is not file pages, over
 one epoch of latents.
 """
@@ -70,7 +69,7 @@ def make_pngs(path: Path, count: int) -> Path:
 
 
 def training_step(batch: int) -> Callable[[], int]:
-    """A step of the XXS preset; returns the images it took."""
+    """A function that runs a step of the XXS preset and returns its number of images."""
     unet = UNetConfig(img_resolution=64, img_channels=4, label_dim=1000, model_channels=64)
     loss = DenoisingLoss(Precond(PrecondConfig(backbone=unet)))
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
@@ -87,7 +86,7 @@ def training_step(batch: int) -> Callable[[], int]:
 
 
 def loading(source: Path, workers: int, count: int) -> Callable[[], int]:
-    """``count`` images or a few more out of a loader, starting where the last call ended."""
+    """A function that loads ``count`` images or a few more, from where the last call ended."""
     loader = BatchSource(
         open_dataset(source), seed=0, batch_size=BATCH, microbatch=BATCH,
         data=DataConfig(source=str(source), workers=workers),
@@ -106,8 +105,8 @@ def loading(source: Path, workers: int, count: int) -> Callable[[], int]:
 
 
 def resident_mib() -> tuple[float, float]:
-    """(resident set, its part that is not file pages) of this process."""
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    """Resident set of this process, and the part of it that is not file pages."""
+    status = dict(x.split(":", 1) for x in Path("/proc/self/status").read_text().splitlines())
     total, anonymous = (int(status[k].split()[0]) / 1024 for k in ("VmRSS", "RssAnon"))
     return total, anonymous
 
@@ -125,10 +124,14 @@ def epoch(source: Path, workers: int) -> tuple[float, list[tuple[float, float]]]
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="Rounds, each times everything.")
-@click.option("--threads", default=2, show_default=True, help="CPU threads of the step.")
-@click.option("--latents", "num_latents", default=100_000, show_default=True, help="Per epoch.")
-@click.option("--seconds", default=2.0, show_default=True, help="Of loading in each round.")
+@click.option(
+    "--rounds", default=5, show_default=True, help="Number of rounds; each times everything once."
+)
+@click.option("--threads", default=2, show_default=True, help="Number of CPU threads of the step.")
+@click.option(
+    "--latents", "num_latents", default=100_000, show_default=True, help="Number of latents."
+)
+@click.option("--seconds", default=2.0, show_default=True, help="Seconds of loading in each round.")
 def main(rounds: int, threads: int, num_latents: int, seconds: float) -> None:
     """Time the loader against a training step and print Markdown tables.
 
@@ -173,7 +176,7 @@ def main(rounds: int, threads: int, num_latents: int, seconds: float) -> None:
 
 
 def report(rates: dict[str, list[tuple[float, float]]], threads: int) -> None:
-    """The table, and the claims; rates are images per second, and per second of CPU time."""
+    """Print the table and check the claims; rates are per second, and per second of CPU time."""
     step = [cpu for _, cpu in rates["training step, XXS"]]
     click.echo(
         f"{threads} cores, torch {torch.__version__}, {platform.machine()}, batches of {BATCH}\n"

@@ -98,7 +98,7 @@ def test_decoding_rounds_and_clips():
     assert PixelEncoder().decode(x).flatten().tolist() == [0, 0, 128, 255, 255]
 
 
-def test_the_digits_preset_standardises_to_sigma_data():
+def test_the_digits_preset_standardizes_to_sigma_data():
     x = PixelEncoder(shift=77.83, scale=191.79).encode(
         torch.from_numpy(open_dataset("digits").images(range(1797)))
     )

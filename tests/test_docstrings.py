@@ -25,6 +25,8 @@ FILES = sorted(
 # public function and class that is defined in it.
 DOCUMENTED = (
     "edm2lite.atomic",
+    "edm2lite.dataset",
+    "edm2lite.dataset.buckets",
     "edm2lite.ema",
     "edm2lite.ema.doctor",
     "edm2lite.ema.planning",

@@ -20,7 +20,7 @@ def main() -> None:
     """From a folder of images to what a run trains on.
 
     \b
-    A usual course:
+    Typical order of the commands:
       edm2lite dataset convert photos photos-512.zip --resolution 512
       edm2lite dataset verify photos-512.zip
       edm2lite dataset encode photos-512.zip latents --vae stabilityai/sd-vae-ft-mse
@@ -30,29 +30,36 @@ def main() -> None:
 
 @main.command()
 @SOURCE
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="That read.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Number of reader threads.",
+)
 @user_errors
 def verify(source: str, threads: int) -> None:
-    """Read every image of DATASET and name what is damaged; exit code 1 if anything is.
+    """Read everything in DATASET and name what is damaged; exit with code 1 if anything is.
 
     \b
     Example:
       edm2lite dataset verify photos-512.zip
     """
-    from edm2lite.dataset import open_dataset
-    from edm2lite.dataset.checks import find_problems, notes
+    from edm2lite.dataset import find_problems, open_dataset
+    from edm2lite.dataset.checks import notes
 
     dataset = open_dataset(source)
-    num_faults = 0
-    for fault in find_problems(dataset, threads, CountBar("verify")):
-        num_faults += 1
-        click.echo(fault)
-    for warning in notes(dataset):
-        click.echo(f"note: {warning}")
-    if num_faults:
-        click.echo(f"{num_faults} faults in {len(dataset)} images of {source}")
+    num_problems = 0
+    for problem in find_problems(dataset, threads, CountBar("verify")):
+        num_problems += 1
+        click.echo(problem)
+    for note in notes(dataset):
+        click.echo(f"note: {note}")
+    if num_problems:
+        plural = "" if num_problems == 1 else "s"
+        click.echo(f"{num_problems} problem{plural} found in the {len(dataset)} images of {source}")
         sys.exit(1)
-    click.echo(f"{len(dataset)} images in {source}, all in order")
+    click.echo(f"{len(dataset)} images in {source}, all intact")
 
 
 @main.command()
@@ -63,26 +70,30 @@ def verify(source: str, threads: int) -> None:
     required=True,
     help="PNG file for the contact sheet.",
 )
-@click.option("--num", type=click.IntRange(1), default=64, show_default=True, help="Images.")
-@click.option("--columns", type=click.IntRange(1), default=8, show_default=True, help="Per row.")
-@click.option("--seed", default=0, show_default=True, help="Which images; with classes, of each.")
-@click.option("--decode", is_flag=True, help="Decode latents, instead of showing them in colours.")
+@click.option(
+    "--num", type=click.IntRange(1), default=64, show_default=True, help="Number of images."
+)
+@click.option(
+    "--columns", type=click.IntRange(1), default=8, show_default=True, help="Images per row."
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the choice of images; of each class, an equal number is taken.",
+)
+@click.option("--decode", is_flag=True, help="Decode latents instead of drawing false colors.")
 @user_errors
 def preview(source: str, out: Path, num: int, columns: int, seed: int, decode: bool) -> None:
-    """Draw a contact sheet of DATASET, with the name of the class below each image.
+    """Draw images of DATASET with their class below and their condition images to the right.
 
     \b
     Example:
       edm2lite dataset preview latents --decode --out sheet.png
     """
-    from edm2lite.dataset import open_dataset
-    from edm2lite.dataset.preview import captions, choose, contact_sheet, pictures
+    from edm2lite.dataset import draw_preview, open_dataset
 
-    dataset = open_dataset(source)
-    if decode and dataset.encoder is None:
-        raise ValueError(f"--decode is for latents, {source} holds pixels; leave it out")
-    chosen = choose(dataset, num, seed)
-    contact_sheet(out, pictures(dataset, chosen, decode), captions(dataset, chosen), columns)
+    draw_preview(open_dataset(source), out, num, columns, seed, decode=decode)
     click.echo(f"{out}")
 
 

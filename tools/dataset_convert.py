@@ -18,53 +18,66 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--resolution", type=click.IntRange(1), help="Side in pixels. [default: as it is]")
+@click.option("--resolution", type=click.IntRange(1), help="Side in pixels. [default: unchanged]")
 @click.option(
     "--crop",
     type=click.Choice(["center", "buckets", "none"]),
     default="center",
     show_default=True,
-    help="Squares; the nearest of some aspect ratios of about the same area; or no cropping.",
+    help="Crop to squares, to the nearest of several aspect ratios of similar area, or not at all.",
 )
 @click.option(
     "--transform",
     type=click.Choice(["lanczos", "dhariwal"]),
     default="lanczos",
     show_default=True,
-    help="How to resample; dhariwal is that of the ImageNet papers.",
+    help="Method of resampling; dhariwal is the one of the ImageNet papers.",
 )
-@click.option("--mirror", is_flag=True, help="Also store each image mirrored (doubles the size).")
-@click.option("--gray", is_flag=True, help="Store one channel.")
-@click.option("--no-labels", is_flag=True, help="Folders are not classes.")
+@click.option("--mirror", is_flag=True, help="Store each image mirrored too; doubles the size.")
+@click.option("--gray", is_flag=True, help="Store images with one channel.")
+@click.option(
+    "--no-labels", is_flag=True, help="Ignore labels; do not derive classes from folder names."
+)
+@click.option("--no-conditions", is_flag=True, help="Leave out condition images.")
+@click.option(
+    "--normalize-like",
+    type=click.Path(path_type=Path, exists=True),
+    help="Data set whose normalization of condition images is taken, such as the training set of"
+    " validation images. [default: that of SOURCE, or measured]",
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "test"]),
     default="train",
     show_default=True,
-    help="Part of CIFAR-10 or MNIST.",
+    help="Part of CIFAR-10 or MNIST to convert.",
 )
 @click.option(
     "--bucket-step",
     type=click.IntRange(1),
-    help="Sides of buckets are multiples of it. [default: resolution / 8]",
+    help="Number that the sides of buckets are multiples of. [default: resolution / 8]",
 )
-@click.option("--skip-damaged", is_flag=True, help="Leave out what cannot be read, and list it.")
+@click.option(
+    "--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and list them."
+)
 @click.option(
     "--threads",
     type=click.IntRange(1),
     default=os.cpu_count() or 1,
     show_default="one per core",
-    help="That decode and resample.",
+    help="Number of threads that decode and resample.",
 )
 @user_errors
 def main(
-    source: Path, dest: Path, no_labels: bool, split: str, threads: int, **options: Any
-) -> None:
+    source: Path, dest: Path, no_labels: bool, no_conditions: bool, normalize_like: Path | None,
+    split: str, threads: int, **options: Any,
+) -> None:  # fmt: skip
     """Convert SOURCE to DEST, a ZIP (if it ends in .zip) or a folder.
 
-    SOURCE is a folder or ZIP of images (the class of an image is the folder it is in), a CSV with
-    columns path and label, a JSONL with these keys, or CIFAR-10 or MNIST as torchvision stores
-    them. DEST has uncompressed PNGs and dataset.json, the form that EDM and EDM2 read too.
+    SOURCE is a folder or ZIP of images (the class of an image is the folder it is in, or stands in
+    dataset.json), a CSV with columns path, label and condition, a JSONL with these keys, or
+    CIFAR-10 or MNIST as torchvision stores them. DEST has uncompressed PNGs and dataset.json, the
+    form that EDM and EDM2 read too.
 
     \b
     Examples:
@@ -72,11 +85,13 @@ def main(
       edm2lite dataset convert photos photos-ar.zip --resolution 512 --crop buckets
       edm2lite dataset convert imagenet/train in64.zip --resolution 64 --transform dhariwal
     """
-    from edm2lite.dataset.collection import open_collection
-    from edm2lite.dataset.convert import Conversion, convert_images
+    from edm2lite.dataset import Conversion, convert_images, open_collection
+    from edm2lite.dataset.condition_files import normalization_of
 
+    if normalize_like is not None:
+        options["normalization"] = normalization_of(normalize_like)
     conversion = Conversion(**options)
-    images = open_collection(source, split, labeled=not no_labels)
+    images = open_collection(source, split, labeled=not no_labels, conditions=not no_conditions)
     report = convert_images(images, dest, conversion, threads, CountBar("convert"))
     for line in _lines(report, dest):
         click.echo(line)
@@ -89,6 +104,11 @@ def _lines(report: ConversionReport, dest: Path) -> list[str]:
     kept = sum(report.kept) / len(report.kept)
     lines = [f"{len(report.sizes)} images of {height} x {width}{among} in {dest}"]
     lines.append(f"cropping kept {kept:.1%} of the area of an image on average")
+    for condition, values in report.normalization.items():
+        lines.append(
+            f"condition images ({condition}) are normalized by mean {values.mean:.2f} and standard"
+            f" deviation {values.std:.2f}"
+        )
     if report.enlarged:
         lines.append(f"note: {report.enlarged} images were smaller and have been enlarged")
     if report.misfits:

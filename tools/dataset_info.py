@@ -1,4 +1,4 @@
-"""``edm2lite dataset info``: what a data set holds, in figures."""
+"""``edm2lite dataset info``: the contents of a data set in numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ._cli import table, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.dataset import ImageDataset
+    from edm2lite.dataset.summary import DatasetSummary
 
 
 @click.command()
@@ -21,41 +22,38 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=1000,
     show_default=True,
-    help="Images that mean and standard deviation are measured on.",
+    help="Number of images on which mean and standard deviation are measured.",
 )
 @user_errors
 def main(source: str, sample: int) -> None:
-    """Print what DATASET holds: images, sizes, classes, mean and standard deviation.
+    """Print what DATASET holds: images, sizes, classes, conditions, mean and standard deviation.
 
     \b
     Example:
       edm2lite dataset info latents
     """
-    from edm2lite.dataset import open_dataset
+    from edm2lite.dataset import open_dataset, summarize
 
     dataset = open_dataset(source)
-    for lines in (_sizes(dataset), _classes(dataset), _values(dataset, sample)):
-        for line in lines:
+    summary = summarize(dataset, sample)
+    for lines in (_sizes, _classes, _conditions, _values):
+        for line in lines(dataset, summary):
             click.echo(line)
 
 
-def _sizes(dataset: ImageDataset) -> Iterator[str]:
-    from edm2lite.dataset.summary import size_counts
-
+def _sizes(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
     kind = "pixels" if dataset.encoder is None else "latents"
     yield f"{dataset.name}: {len(dataset)} images as {kind}, {dataset.image_shape[0]} channels"
-    rows = size_counts(dataset)
-    if len(rows) == 1:
-        yield f"size: {rows[0][0]} x {rows[0][1]}"
+    if len(summary.sizes) == 1:
+        yield f"size: {summary.sizes[0][0]} x {summary.sizes[0][1]}"
     else:
-        yield table({"height": "d", "width": "d", "images": "d"}, rows)
+        yield table({"height": "d", "width": "d", "images": "d"}, summary.sizes)
 
 
-def _classes(dataset: ImageDataset) -> Iterator[str]:
+def _classes(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
     from edm2lite.dataset.checks import notes
-    from edm2lite.dataset.summary import class_counts
 
-    counts = class_counts(dataset)
+    counts = summary.class_counts
     if dataset.labels is None:
         yield "classes: none"
     elif counts is None:
@@ -65,33 +63,37 @@ def _classes(dataset: ImageDataset) -> Iterator[str]:
             f"classes: {dataset.label_dim}, with {counts.min()} to {counts.max()} images (median"
             f" {np.median(counts):g})"
         )
-    for warning in notes(dataset):
-        yield f"note: {warning}"
+    for note in notes(dataset):
+        yield f"note: {note}"
 
 
-def _values(dataset: ImageDataset, sample: int) -> Iterator[str]:
-    from edm2lite.dataset.summary import measure
-    from edm2lite.models.encoders import LatentEncoder, PixelEncoder
+def _conditions(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
+    for description, values in summary.conditions:
+        measured = ""
+        if values is not None:
+            measured = (
+                f", mean {values.total_mean:.3f} and standard deviation {values.total_std:.3f} as a"
+                " network sees it (0 and 1 are best)"
+            )
+        yield f"condition: {description}{measured}"
 
-    channels = dataset.image_shape[0]
-    if dataset.encoder is None:
-        found = measure(dataset, PixelEncoder(), sample)
+
+def _values(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
+    values, encoder = summary.values, dataset.encoder
+    if encoder is None:
         yield (
-            f"of {found.count} images as -1..1: mean {found.total_mean:.3f}, standard deviation"
-            f" {found.total_std:.3f} (sigma_data is 0.5)"
+            f"of {values.count} images as -1..1: mean {values.total_mean:.3f}, standard deviation"
+            f" {values.total_std:.3f} (sigma_data is 0.5)"
         )
-        shift, scale = 127.5 * (1 + found.total_mean), 2 * 127.5 * found.total_std
+        shift, scale = summary.standardizing
         yield f"for exactly 0 and 0.5: encoder: {{shift: {shift:.2f}, scale: {scale:.2f}}}"
         return
-    encoder = dataset.encoder
     if encoder.mean:
         yield f"autoencoder: {encoder.vae}, images of {encoder.input_range}"
-        what = f"standardised (to mean 0, sigma_data {encoder.sigma_data})"
+        form = f"standardized (to mean 0, sigma_data {encoder.sigma_data})"
     else:
-        yield "autoencoder: not known; set encoder.vae, .input_range, .mean and .std to train on it"
-        encoder = LatentEncoder(mean=(0.0,) * channels, std=(encoder.sigma_data,) * channels)
-        what = "as they are"
-    found = measure(dataset, encoder, sample)
-    yield f"of {found.count} latents, {what}:"
-    rows = [(str(c), found.mean[c], found.std[c]) for c in range(channels)]
+        yield "autoencoder: unknown; set encoder.vae, .input_range, .mean and .std to train on it"
+        form = "as they are"
+    yield f"of {values.count} latents, {form}:"
+    rows = [(str(c), values.mean[c], values.std[c]) for c in range(len(values.mean))]
     yield table({"channel": "", "mean": ".4f", "std": ".4f"}, rows)

@@ -193,6 +193,7 @@ class BatchSource:
                 drop, flip = rng(self.seed, position, Purpose.AUGMENTATION).random(2)
                 if self.data.flip and flip < 0.5:
                     image = image[..., ::-1]
+                    batch.conditioning.flip_(i)
                 if drop < self.data.label_dropout:
                     batch.conditioning.drop_(i)
             images[i] = image

@@ -1,79 +1,112 @@
-"""What images can be converted from: folders, archives, lists, and torchvision's files."""
+"""Images of any origin, to be converted: folders, archives, lists, and torchvision's files."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
+from edm2lite.dataset.condition_files import (
+    Normalization,
+    image_names,
+    paired_files,
+    read_normalization,
+    read_pairs,
+)
 from edm2lite.dataset.files import Files, open_files
 from edm2lite.dataset.images import SUFFIXES
-from edm2lite.dataset.labels import Labels, as_labels, read_table, table_labels
+from edm2lite.dataset.labels import Labels, as_labels, table_labels
+from edm2lite.dataset.table import read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
+
+Load = Callable[[int], Image.Image]
+
+_PHOTOS = (*SUFFIXES, ".jpe", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
 class ImageCollection:
-    """Images to convert.
+    """Images to convert, of any sizes.
 
     Attributes:
-        name: Where they come from.
-        names: One per image.
-        load: The image of an index; raises ValueError if it is damaged.
+        name: Name of the collection for messages: its path.
+        names: Name of every image.
+        load: Function from the index of an image to the image; raises ValueError if it is damaged.
         table: Labels, or None.
-        gray: Whether all are known to have one channel.
+        gray: Whether all images are known to have one channel.
+        conditions: Condition -> function from the index of an image to its condition image.
+        normalization: Normalization of a condition, where the collection states it.
     """
 
     name: str
     names: Sequence[str] = field(repr=False)
-    load: Callable[[int], Image.Image] = field(repr=False)
+    load: Load = field(repr=False)
     table: Labels | None = field(repr=False)
     gray: bool = False
+    conditions: Mapping[str, Load] = field(default_factory=dict)
+    normalization: Mapping[str, Normalization] = field(default_factory=dict)
 
 
-def open_collection(path: Path, split: str = "train", labeled: bool = True) -> ImageCollection:
+def open_collection(
+    path: str | Path, split: str = "train", *, labeled: bool = True, conditions: bool = True
+) -> ImageCollection:
     """The images of a folder, ZIP, CSV, JSONL, or of CIFAR-10's or MNIST's own files.
 
     Args:
-        path: Where they are.
-        split: ``train`` or ``test`` of CIFAR-10 and MNIST.
-        labeled: Whether folders and ``dataset.json`` say the class of an image.
+        path: Folder or file of the images.
+        split: ``"train"`` or ``"test"`` of CIFAR-10 and MNIST.
+        labeled: Whether folders and ``dataset.json`` tell the class of an image.
+        conditions: Whether condition images are taken over.
 
     Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: There are no images, or labels for some of them only.
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If there are no images, or only some of them have labels or condition images.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat", "dog"):
+        ...         Path(folder, name).mkdir()
+        ...         Image.new("RGB", (40, 30)).save(Path(folder, name, "1.png"))
+        ...     collection = open_collection(folder)
+        >>> collection.names, collection.table.classes
+        (['cat/1.png', 'dog/1.png'], ('cat', 'dog'))
     """
+    path = Path(path)
     if path.suffix.lower() in (".csv", ".jsonl"):
-        return _from_list(path)
+        return _from_list(path, conditions)
     known = read_torchvision(path, split)
     if known is not None:
         images, labels, gray = known
         names = [f"{split} {i}" for i in range(len(images))]
-        known_table = as_labels(labels.tolist(), str(path))
-        return ImageCollection(
-            str(path), names, lambda i: Image.fromarray(images[i]), known_table, gray
-        )
-    files = open_files(path)
-    names = [name for name in files.names if name.lower().endswith(_PHOTOS)]
-    if not names:
-        raise ValueError(f"{path} must hold images ({', '.join(_PHOTOS)}), found none")
-    found = _labels(files, names) if labeled else None
-    return ImageCollection(str(path), names, lambda i: _decode(files, names[i]), found)
+        table = as_labels(labels.tolist(), str(path))
+        return ImageCollection(str(path), names, lambda i: Image.fromarray(images[i]), table, gray)
+    return _from_files(open_files(path), labeled, conditions)
 
 
 def class_folders(names: Sequence[str], origin: str) -> Labels | None:
     """The class of each image by the folder that it is in; None if all lie at the top.
 
-    A folder that contains everything is passed over if there are folders in it.
+    A folder that contains everything is skipped if there are folders in it.
+
+    Args:
+        names: Names of the images, with ``/`` between folders.
+        origin: Name of the collection for messages.
 
     Raises:
-        ValueError: Some images lie in no folder.
+        ValueError: If some images lie in no folder.
+
+    Example:
+        >>> class_folders(["all/cat/1.png", "all/dog/1.png", "all/cat/2.png"], "photos").values
+        array([0, 1, 0])
     """
     parts = [PurePosixPath(name).parts for name in names]
     while min(map(len, parts)) > 2 and len({part[0] for part in parts}) == 1:
@@ -92,18 +125,27 @@ def class_folders(names: Sequence[str], origin: str) -> Labels | None:
     return as_labels([index[part[0]] for part in parts], origin, classes)
 
 
-_PHOTOS = (*SUFFIXES, ".jpe", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-def _labels(files: Files, names: list[str]) -> Labels | None:
+def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollection:
+    origin = str(files.path)
     content = read_table(files)
-    if content:
-        return table_labels(content, names, str(files.path))
-    return class_folders(names, str(files.path))
+    pairs = read_pairs(content, origin)
+    photos = [name for name in files.names if name.lower().endswith(_PHOTOS)]
+    names = image_names(photos, pairs, origin)
+    if not names:
+        raise ValueError(f"{origin} must hold images ({', '.join(_PHOTOS)}), found none")
+    paired = paired_files(pairs, names, files) if conditions else {}
+    table = None
+    if labeled:
+        table = table_labels(content, names, origin) if content else class_folders(names, origin)
+    return ImageCollection(
+        origin, names, _loader(files, names), table,
+        conditions={name: _loader(files, paths) for name, paths in paired.items()},
+        normalization=read_normalization(content, origin) if conditions else {},
+    )  # fmt: skip
 
 
-def _decode(files: Files, name: str) -> Image.Image:
-    return _open(io.BytesIO(files.read(name)), name, str(files.path))
+def _loader(files: Files, names: Sequence[str]) -> Load:
+    return lambda i: _open(io.BytesIO(files.read(names[i])), names[i], str(files.path))
 
 
 def _open(file: Any, name: str, origin: str) -> Image.Image:
@@ -117,25 +159,34 @@ def _open(file: Any, name: str, origin: str) -> Image.Image:
         ) from error
 
 
-def _from_list(path: Path) -> ImageCollection:
-    """Rows of ``path`` (relative to the list) and, optionally, ``label``."""
+def _from_list(path: Path, conditions: bool) -> ImageCollection:
+    """Rows of ``path`` (relative to the list) and, optionally, ``label`` and ``condition``."""
     rows = _rows(path)
     if not rows or any(not isinstance(row, dict) or not row.get("path") for row in rows):
         raise ValueError(
-            f"{path} must have a column (or key) path in every row, and may have label; for example"
-            ' path,label or {"path": "a.jpg", "label": 3}'
+            f"{path} must have a column (or key) path in every row, and may have label and"
+            ' condition; for example path,label or {"path": "a.jpg", "label": 3}'
         )
     names = [str(row["path"]) for row in rows]
+    told = [str(row.get("condition") or "") for row in rows]
+    if any(told) and not all(told):
+        raise ValueError(
+            f"{path} must give a condition image for every image or for none, it has none for"
+            f" {names[told.index('')]}"
+        )
+    table = _listed_labels([row.get("label") for row in rows], str(path))
+    images = {"image": _list_loader(path, told)} if conditions and any(told) else {}
+    return ImageCollection(str(path), names, _list_loader(path, names), table, conditions=images)
 
+
+def _list_loader(path: Path, names: Sequence[str]) -> Load:
     def load(index: int) -> Image.Image:
         file = path.parent / names[index]
         if not file.is_file():
-            raise ValueError(f"{names[index]} in {path} is not there; correct the list")
+            raise ValueError(f"{names[index]} in {path} does not exist; correct the list")
         return _open(file, names[index], str(path))
 
-    return ImageCollection(
-        str(path), names, load, _listed_labels([r.get("label") for r in rows], str(path))
-    )
+    return load
 
 
 def _rows(path: Path) -> list[Any]:

@@ -73,6 +73,13 @@ class DatasetCondition:
             raise ValueError(f"{self.name} must be numbers or booleans, got {array.dtype}")
         return torch.from_numpy(array.astype(dtype, copy=False))
 
+    def drawn(self, index: int) -> NDArray[np.uint8] | None:
+        """Pixels that show the condition of one image, [1 or 3, H, W]; None if it is no image."""
+        if self.picture is not None:
+            return self.picture(index)
+        value = self.rows([index])[0]
+        return false_colors(value) if value.ndim == 3 else None
+
     def _stacked(
         self, values: list[NDArray[Any]], indices: Sequence[int] | NDArray[np.int64]
     ) -> NDArray[Any]:
@@ -84,3 +91,15 @@ class DatasetCondition:
                     f" image {index}"
                 )
         return np.stack(values)
+
+
+def false_colors(x: Tensor, std: float = 1.0) -> NDArray[np.uint8]:
+    """The first three channels (or the first) of [C, H, W], from -2 std in black to 2 std in white.
+
+    Example:
+        >>> import torch
+        >>> false_colors(torch.tensor([-2.0, 0.0, 2.0]).reshape(1, 1, 3)).tolist()
+        [[[0, 127, 255]]]
+    """
+    shown = x[:3] if len(x) >= 3 else x[:1]
+    return ((shown / (4 * std) + 0.5).clamp(0, 1) * 255).to(torch.uint8).numpy()

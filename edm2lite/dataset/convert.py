@@ -1,9 +1,10 @@
-"""Any images to a data set of one size, or of the sizes of buckets."""
+"""Images of any origin to a data set of one size, or of the sizes of buckets."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,26 +14,38 @@ from PIL import Image, ImageOps
 
 from edm2lite.dataset.buckets import MAX_ERROR, Buckets
 from edm2lite.dataset.collection import ImageCollection
-from edm2lite.dataset.crop import Transform, cover, kept_area, shorter_side, upright
+from edm2lite.dataset.condition_files import Normalization, PixelSums
+from edm2lite.dataset.crop import Transform, cover, is_gray, kept_area, shorter_side, upright
 from edm2lite.dataset.files import writing
-from edm2lite.dataset.labels import table_text
+from edm2lite.dataset.table import TABLE, table_text
 from edm2lite.threads import map_in_threads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """How images are converted.
+    """Settings of a conversion. Condition images are treated as their images are.
 
     Attributes:
-        resolution: Side of the square, or R of the buckets; None leaves the size.
-        crop: ``center`` cuts squares; ``buckets`` the nearest bucket; ``none`` nothing, the shorter
-            side becomes ``resolution``.
-        transform: How to resample.
+        resolution: Side of the square, or R of the buckets; None keeps the size.
+        crop: ``"center"`` cuts out a square, ``"buckets"`` the nearest bucket; ``"none"`` cuts
+            nothing off, and ``resolution`` is the length of the shorter side.
+        transform: Method of resampling, see :func:`edm2lite.dataset.crop.cover`.
         mirror: Whether each image is followed by its mirror image.
-        gray: Whether one channel is stored.
-        bucket_step: Sides of buckets are multiples of it; None for an eighth of ``resolution``.
-        max_error: In |ln aspect ratio|, beyond which an image fits no bucket.
-        skip_damaged: Leave out images that cannot be read, instead of stopping at the first.
+        gray: Whether one channel is stored. Condition images keep their channels.
+        bucket_step: Number that the sides of buckets are multiples of; None for an eighth of
+            ``resolution``.
+        max_error: Largest |ln(aspect ratio / bucket's aspect ratio)| of an image that fits.
+        skip_damaged: Whether images that cannot be read are left out; otherwise the first one ends
+            the conversion.
+        normalization: Normalization of conditions, to be that of another data set; what neither it
+            nor the collection states is measured.
+
+    Raises:
+        ValueError: If buckets have no resolution, or the resolution is not positive.
+
+    Example:
+        >>> Conversion(resolution=512, crop="buckets").bucket_step is None  # an eighth of 512
+        True
     """
 
     resolution: int | None = None
@@ -43,6 +56,7 @@ class Conversion:
     bucket_step: int | None = None
     max_error: float = MAX_ERROR
     skip_damaged: bool = False
+    normalization: Mapping[str, Normalization] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.resolution is None and self.crop == "buckets":
@@ -53,9 +67,10 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Converted:
-    """One image: its pixels, or why there are none."""
+    """One image: its pixels and condition images, or the reason why there are none."""
 
     image: Image.Image | None
+    conditions: Mapping[str, Image.Image] = field(default_factory=dict)
     before: tuple[int, int] = (1, 1)
     damage: str | None = None
 
@@ -64,17 +79,28 @@ class _Converted:
         assert self.image is not None
         return self.image.height, self.image.width
 
+    def copies(self, mirror: bool) -> list[_Converted]:
+        """The image and, if asked for, its mirror image; nothing if there is no image."""
+        if self.image is None:
+            return []
+        if not mirror:
+            return [self]
+        conditions = {name: ImageOps.mirror(image) for name, image in self.conditions.items()}
+        image = ImageOps.mirror(self.image)
+        return [self, dataclasses.replace(self, image=image, conditions=conditions)]
+
 
 @dataclass
 class ConversionReport:
-    """What became of the images.
+    """Outcome of a conversion.
 
     Attributes:
         sizes: (height, width) of every image written, mirror images included.
         kept: Share of its area that cropping left of each image used.
-        enlarged: How many were smaller than what they became.
+        enlarged: Number of images that were smaller than what they became.
         misfits: Names of images that fit no bucket.
-        damaged: Why each damaged image was left out.
+        damaged: Reason why each damaged image was left out.
+        normalization: Normalization of each condition, as stored.
     """
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -82,9 +108,10 @@ class ConversionReport:
     enlarged: int = 0
     misfits: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    normalization: dict[str, Normalization] = field(default_factory=dict)
 
     def count(self, name: str, done: _Converted) -> None:
-        """Take in what became of one image."""
+        """Add the outcome of one image."""
         if done.damage is not None:
             self.damaged.append(done.damage)
         elif done.image is None:
@@ -95,7 +122,7 @@ class ConversionReport:
 
 
 def convert_images(
-    source: ImageCollection,
+    collection: ImageCollection,
     dest: Path,
     conversion: Conversion,
     num_threads: int = 2,
@@ -105,11 +132,56 @@ def convert_images(
 
     Nothing bears the name ``dest`` before it is complete.
 
+    Args:
+        collection: Images to convert.
+        dest: Path of the new data set.
+        conversion: Settings.
+        num_threads: Number of threads that decode and resample.
+        progress: Function that is called with the number of images done, and of all.
+
     Raises:
-        ValueError: ``dest`` exists, an image is damaged, sizes differ, or nothing is left.
+        ValueError: If ``dest`` exists, an image is damaged, or none is left.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from edm2lite.dataset.collection import open_collection
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     (folder / "photos").mkdir()
+        ...     Image.new("RGB", (40, 30)).save(folder / "photos" / "1.png")
+        ...     report = convert_images(
+        ...         open_collection(folder / "photos"), folder / "a.zip", Conversion(resolution=8)
+        ...     )
+        >>> report.sizes, report.kept
+        ([(8, 8)], [0.75])
     """
     if dest.exists():
         raise ValueError(f"{dest} exists; remove it, or give another name")
+    report = ConversionReport()
+    sums = {name: PixelSums(name, collection.name) for name in collection.conditions}
+    with writing(dest) as add:
+        rows: list[int] = []
+        for index, done in enumerate(_outcomes(collection, conversion, num_threads)):
+            report.count(collection.names[index], done)
+            for copy in done.copies(conversion.mirror):
+                _add_images(add, len(rows), copy, sums)
+                rows.append(index)
+                report.sizes.append(copy.size)
+            progress(index + 1, len(collection.names))
+        if not rows:
+            raise ValueError(f"{collection.name} must hold images that can be used, none was left")
+        stated = {**collection.normalization, **conversion.normalization}
+        report.normalization = {n: stated.get(n) or s.normalization() for n, s in sums.items()}
+        add(TABLE, _table(collection, rows, report).encode())
+    return report
+
+
+def _outcomes(
+    collection: ImageCollection, conversion: Conversion, num_threads: int
+) -> Iterator[_Converted]:
+    """The outcome of every image, in order."""
     buckets = None
     if conversion.crop == "buckets":
         assert conversion.resolution is not None
@@ -117,66 +189,95 @@ def convert_images(
 
     def one(index: int) -> _Converted:
         try:
-            return _convert_one(source, index, conversion, buckets)
+            return _convert_one(collection, index, conversion, buckets)
         except ValueError as error:
             if not conversion.skip_damaged:
                 raise
             return _Converted(None, damage=str(error))
 
-    report = ConversionReport()
-    rows: list[int] = []
-    with writing(dest) as add:
-        for index, done in enumerate(map_in_threads(one, range(len(source.names)), num_threads)):
-            report.count(source.names[index], done)
-            for image in _copies(done, conversion.mirror):
-                add(_name(len(rows)), _png(image))
-                rows.append(index)
-                report.sizes.append(done.size)
-            progress(index + 1, len(source.names))
-        if not rows:
-            raise ValueError(f"{source.name} must hold images that can be used, none was left")
-        table = source.table and source.table.rows(np.array(rows))
-        mixed = report.sizes if len(set(report.sizes)) > 1 else []
-        text = table_text([_name(i) for i in range(len(rows))], table, mixed)
-        add("dataset.json", text.encode())
-    return report
+    return map_in_threads(one, range(len(collection.names)), num_threads)
 
 
 def _convert_one(
-    source: ImageCollection, index: int, conversion: Conversion, buckets: Buckets | None
+    collection: ImageCollection, index: int, conversion: Conversion, buckets: Buckets | None
 ) -> _Converted:
     try:
-        image = upright(source.load(index), conversion.gray or source.gray)
+        image = upright(collection.load(index), conversion.gray or collection.gray)
+        conditions = _load_conditions(collection, index, image.size)
     except (ValueError, OSError) as error:
-        if source.names[index] in str(error):
+        if collection.names[index] in str(error):
             raise
         raise ValueError(
-            f"{source.names[index]} in {source.name} is not usable: {error}"
+            f"{collection.names[index]} in {collection.name} is not usable: {error}"
         ) from error
     before = image.height, image.width
+    resize = _resizing(before, conversion, buckets)
+    if resize is None:
+        return _Converted(None, before=before)
+    resized = {name: resize(condition) for name, condition in conditions.items()}
+    return _Converted(resize(image), resized, before)
+
+
+def _load_conditions(
+    collection: ImageCollection, index: int, size: tuple[int, int]
+) -> dict[str, Image.Image]:
+    found = {}
+    for name, load in collection.conditions.items():
+        image = load(index)
+        found[name] = upright(image, is_gray(image))
+        if found[name].size != size:
+            (width, height), (found_width, found_height) = size, found[name].size
+            raise ValueError(
+                f"its condition image ({name}) must be of its size, {height} x {width}, got"
+                f" {found_height} x {found_width}; resize one of them"
+            )
+    return found
+
+
+def _resizing(
+    before: tuple[int, int], conversion: Conversion, buckets: Buckets | None
+) -> Callable[[Image.Image], Image.Image] | None:
+    """What brings images of a size to that of the data set; None if they fit no bucket."""
+    side, transform = conversion.resolution, conversion.transform
     if buckets is not None:
         nearest, errors = buckets.assign(np.array([before]))
         if errors[0] > conversion.max_error:
-            return _Converted(None, before)
+            return None
         height, width = map(int, buckets.sizes[nearest[0]])
-        return _Converted(cover(image, height, width, conversion.transform), before)
-    side = conversion.resolution
+        return lambda image: cover(image, height, width, transform)
     if conversion.crop == "none":
-        image = image if side is None else shorter_side(image, side, conversion.transform)
-    else:
-        side = min(before) if side is None else side
-        image = cover(image, side, side, conversion.transform)
-    return _Converted(image, before)
+        return lambda image: image if side is None else shorter_side(image, side, transform)
+    square = min(before) if side is None else side
+    return lambda image: cover(image, square, square, transform)
 
 
-def _copies(done: _Converted, mirror: bool) -> list[Image.Image]:
-    if done.image is None:
-        return []
-    return [done.image, ImageOps.mirror(done.image)] if mirror else [done.image]
+def _add_images(
+    add: Callable[[str, bytes], None], number: int, copy: _Converted, sums: dict[str, PixelSums]
+) -> None:
+    assert copy.image is not None
+    add(_name(number), _png(copy.image))
+    for condition, image in copy.conditions.items():
+        add(_condition_name(condition, number), _png(image))
+        sums[condition].add(np.asarray(image))
+
+
+def _table(collection: ImageCollection, rows: list[int], report: ConversionReport) -> str:
+    labels = collection.table and collection.table.rows(np.array(rows))
+    mixed = report.sizes if len(set(report.sizes)) > 1 else []
+    numbers = range(len(rows))
+    conditions = {
+        name: [_condition_name(name, i) for i in numbers] for name in report.normalization
+    }
+    normalization = {name: dataclasses.asdict(n) for name, n in report.normalization.items()}
+    return table_text([_name(i) for i in numbers], labels, mixed, conditions, normalization)
 
 
 def _name(index: int) -> str:
     return f"{index // 1000:05d}/img{index:08d}.png"
+
+
+def _condition_name(condition: str, index: int) -> str:
+    return f"conditions/{condition}/{_name(index)}"
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,11 +1,9 @@
-"""Photos to images of the size that a network takes."""
+"""Photos, resized and cropped to the size that a network takes."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Transform = Literal["lanczos", "dhariwal"]
@@ -14,8 +12,12 @@ Transform = Literal["lanczos", "dhariwal"]
 def upright(image: Image.Image, gray: bool) -> Image.Image:
     """The picture as a viewer shows it: turned as its EXIF says, on white where transparent.
 
+    Args:
+        image: Image of any mode.
+        gray: Whether the result has one channel, mode L; otherwise it is RGB.
+
     Raises:
-        ValueError: It has more than 8 bits per channel.
+        ValueError: If the image has more than 8 bits per channel.
     """
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"it has mode {image.mode}, more than 8 bits; save it with 8")
@@ -27,11 +29,25 @@ def upright(image: Image.Image, gray: bool) -> Image.Image:
     return image.convert("L" if gray else "RGB")
 
 
-def cover(image: Image.Image, height: int, width: int, transform: Transform) -> Image.Image:
-    """Shrunk or enlarged to just cover a size, and the centre cut out.
+def is_gray(image: Image.Image) -> bool:
+    """Whether an image has one channel besides transparency."""
+    return image.mode in ("1", "L", "LA")
 
-    ``lanczos`` resamples once. ``dhariwal`` is what ImageNet papers since ADM do: halve by 2x2
-    means while the image stays at least as large as the target, then bicubic.
+
+def cover(image: Image.Image, height: int, width: int, transform: Transform) -> Image.Image:
+    """The image resampled so that it just covers a size, with the center cut out.
+
+    Args:
+        image: Image in mode L or RGB.
+        height: Height of the result.
+        width: Width of the result.
+        transform: Method of resampling. ``"lanczos"`` resamples once. ``"dhariwal"`` is the method
+            of the ImageNet papers since ADM: halve by means of 2x2 pixels while the image stays at
+            least as large as the result, then resample bicubically.
+
+    Example:
+        >>> cover(Image.new("RGB", (40, 30)), 8, 8, "lanczos").size
+        (8, 8)
     """
     if transform == "dhariwal":
         while image.width >= 2 * width and image.height >= 2 * height:
@@ -43,7 +59,7 @@ def cover(image: Image.Image, height: int, width: int, transform: Transform) -> 
 
 
 def shorter_side(image: Image.Image, length: int, transform: Transform) -> Image.Image:
-    """Resized so that the shorter side has a length; the aspect ratio stays."""
+    """The image resized so that its shorter side has a length; the aspect ratio is kept."""
     if transform == "dhariwal":
         while min(image.size) >= 2 * length:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -54,11 +70,6 @@ def kept_area(source: tuple[int, int], target: tuple[int, int]) -> float:
     """Share of an image's area that :func:`cover` keeps; both sizes as (height, width)."""
     ratio = (source[1] / source[0]) / (target[1] / target[0])
     return min(ratio, 1 / ratio)
-
-
-def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W] or [H, W, 3]."""
-    return np.asarray(image)
 
 
 def _resize(image: Image.Image, scale: float, transform: Transform) -> Image.Image:

@@ -1,8 +1,8 @@
-"""Images to the latents of an autoencoder, in shards that several processes can share out.
+"""Images to the latents of an autoencoder, in shards that several processes can divide.
 
 Which image goes into which shard, and with which others it passes through the autoencoder, depends
-on the data set and the settings alone. So an encoding that was interrupted, or made by more than
-one process, has the same bytes as any other.
+on the data set and the settings alone. So an encoding that was interrupted, or made by several
+processes, has the same bytes as any other.
 """
 
 from __future__ import annotations
@@ -12,18 +12,80 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.dataset.encode_plan import EncodePlan, Shard
+from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.encode_plan import SHARD_IMAGES, EncodePlan, Shard
 from edm2lite.dataset.shards import FORMAT, Index
+from edm2lite.models.autoencoder import Autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder
 from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
 from edm2lite.threads import map_in_threads
+
+
+def encode_images(
+    dataset: ImageDataset,
+    dest: str | Path,
+    autoencoder: Autoencoder,
+    *,
+    convention: Literal["measured", "edm2"] = "measured",
+    batch_size: int = 8,
+    shard_images: int = SHARD_IMAGES,
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Encode a data set to latents in a folder; the same call continues what was interrupted.
+
+    Several processes share the work if each of them calls this. Process 0 waits for the others and
+    completes the data set.
+
+    Args:
+        dataset: Data set of pixels.
+        dest: Folder of the new data set.
+        autoencoder: Autoencoder, on the device that computes.
+        convention: Normalization of latents, see :class:`edm2lite.dataset.encode_plan.EncodePlan`.
+        batch_size: Number of images that are encoded together.
+        shard_images: Largest number of images in one file.
+        rank: Index of this process.
+        world_size: Number of processes.
+        num_threads: Number of reader threads.
+        progress: Function that is called with the number of images that this process has encoded,
+            and of all that it will.
+
+    Raises:
+        ValueError: If the images do not fit the autoencoder, ``dest`` holds something else, an
+            image is damaged, or its latents are not finite. Shards that are complete stay.
+
+    Example:
+        >>> import tempfile
+        >>> from types import SimpleNamespace as Record
+        >>> from edm2lite.dataset import open_dataset
+        >>> class Halving(torch.nn.Linear):  # stands for a diffusers AutoencoderKL
+        ...     config = Record(in_channels=1, latent_channels=1, block_out_channels=(1, 1))
+        ...
+        ...     def encode(self, x):
+        ...         mean = torch.nn.functional.avg_pool2d(x, 2)
+        ...         return Record(latent_dist=Record(mean=mean, std=0 * mean + 0.1))
+        >>> autoencoder = Autoencoder("halving", Halving(1, 1), digest="none")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     encode_images(open_dataset("digits"), folder + "/latents", autoencoder)
+        ...     print(open_dataset(folder + "/latents").image_shape)
+        (1, 4, 4)
+    """
+    plan = EncodePlan(
+        dataset, Path(dest), autoencoder,
+        convention=convention, batch_size=batch_size, shard_images=shard_images,
+    )  # fmt: skip
+    write_shards(plan, rank=rank, world_size=world_size, num_threads=num_threads, progress=progress)
+    if rank == 0:
+        finish(plan)
 
 
 def write_shards(
@@ -32,33 +94,48 @@ def write_shards(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int = 2,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write this process's share of the shards that are missing.
+    """Write this process's part of the shards that are missing.
 
     Args:
-        plan: Of the encoding.
-        rank: This process writes shards ``rank``, ``rank + world_size``, ... of the missing ones.
-        world_size: How many processes there are.
-        num_threads: That read images.
-        progress: Called with the number of images just encoded.
+        plan: Plan of the encoding.
+        rank: Index of this process, which writes shards ``rank``, ``rank + world_size``, ... of
+            those that are missing.
+        world_size: Number of processes.
+        num_threads: Number of reader threads.
+        progress: Function that is called with the number of images that this process has encoded,
+            and of all that it will.
 
     Raises:
-        ValueError: An image is damaged, or its latents are not finite. The shards written so far
+        ValueError: If an image is damaged, or its latents are not finite. The shards written so far
             stay, and the same call continues.
     """
-    for shard in shards_of_process(plan, rank, world_size):
-        _write_shard(plan, shard, num_threads, progress)
+    shards = shards_of_process(plan, rank, world_size)
+    done, total = 0, sum(len(shard.positions) for shard in shards)
+
+    def count(num: int) -> None:
+        nonlocal done
+        done += num
+        progress(done, total)
+
+    for shard in shards:
+        _write_shard(plan, shard, num_threads, count)
 
 
 def shards_of_process(plan: EncodePlan, rank: int, world_size: int) -> list[Shard]:
     """The missing shards that one of several processes writes."""
-    mine = {shard.path for shard in plan.shards[rank::world_size]}
-    return [shard for shard in plan.missing if shard.path in mine]
+    own = {shard.path for shard in plan.shards[rank::world_size]}
+    return [shard for shard in plan.missing if shard.path in own]
 
 
 def finish(plan: EncodePlan, poll_sec: float = 0.5) -> None:
-    """Wait for the shards of all processes, then write the index; one process calls this."""
+    """Wait for the shards of all processes, then write the index; one process calls this.
+
+    Args:
+        plan: Plan of the encoding.
+        poll_sec: Seconds between two looks for the shards of other processes.
+    """
     while not all(shard.path.is_file() for shard in plan.shards):
         time.sleep(poll_sec)
     rows = np.concatenate([shard.positions for shard in plan.shards])
@@ -114,7 +191,7 @@ def _check_finite(plan: EncodePlan, latents: Tensor, positions: NDArray[np.int64
 
 
 def _encoder(plan: EncodePlan) -> LatentEncoder:
-    """What the latents turned out to be: a draw has variance var(means) + mean of std**2."""
+    """The measured statistics of draws: their variance is var(means) + mean of std**2."""
     name = plan.autoencoder.name
     vae = str(Path(name).resolve()) if Path(name).is_dir() else name
     if plan.convention == "edm2":

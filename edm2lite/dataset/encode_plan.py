@@ -1,4 +1,4 @@
-"""What an encoding consists of, checked before the first image passes through the autoencoder."""
+"""The work of an encoding, checked before the first image passes through the autoencoder."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Shard:
     """Images of one size that go into one file.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         size: (h, w) of the latents.
-        positions: Rows of the data set, ascending.
+        positions: Indices of the images in the data set, ascending.
     """
 
     path: Path
@@ -39,25 +39,26 @@ class Shard:
 
     @property
     def num_pixels(self) -> int:
-        """Latent pixels in all."""
+        """Number of latent pixels in all its images."""
         return len(self.positions) * self.size[0] * self.size[1]
 
 
 class EncodePlan:
-    """Which image goes into which shard, and which shards are still to be written.
+    """Which image goes into which shard, and which shards have not been written yet.
 
     Args:
-        dataset: Of pixels.
+        dataset: Data set of pixels.
         dest: Folder of the new data set.
-        autoencoder: On the device to use.
-        convention: ``measured`` standardises by what is found and feeds images of -1..1; ``edm2``
-            takes the constants of the EDM2 paper, and images of 0..1 as its code does.
-        batch_size: Images that pass through the autoencoder together.
-        shard_images: Most images in one file.
+        autoencoder: Autoencoder, on the device that computes.
+        convention: Normalization of latents: ``"measured"`` standardizes by what is found, and
+            feeds the autoencoder images of -1..1; ``"edm2"`` takes the constants of the EDM2
+            paper, and images of 0..1 as its code does.
+        batch_size: Number of images that pass through the autoencoder together.
+        shard_images: Largest number of images in one file.
 
     Raises:
-        ValueError: The images do not fit the autoencoder, ``dest`` holds something else, or the
-            disk is too full.
+        ValueError: If the images do not fit the autoencoder, the data set has condition images,
+            ``dest`` holds something else, or the disk is too full.
     """
 
     def __init__(
@@ -83,17 +84,23 @@ class EncodePlan:
             "shard_images": shard_images,
         }
         self.shards = list(self._cut(shard_images))
-        self.missing = self._not_there()
+        self.missing = self._unwritten()
         self._check_space()
 
     def _check_images(self) -> None:
         dataset, factor = self.dataset, self.autoencoder.factor
         if dataset.encoder is not None:
             raise ValueError(f"{dataset.name} must hold pixels, it holds latents already")
-        wanted = int(self.autoencoder.model.config.in_channels)
-        if dataset.image_shape[0] not in (1, wanted):
+        if dataset.extra_conditions:
+            described = ", ".join(c.condition.describe() for c in dataset.extra_conditions)
             raise ValueError(
-                f"images of {dataset.name} must have {wanted} channels (or one) for"
+                f"latent data sets hold labels only, {dataset.name} also has {described}; leave"
+                " that out by edm2lite dataset convert --no-conditions, or train on pixels"
+            )
+        expected = int(self.autoencoder.model.config.in_channels)
+        if dataset.image_shape[0] not in (1, expected):
+            raise ValueError(
+                f"images of {dataset.name} must have {expected} channels (or one) for"
                 f" {self.autoencoder.name}, they have {dataset.image_shape[0]}"
             )
         odd = self._sizes[(self._sizes % factor).any(axis=1)]
@@ -119,21 +126,21 @@ class EncodePlan:
                 yield Shard(path, (height, width), positions[begin : begin + shard_images])
                 number += 1
 
-    def _not_there(self) -> list[Shard]:
-        """The shards that are still to be written; ValueError if the folder is in use."""
-        there: list[Shard] = []
+    def _unwritten(self) -> list[Shard]:
+        """The shards that have not been written yet; ValueError if the folder is in use."""
+        written: list[Shard] = []
         if (self.dest / INDEX).is_file():
             self._check_same(Index.read(self.dest).settings)
-            there = self.shards
+            written = self.shards
         elif self.dest.exists():
             known = {shard.path.name for shard in self.shards} | {LABELS}
             for path in self.dest.iterdir():
                 if path.name not in known and not path.name.startswith("."):
                     self._check_same({})
-            there = [shard for shard in self.shards if shard.path.is_file()]
-            for shard in there:
+            written = [shard for shard in self.shards if shard.path.is_file()]
+            for shard in written:
                 self._check_same(json.loads(read_header(shard.path).metadata.get("settings", "{}")))
-        done = {shard.path for shard in there}
+        done = {shard.path for shard in written}
         return [shard for shard in self.shards if shard.path not in done]
 
     def _check_same(self, settings: Any) -> None:
@@ -157,7 +164,13 @@ class EncodePlan:
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """Digest of names, sizes, labels and some of the images; tells data sets apart."""
+    """Digest of names, sizes, labels and some of the images, which tells data sets apart.
+
+    Example:
+        >>> from edm2lite.dataset import open_dataset
+        >>> fingerprint(open_dataset("digits"))
+        '0ef03f43076fd155'
+    """
     state = xxhash.xxh3_64("\n".join(dataset.names).encode())
     for array in (dataset.sizes, dataset.labels):
         if array is not None:

@@ -1,4 +1,4 @@
-"""Named bytes in a folder or a ZIP archive: nothing outside of it is ever read or written."""
+"""The files of a folder or a ZIP archive, by name; nothing outside of it is read or written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from edm2lite.atomic import replacing
 
 
 class Files(Protocol):
-    """A set of files, by their names with ``/`` between folders."""
+    """Files by name, with ``/`` between folders.
+
+    Attributes:
+        path: Path of the folder or archive.
+        names: Names of all files, sorted.
+    """
 
     path: Path
     names: list[str]
@@ -26,7 +31,7 @@ class Files(Protocol):
         """Content of a file.
 
         Raises:
-            ValueError: It cannot be read.
+            ValueError: If it cannot be read.
         """
 
     def size(self, name: str) -> int:
@@ -34,11 +39,11 @@ class Files(Protocol):
 
 
 def open_files(path: Path) -> Files:
-    """The files of a folder or a ZIP, sorted by name.
+    """The files of a folder or a ZIP.
 
     Raises:
-        FileNotFoundError: There is neither.
-        ValueError: The ZIP is damaged or has entries that lead out of it; the folder contains
+        FileNotFoundError: If there is no folder or file of that name.
+        ValueError: If the ZIP is damaged or has entries that lead out of it, or the folder contains
             itself by a symbolic link.
     """
     if path.is_dir():
@@ -50,7 +55,7 @@ def open_files(path: Path) -> Files:
 
 @dataclass
 class Folder:
-    """Files below a folder; symbolic links are followed unless they lead in a circle."""
+    """Files below a folder. Symbolic links are followed; links in a circle are refused."""
 
     path: Path
     names: list[str] = field(init=False, repr=False)
@@ -59,6 +64,7 @@ class Folder:
         self.names = sorted(self._walk(self.path, "", []))
 
     def read(self, name: str) -> bytes:
+        """See :meth:`Files.read`."""
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
@@ -67,6 +73,7 @@ class Folder:
             ) from error
 
     def size(self, name: str) -> int:
+        """See :meth:`Files.size`."""
         return (self.path / name).stat().st_size
 
     def _walk(self, folder: Path, prefix: str, above: list[tuple[int, int]]) -> Iterator[str]:
@@ -105,21 +112,22 @@ class Archive:
             self._zip = zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, ValueError, OSError) as error:
             raise ValueError(
-                f"{self.path} must be a folder or a ZIP, got: {error}; a ZIP that was cut short has"
-                " to be copied again"
+                f"{self.path} must be a folder or a ZIP, got: {error}; if the ZIP was cut short,"
+                " copy it again"
             ) from error
         self.names = []
         for info in self._zip.infolist():
             if not _lies_inside(info):
                 raise ValueError(
                     f"{self.path} has an entry {info.filename!r} that leads out of the archive;"
-                    " make it again without"
+                    " create the archive again without it"
                 )
             if not info.is_dir() and not _hidden(info.filename):
                 self.names.append(info.filename)
         self.names.sort()
 
     def read(self, name: str) -> bytes:
+        """See :meth:`Files.read`."""
         try:
             return self._zip.read(name)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
@@ -128,12 +136,27 @@ class Archive:
             ) from error
 
     def size(self, name: str) -> int:
+        """See :meth:`Files.size`."""
         return self._zip.getinfo(name).file_size
 
 
 @contextmanager
 def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
-    """A function that adds a file to a ZIP or folder, which takes its name when the block ends."""
+    """A function that adds a file to a new ZIP or folder; it gets its name when the block ends.
+
+    If the block raises, nothing is left behind.
+
+    Args:
+        dest: Path of the ZIP (if it ends so) or folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     with writing(Path(name, "a.zip")) as add:
+        ...         add("hello.txt", b"hello")
+        ...     open_files(Path(name, "a.zip")).read("hello.txt")
+        b'hello'
+    """
     if dest.suffix.lower() == ".zip":
         with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
             yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
@@ -154,12 +177,12 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
 
 
 def _hidden(name: str) -> bool:
-    """Whether a name is of something that people do not see: partial files, thumbnails, ..."""
+    """Whether a name is that of something people do not see: partial files, thumbnails, ..."""
     return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
 def _lies_inside(info: zipfile.ZipInfo) -> bool:
-    """Whether the name of an entry stays below the top on every system and is no link."""
+    """Whether an entry stays below the top on every system, and is not a link."""
     parts = info.orig_filename.replace("\\", "/").split("/")
     return not (
         ".." in parts

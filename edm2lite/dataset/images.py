@@ -20,10 +20,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 def open_images(
     files: Files, names: Sequence[str], table: Labels | None, listed: Sequence[Any] | None
 ) -> ImageDataset:
-    """The images ``names``, of one size unless sizes are ``listed`` as [name, height, width].
+    """A data set of images, which are read when they are used.
+
+    Args:
+        files: Files of the data set.
+        names: Names of the images among them.
+        table: Labels, or None.
+        listed: [name, height, width] of each image, or nothing if all are of one size.
 
     Raises:
-        ValueError: The first one is damaged, or the sizes do not fit.
+        ValueError: If the first image is damaged, or an image has no listed size.
     """
     origin = str(files.path)
     sizes = _sizes(listed, names, origin) if listed else None
@@ -49,8 +55,13 @@ def open_images(
 def decode_image(data: bytes, name: str, origin: str) -> NDArray[np.uint8]:
     """uint8 [C, H, W] of an image file: gray as one channel, anything else as RGB.
 
+    Args:
+        data: Content of the file.
+        name: Name of the file for messages.
+        origin: Name of the data set for messages.
+
     Raises:
-        ValueError: It is damaged.
+        ValueError: If the file is damaged, or has more than 8 bits per channel.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -65,13 +76,18 @@ def decode_image(data: bytes, name: str, origin: str) -> NDArray[np.uint8]:
 
 
 def load_array(data: bytes, name: str, origin: str) -> NDArray[Any]:
-    """The array of an NPY file, which must be [C, H, W]; pickled objects are refused.
+    """The array [C, H, W] of an NPY file; pickled objects are refused.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file for messages.
+        origin: Name of the data set for messages.
 
     Raises:
-        ValueError: It is damaged or of another shape.
+        ValueError: If the file is damaged, or holds an array of another form.
     """
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"{name} in {origin} cannot be read as an array ({error}); remove it"

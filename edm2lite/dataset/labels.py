@@ -1,8 +1,7 @@
-"""Labels of a data set, read from and written to ``dataset.json``."""
+"""Labels of a data set: class indices or vectors, checked."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edm2lite.dataset.files import Files
-
 
 @dataclass(frozen=True)
 class Labels:
-    """Attributes:
-    values: [N] int64 class indices (-1: no label), or [N, L] float32 vectors.
-    label_dim: Number of classes, or L.
-    classes: Names of the classes, if they have any.
+    """The label of every image of a data set.
+
+    Attributes:
+        values: [N] int64 class indices (-1: no label), or [N, L] float32 vectors.
+        label_dim: Number of classes, or L.
+        classes: Names of the classes, if they have any.
     """
 
     values: NDArray[Any]
@@ -26,20 +25,32 @@ class Labels:
     classes: tuple[str, ...] = ()
 
     def rows(self, indices: NDArray[np.int64]) -> Labels:
-        """Those of some images, in that order."""
+        """The labels of some images, in that order."""
         return Labels(self.values[indices], self.label_dim, self.classes)
 
 
 def as_labels(
     rows: Sequence[Any], origin: str, classes: Sequence[str] = (), label_dim: int | None = None
 ) -> Labels:
-    """Labels from one value per image: all class indices (or None), or all vectors.
+    """Labels from one value per image: all of them class indices (or None), or all vectors.
 
-    Vectors that are all one-hot are kept as the indices that they stand for. The number of classes
-    is ``label_dim``, or that of ``classes``, or one more than the largest index.
+    Vectors that are all one-hot are kept as the indices that they stand for.
+
+    Args:
+        rows: Label of each image.
+        origin: Name of the data set for messages.
+        classes: Names of the classes, if they have any.
+        label_dim: Number of classes; that of ``classes``, or one more than the largest index, if
+            not given.
 
     Raises:
-        ValueError: Neither of the two, or an index without a class.
+        ValueError: If labels are something else, or an index is not below the number of classes.
+
+    Example:
+        >>> as_labels([0, None, 2], "photos")
+        Labels(values=array([ 0, -1,  2]), label_dim=3, classes=())
+        >>> as_labels([[0, 1], [1, 0]], "photos").values
+        array([1, 0])
     """
     if any(isinstance(row, Sequence | np.ndarray) and not isinstance(row, str) for row in rows):
         return _vectors(rows, origin, classes)
@@ -62,28 +73,16 @@ def as_labels(
     return Labels(values, label_dim, tuple(classes))
 
 
-def read_table(files: Files) -> dict[str, Any]:
-    """The content of ``dataset.json``; empty if there is none.
-
-    Raises:
-        ValueError: It is no JSON object.
-    """
-    if "dataset.json" not in files.names:
-        return {}
-    try:
-        content = json.loads(files.read("dataset.json"))
-    except ValueError as error:
-        raise ValueError(f"dataset.json in {files.path} must be JSON, got {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"dataset.json in {files.path} must be a JSON object, got a list or value")
-    return content
-
-
 def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> Labels | None:
     """The labels in a ``dataset.json``, in the order of ``names``; None if it has none.
 
+    Args:
+        content: Content of ``dataset.json``.
+        names: Names of the images.
+        origin: Name of the data set for messages.
+
     Raises:
-        ValueError: It is malformed, or leaves out an image.
+        ValueError: If the list of labels is malformed, or leaves out an image.
     """
     try:
         table = content.get("labels")
@@ -104,20 +103,6 @@ def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> 
             " (null for an image without a class)"
         )
     return as_labels([by_name[name] for name in names], origin, classes, label_dim)
-
-
-def table_text(names: Sequence[str], labels: Labels | None, sizes: Sequence[Any] = ()) -> str:
-    """A ``dataset.json``; with ``sizes`` (heights and widths) where they differ."""
-    content: dict[str, Any] = {"labels": None}
-    if labels is not None:
-        rows = [None if row == -1 else row for row in labels.values.tolist()]
-        content["labels"] = [[name, row] for name, row in zip(names, rows, strict=True)]
-        content["label_dim"] = labels.label_dim
-        if labels.classes:
-            content["classes"] = list(labels.classes)
-    if len(sizes):
-        content["sizes"] = [[n, *map(int, s)] for n, s in zip(names, sizes, strict=True)]
-    return json.dumps(content)
 
 
 def _vectors(rows: Sequence[Any], origin: str, classes: Sequence[str]) -> Labels:

@@ -1,4 +1,4 @@
-"""Latents as NPY files, the form that the EDM2 paper's own data sets have."""
+"""Latents as NPY files, the form of the EDM2 paper's own data sets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ logger = logging.getLogger(__name__)
 
 
 def open_arrays(files: Files, names: Sequence[str], table: Labels | None) -> ImageDataset:
-    """Latent distributions, float [2C, H, W], all of one size.
+    """A data set of latent distributions, float [2C, H, W], all of one size.
 
-    Such files say nothing of the autoencoder. With four channels they are taken for what the EDM2
-    paper's tool writes; a configuration may say otherwise.
+    Such files say nothing about the autoencoder. Latents of four channels are taken for those that
+    the EDM2 paper's tool writes; a configuration may say otherwise.
+
+    Args:
+        files: Files of the data set.
+        names: Names of the latents among them.
+        table: Labels, or None.
 
     Raises:
-        ValueError: The first one is damaged or does not hold means and standard deviations.
+        ValueError: If the first file is damaged, or has an odd number of channels.
     """
     origin = str(files.path)
     shape = load_array(files.read(names[0]), names[0], origin).shape
@@ -48,8 +53,8 @@ def open_arrays(files: Files, names: Sequence[str], table: Labels | None) -> Ima
     if shape[0] == 8:
         encoder = EDM2_LATENTS
         logger.warning(
-            "%s does not say what made its latents; taken for those of the EDM2 paper (%s, mean %s,"
-            " std %s); set encoder.vae, .mean, .std and .input_range if they are others",
+            "%s does not say what made its latents; they are taken for those of the EDM2 paper (%s,"
+            " mean %s, std %s); set encoder.vae, .mean, .std and .input_range if they are not",
             origin, encoder.vae, list(encoder.mean), list(encoder.std),
         )  # fmt: skip
     image_shape = (shape[0] // 2, shape[1], shape[2])
@@ -57,7 +62,11 @@ def open_arrays(files: Files, names: Sequence[str], table: Labels | None) -> Ima
 
 
 def checked(latents: NDArray[np.float32], name: str, origin: str) -> NDArray[np.float32]:
-    """The latents of one image, if they are finite; ValueError otherwise."""
+    """The latents of one image, if they are finite.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+    """
     if not np.isfinite(latents).all():
         raise ValueError(f"{name} in {origin} must hold finite latents, it has NaN or infinity;"
                          " encode that image again or remove it")  # fmt: skip

@@ -1,47 +1,91 @@
 """Opening a data set, whatever its form.
 
-=================================  ===============================================================
-``digits``                         scikit-learn's handwritten digits
-a folder or ZIP of images          PNG or uint8 NPY anywhere below the top, ``dataset.json``
-a folder or ZIP of latents         NPY of float, [2C, H, W]: the EDM2 form, ``dataset.json``
-a folder with ``latents.json``     latents in shards, as ``edm2lite dataset encode`` writes them
-=================================  ===============================================================
+- ``digits``: scikit-learn's handwritten digits
+- a folder or ZIP of images: PNG or uint8 NPY anywhere below the top, and ``dataset.json``
+- a folder or ZIP of latents: NPY of floats [2C, H, W] (the form of EDM2), and ``dataset.json``
+- a folder with ``latents.json``: latents in shards, as ``edm2lite dataset encode`` writes them
+- ``module:function``: the :class:`edm2lite.dataset.base.ImageDataset` that a function of yours
+  returns
 
-``dataset.json`` holds ``{"labels": [["00000/img00000000.png", 3], ...]}`` for a data set with
-classes. Its further keys are ours, and other tools pass over them: ``classes`` (names) and
-``sizes`` (of images of several sizes).
+``dataset.json`` holds labels, sizes and condition images, see :mod:`edm2lite.dataset.table`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.condition_files import (
+    image_names,
+    paired_files,
+    read_normalization,
+    read_pairs,
+    with_condition_images,
+)
 from edm2lite.dataset.files import open_files
 from edm2lite.dataset.images import SUFFIXES, load_array, open_images
-from edm2lite.dataset.labels import Labels, read_table, table_labels
+from edm2lite.dataset.labels import table_labels
 from edm2lite.dataset.latents import open_arrays
 from edm2lite.dataset.shards import INDEX, is_incomplete, open_shards
+from edm2lite.dataset.table import read_table
+from edm2lite.kinds import Kinds
+
+DATASETS: Kinds[Callable[[], ImageDataset]] = Kinds(
+    "data set", {"digits": "edm2lite.dataset.digits:open_digits"}
+)
+"""Data sets that a function returns, by name; one of yours is ``module:function``."""
+
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def open_dataset(source: str | Path) -> ImageDataset:
-    """A data set of any of the forms above.
+    """A data set of any of the forms listed above.
+
+    Args:
+        source: ``"digits"``, a path, or ``"module:function"``. A file or folder of that name is
+            preferred to a function. The module is imported and its function called without
+            arguments, so name only functions that you trust.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: It holds no image, or its dataset.json does not fit.
-        ImportError: ``digits`` without scikit-learn.
+        FileNotFoundError: If there is no file or folder of that name.
+        ValueError: If it holds no images, its ``dataset.json`` does not fit them, or the function
+            does not exist or returns something else.
+        ImportError: If ``digits`` is opened without scikit-learn.
+
+    Example:
+        >>> digits = open_dataset("digits")
+        >>> len(digits), digits.image_shape, digits.label_dim
+        (1797, (1, 8, 8), 10)
     """
-    if str(source) == "digits":
-        return _digits()
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no data set at {path}; give a folder or ZIP of images or latents, or 'digits' for"
-            " scikit-learn's"
+    name, path = str(source), Path(source)
+    if name in DATASETS:
+        return DATASETS.find(name)()
+    if path.exists():
+        return _open_stored(path)
+    if _FUNCTION.fullmatch(name):
+        return _from_function(name)
+    raise FileNotFoundError(
+        f"no data set at {path}; give a folder or ZIP of images or latents, 'digits' for"
+        " scikit-learn's, or module:function for one that a function of yours returns"
+    )
+
+
+def _from_function(name: str) -> ImageDataset:
+    function = DATASETS.find(name)
+    if not callable(function):
+        raise ValueError(f"data set {name} must be a function without arguments, got {function!r}")
+    dataset = function()
+    if not isinstance(dataset, ImageDataset):
+        raise ValueError(
+            f"data set {name} must return an edm2lite.dataset.ImageDataset, it returned"
+            f" {type(dataset).__name__}"
         )
+    return dataset
+
+
+def _open_stored(path: Path) -> ImageDataset:
     if (path / INDEX).is_file():
         return open_shards(path)
     if path.is_dir() and is_incomplete(path):
@@ -50,7 +94,10 @@ def open_dataset(source: str | Path) -> ImageDataset:
             " encode command again to complete it"
         )
     files = open_files(path)
-    names = [name for name in files.names if name.lower().endswith((*SUFFIXES, ".npy"))]
+    content = read_table(files)
+    pairs = read_pairs(content, str(path))
+    stored = [name for name in files.names if name.lower().endswith((*SUFFIXES, ".npy"))]
+    names = image_names(stored, pairs, str(path))
     if not names:
         raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}) or .npy, found none")
     arrays = [n for n in names if n.endswith(".npy")]
@@ -59,23 +106,14 @@ def open_dataset(source: str | Path) -> ImageDataset:
             f"{path} must hold image files or arrays, it has both; for example"
             f" {next(n for n in names if not n.endswith('.npy'))} and {arrays[0]}"
         )
-    content = read_table(files)
+    paired = paired_files(pairs, names, files)
     table = table_labels(content, names, str(path))
     if arrays and load_array(files.read(names[0]), names[0], str(path)).dtype.kind == "f":
+        if pairs:
+            raise ValueError(
+                f"latents in {path} cannot have condition images, its dataset.json lists some;"
+                " remove conditions from dataset.json, or use pixels"
+            )
         return open_arrays(files, names, table)
-    return open_images(files, names, table, content.get("sizes"))
-
-
-def _digits() -> ImageDataset:
-    """1797 handwritten digits, 8x8 pixels of 0..16 stretched to 0..255, 10 classes."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "the digits come with scikit-learn; pip install 'edm2lite[demo]'"
-        ) from error
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
-    table = Labels(digits.target.astype(np.int64), 10)
-    names = [f"digit {i}" for i in range(len(images))]
-    return ImageDataset("digits", len(images), (1, 8, 8), lambda i: images[i], table, None, names)
+    images = open_images(files, names, table, content.get("sizes"))
+    return with_condition_images(images, files, paired, read_normalization(content, str(path)))

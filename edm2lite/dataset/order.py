@@ -1,7 +1,7 @@
-"""In which order images are shown: rows of a data set as functions of (seed, position in the run).
+"""The order in which a run sees the images: rows as functions of (seed, position in the run).
 
-A position counts the images that the run has seen. Nothing else enters: not the number of
-processes, nor where the run was interrupted.
+A position counts the images that the run has seen. Nothing else enters, neither the number of
+processes nor where the run was interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edm2lite.seeding import Purpose, rng
 
 
 class Order(Protocol):
-    """Positions in the run to rows of the data set."""
+    """A function from positions in the run to rows of the data set."""
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row at each position, [N]; the positions ascend without gaps."""
@@ -26,10 +26,16 @@ class Stream:
     """Some rows, again and again, in a new order each time.
 
     Args:
-        members: The rows.
-        seed: Of the run.
-        stream: Which of several streams, whose orders are unrelated.
-        num_streams: How many there are.
+        members: [M] rows of the data set.
+        seed: Seed of the run.
+        stream: Index of this stream among several, whose orders are unrelated.
+        num_streams: Number of these streams.
+
+    Example:
+        >>> stream = Stream(np.array([10, 11, 12]), seed=0)
+        >>> rows = stream.rows(np.arange(6))
+        >>> sorted(rows[:3].tolist()), sorted(rows[3:].tolist())
+        ([10, 11, 12], [10, 11, 12])
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class Stream:
         self._permuted = lru_cache(maxsize=2)(self._new)
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row at each position, [N]."""
         epochs, offsets = np.divmod(positions, len(self.members))
         out = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
@@ -53,16 +60,21 @@ class Stream:
 
 
 class Balanced:
-    """Every class equally often: each run of C positions shows each of the C classes once.
+    """Every class equally often: C positions in a row show each of the C classes once.
 
-    The images of a class come in turn, in a new order each time round.
+    The images of a class take turns, in a new order each time all have been shown.
 
     Args:
-        labels: [N] class indices; images without one (-1) are not shown.
-        seed: Of the run.
+        labels: [N] class indices; images without a class (-1) are not shown.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: There are no class indices.
+        ValueError: If there are no class indices.
+
+    Example:
+        >>> labels = np.array([0, 0, 0, 0, 1])
+        >>> labels[Balanced(labels, seed=0).rows(np.arange(8))].tolist()
+        [1, 0, 1, 0, 0, 1, 1, 0]
     """
 
     def __init__(self, labels: NDArray[np.int64] | None, seed: int):
@@ -79,6 +91,7 @@ class Balanced:
         self._images = [Stream(m, seed, i + 1, count) for i, m in enumerate(members)]
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row at each position, [N]."""
         turns = positions // len(self._images)
         classes = self._classes.rows(positions)
         pairs = zip(classes, turns, strict=True)
@@ -88,15 +101,22 @@ class Balanced:
 class Bucketed:
     """Every global batch from images of one size.
 
-    The images of a bucket form a stream, cut into batches; the end of one round and the beginning
-    of the next share a batch, so no image is left out or shown more often than another. An epoch
-    is the batches that become full in one pass over the data, in an order drawn from the seed: at
-    every step the next bucket is drawn with probability proportional to the batches it has left.
+    The images of a bucket form a stream that is cut into batches. The end of one pass over them and
+    the beginning of the next share a batch, so no image is left out or shown more often than
+    another. An epoch consists of the batches that become full in one pass over the data, in an
+    order drawn from the seed: at every step the next bucket is drawn with probability proportional
+    to the number of batches that it has left.
 
     Args:
-        sizes: [N, 2] of the images.
-        seed: Of the run.
-        batch_size: Global.
+        sizes: [N, 2] heights and widths of the images.
+        seed: Seed of the run.
+        batch_size: Global batch size.
+
+    Example:
+        >>> sizes = np.array([[8, 8]] * 5 + [[8, 12]] * 3)
+        >>> order = Bucketed(sizes, seed=0, batch_size=4)
+        >>> [sizes[order.rows(np.arange(4 * k, 4 * k + 4))].tolist()[0] for k in range(4)]
+        [[8, 8], [8, 12], [8, 8], [8, 8]]
     """
 
     def __init__(self, sizes: NDArray[np.int64], seed: int, batch_size: int):
@@ -111,14 +131,14 @@ class Bucketed:
         self._epoch_order = lru_cache(maxsize=2)(self._new_epoch)
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row at each position; the positions lie in one batch."""
+        """The row at each position, [N]; all positions lie in one batch."""
         batch = int(positions[0]) // self._batch_size
         bucket, turn = self.batch(batch)
         within = positions - batch * self._batch_size
         return self._streams[bucket].rows(turn * self._batch_size + within)
 
     def batch(self, number: int) -> tuple[int, int]:
-        """Bucket of a global batch, and which batch of that bucket it is, both from 0."""
+        """Index of the bucket of a global batch, and index of the batch within that bucket."""
         epoch = self._epoch_of(number)
         done = self._full(epoch)
         order = self._epoch_order(epoch)

@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: one PNG."""
+"""A contact sheet of a data set: one PNG with random images, their classes and condition images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.conditions import DatasetCondition, false_colors
 from edm2lite.image_grid import Layout, channels_last
 from edm2lite.models.encoders import LatentEncoder
 from edm2lite.seeding import Purpose, normals, rng
@@ -22,8 +23,56 @@ GAP = 6
 CAPTION = 16
 
 
+def draw_preview(
+    dataset: ImageDataset,
+    path: str | Path,
+    num: int = 64,
+    columns: int = 8,
+    seed: int = 0,
+    *,
+    decode: bool = False,
+) -> None:
+    """Write a contact sheet: random images with their class, condition images to their right.
+
+    Args:
+        dataset: Data set.
+        path: PNG file to write.
+        num: Number of images.
+        columns: Number of images in a row.
+        seed: Seed of the choice of images; with classes, an equal number of each is taken.
+        decode: Whether latents are decoded; otherwise they are shown in false colors.
+
+    Raises:
+        ValueError: If an image is damaged, or pixels are to be decoded.
+        ImportError: If the autoencoder needs a package that is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from edm2lite.dataset import open_dataset
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     draw_preview(open_dataset("digits"), Path(folder, "sheet.png"), num=4, columns=2)
+        ...     with Image.open(Path(folder, "sheet.png")) as sheet:
+        ...         print(sheet.size)
+        (274, 306)
+    """
+    if decode and dataset.encoder is None:
+        raise ValueError(f"--decode is for latents, {dataset.name} holds pixels; leave it out")
+    chosen = choose(dataset, num, seed)
+    rows = [pictures(dataset, chosen, decode)]
+    names = [captions(dataset, chosen)]
+    for known in dataset.extra_conditions:
+        drawn = _condition_pictures(known, chosen)
+        if drawn:
+            rows.append(drawn)
+            names.append([f"condition {known.name}"] * len(chosen))
+    side_by_side = [image for images in zip(*rows, strict=True) for image in images]
+    below = [name for texts in zip(*names, strict=True) for name in texts]
+    contact_sheet(Path(path), side_by_side, below, columns * len(rows))
+
+
 def choose(dataset: ImageDataset, count: int, seed: int = 0) -> list[int]:
-    """Random images; with classes, from each of them in turn, and ordered by class."""
+    """Indices of random images; with classes, of each of them in turn, and ordered by class."""
     order = rng(seed, 0, Purpose.ORDER).permutation(len(dataset))
     labels = dataset.labels
     if labels is None or labels.ndim != 1:
@@ -31,7 +80,7 @@ def choose(dataset: ImageDataset, count: int, seed: int = 0) -> list[int]:
     by_class = order[np.argsort(labels[order], kind="stable")]
     ordered = labels[by_class]
     first = np.searchsorted(ordered, ordered)  # where the class of each begins
-    turn = np.arange(len(ordered)) - first  # how many of its class come before it
+    turn = np.arange(len(ordered)) - first  # number of images of its class before it
     chosen = np.sort(np.argsort(turn, kind="stable")[:count])
     return [int(i) for i in by_class[chosen]]
 
@@ -49,11 +98,12 @@ def pictures(dataset: ImageDataset, indices: Sequence[int], decode: bool) -> lis
     """One picture per index: stored pixels, decoded latents, or the first channels of latents.
 
     Raises:
-        ValueError, ImportError: An image is damaged; the autoencoder cannot be loaded.
+        ValueError: If an image is damaged, or the autoencoder cannot be loaded.
+        ImportError: If the autoencoder needs a package that is not installed.
     """
     if dataset.encoder is None:
         return [_picture(dataset.read(i)) for i in indices]
-    draw = _decoded if decode else _false_colours
+    draw = _decoded if decode else _first_channels
     return [draw(dataset, dataset.encoder, i) for i in indices]
 
 
@@ -91,6 +141,11 @@ def _picture(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(channels_last(image))
 
 
+def _condition_pictures(known: DatasetCondition, indices: Sequence[int]) -> list[Image.Image]:
+    drawn = [known.drawn(i) for i in indices]
+    return [_picture(image) for image in drawn if image is not None]
+
+
 def _decoded(dataset: ImageDataset, encoder: LatentEncoder, index: int) -> Image.Image:
     raw = torch.from_numpy(dataset.images([index]))
     channels = dataset.image_shape[0]
@@ -98,12 +153,9 @@ def _decoded(dataset: ImageDataset, encoder: LatentEncoder, index: int) -> Image
     return _picture(encoder.decode(encoder.encode(raw, noise))[0].numpy())
 
 
-def _false_colours(dataset: ImageDataset, encoder: LatentEncoder, index: int) -> Image.Image:
-    """The first three channels of the means, two standard deviations to either side."""
+def _first_channels(dataset: ImageDataset, encoder: LatentEncoder, index: int) -> Image.Image:
+    """The first three channels of the means, in false colors."""
     channels = dataset.image_shape[0]
     raw = torch.from_numpy(dataset.images([index]))
-    x = encoder.encode(raw, torch.zeros(1, channels, *raw.shape[2:]))[0, : min(channels, 3)]
-    if len(x) == 2:
-        x = x[:1]
-    values = (x / (4 * encoder.sigma_data) + 0.5).clamp(0, 1) * 255
-    return _picture(values.to(torch.uint8).numpy())
+    x = encoder.encode(raw, torch.zeros(1, channels, *raw.shape[2:]))[0]
+    return _picture(false_colors(x, encoder.sigma_data))

@@ -1,11 +1,11 @@
 """Latents in safetensors shards: written in order, read at random through memory maps.
 
-A folder with ``latents.json`` (what the latents are, and which files hold them), the shards
-``latents-00000.safetensors``, ... and ``labels.safetensors``. A shard holds
+The folder holds ``latents.json`` (description of the latents, and the files that hold them), the
+shards ``latents-00000.safetensors``, ... and ``labels.safetensors``. A shard holds
 
 - ``latents`` [n, 2C, h, w] float32: means, then standard deviations, all of one size;
-- ``positions`` [n] int64: which image of the source each one was;
-- ``moments`` [2, C] float64: mean of the latents over these images, and of their squares.
+- ``positions`` [n] int64: index of each image in the data set that was encoded;
+- ``moments`` [2, C] float64: mean of the latents over these images, and mean of their squares.
 
 ``latents.json`` is written last: a folder without it is incomplete.
 """
@@ -35,11 +35,12 @@ from edm2lite.tensorfile import Header, load_tensors, read_header, save_tensors
 FORMAT = "edm2lite.latents/1"
 INDEX = "latents.json"
 LABELS = "labels.safetensors"
-AROUND = 2**16  # what Linux maps on either side of a page that is read
+AROUND = 2**16  # bytes that Linux maps on either side of a page that is read
 OPEN_MAPS = 512  # each holds a file descriptor; the usual limit is 1024
 
 
 def shard_name(number: int) -> str:
+    """File name of a shard: ``"latents-00003.safetensors"``."""
     return f"latents-{number:05d}.safetensors"
 
 
@@ -53,10 +54,11 @@ class Index:
     """The content of ``latents.json``.
 
     Attributes:
-        encoder: What the latents are.
+        encoder: Description of the latents.
         shards: ``count``, ``size`` [h, w] and ``digest`` of each shard, in row order.
-        label_dim, classes: Of the labels; None and empty without.
-        settings: How the latents were made, for people.
+        label_dim: Number of classes or length of the label vectors; None without labels.
+        classes: Names of the classes; empty without labels or names.
+        settings: Settings of the encoding; another encoding into the folder must have the same.
     """
 
     encoder: LatentEncoder
@@ -66,7 +68,12 @@ class Index:
     settings: Mapping[str, Any]
 
     def write(self, folder: Path, values: NDArray[Any] | None) -> None:
-        """Write labels and then the index, which completes the data set."""
+        """Write the labels and then the index, which completes the data set.
+
+        Args:
+            folder: Folder of the data set.
+            values: [N] or [N, L] labels in row order, or None.
+        """
         if values is not None:
             save_tensors(folder / LABELS, {"labels": torch.from_numpy(values)}, {"format": FORMAT})
         content = {"format": FORMAT, **dataclasses.asdict(self)}
@@ -75,14 +82,18 @@ class Index:
 
     @classmethod
     def read(cls, folder: Path) -> Index:
-        """Raises ValueError if the file is damaged or of a newer version."""
+        """The index in a folder.
+
+        Raises:
+            ValueError: If the file is damaged or of a newer version.
+        """
         try:
             content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             encoder = encoder_from_dict(content.pop("encoder"))
             if not isinstance(encoder, LatentEncoder):
-                raise ValueError("its encoder is not one of latents")
+                raise ValueError("its encoder is not one for latents")
             shards = [_shard(entry) for entry in content.pop("shards")]
             if not shards or min(shard["count"] for shard in shards) < 1:
                 raise ValueError("it lists no shards, or empty ones")
@@ -96,10 +107,14 @@ class Index:
 
 
 def open_shards(path: Path) -> ImageDataset:
-    """A latent data set; headers of the shards are checked, latents are read when used.
+    """A latent data set. Headers of the shards are checked; latents are read when they are used.
+
+    Args:
+        path: Folder of the data set.
 
     Raises:
-        FileNotFoundError, ValueError: A shard is missing, damaged or of another encoding.
+        FileNotFoundError: If a shard is missing.
+        ValueError: If a shard is damaged, or belongs to another encoding.
     """
     index = Index.read(path)
     channels = len(index.encoder.mean)
@@ -141,13 +156,13 @@ class _Map:
         self._stride = spec.nbytes // spec.shape[0]
         with open(header.path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        self._map.madvise(mmap.MADV_RANDOM)  # the kernel need not read ahead
+        self._map.madvise(mmap.MADV_RANDOM)  # reading ahead would be for nothing
 
     def row(self, index: int) -> NDArray[np.float32]:
         """A copy of one row."""
         begin = self._offset + index * self._stride
         values = np.frombuffer(self._map, np.float32, self._stride // 4, begin).reshape(self._shape)
-        copy = values.copy()
+        copy: NDArray[np.float32] = values.copy()
         first = max(0, begin - AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
         last = min(begin + self._stride + AROUND, len(self._map))
         self._map.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and MNIST as torchvision leaves them on disk; nothing in these files is executed."""
+"""CIFAR-10 and MNIST as torchvision stores them on disk; nothing in these files is executed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ _INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG1")
 
 
 def read_torchvision(path: Path, split: str) -> Known | None:
-    """Images [N, H, W] or [N, H, W, 3] and labels of CIFAR-10 or MNIST; None if it is neither.
+    """Images [N, H, W] or [N, H, W, 3], labels [N], and whether images are gray.
+
+    Args:
+        path: Folder or archive.
+        split: ``"train"`` or ``"test"``.
+
+    Returns:
+        None if ``path`` is neither CIFAR-10 nor MNIST.
 
     Raises:
-        ValueError: It is one of them, but damaged.
+        FileNotFoundError: If a file of MNIST is missing.
+        ValueError: If it is one of the two, but damaged or incomplete.
     """
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
         return _cifar(path, _tar_members(path), split)
@@ -59,9 +67,9 @@ def _cifar(path: Path, files: dict[str, bytes], split: str) -> Known:
 
 
 def _cifar_pickle(path: Path, data: bytes) -> tuple[NDArray[np.uint8], list[int]]:
-    """Pixels and labels, read off the instructions of a pickle, of which none is carried out.
+    """Pixels and labels, read from the instructions of a pickle, none of which is executed.
 
-    The only long text is the pixels; the numbers after the text ``labels`` are the labels.
+    The only long string is the pixels; the numbers after the string ``labels`` are the labels.
     """
     pixels: list[bytes] = []
     labels: list[int] = []
@@ -75,7 +83,7 @@ def _cifar_pickle(path: Path, data: bytes) -> tuple[NDArray[np.uint8], list[int]
             elif in_labels and isinstance(value, int) and opcode.name in _INTEGERS:
                 labels.append(value)
         if len(pixels) != 1 or len(pixels[0]) != 3072 * len(labels):
-            raise ValueError(f"it has {len(labels)} labels and other pixels")
+            raise ValueError(f"it has {len(labels)} labels, and pixels of another number of images")
     except ValueError as error:
         reason = str(error)[:100]
         raise ValueError(
@@ -85,7 +93,7 @@ def _cifar_pickle(path: Path, data: bytes) -> tuple[NDArray[np.uint8], list[int]
 
 
 def _tar_members(path: Path) -> dict[str, bytes]:
-    """Content of the batches in an archive, by their last name; nothing is unpacked to disk."""
+    """Content of the batches in an archive, by file name; nothing is unpacked to disk."""
     try:
         with tarfile.open(path) as archive:
             members = [m for m in archive if m.isfile() and Path(m.name).name in _BATCHES]

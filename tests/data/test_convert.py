@@ -156,7 +156,7 @@ def test_json_lines_may_hold_vectors(photos, tmp_path):
     [
         ("file,label\na.jpg,1\n", "must have a column .or key. path"),
         ("path,label\n", "must have a column"),
-        ("path,label\nnone.jpg,1\n", "none.jpg in .*list.csv is not there"),
+        ("path,label\nnone.jpg,1\n", "none.jpg in .*list.csv does not exist"),
     ],
 )
 def test_mistakes_in_lists_are_explained(text, message, tmp_path):

@@ -56,7 +56,7 @@ def test_mistakes_in_converting_are_one_line(words, message, photos, tmp_path):
     assert output.startswith("Error: ") and message in output and output.count("\n") == 1
 
 
-def test_info_of_pixels_names_the_encoder_that_standardises_them(squares):
+def test_info_of_pixels_names_the_encoder_that_standardizes_them(squares):
     text = run("info", squares)
     assert "24 images as pixels, 3 channels" in text and "size: 32 x 32" in text
     assert "classes: 2, with 12 to 12 images" in text
@@ -67,7 +67,7 @@ def test_info_of_pixels_names_the_encoder_that_standardises_them(squares):
     assert f"encoder: {{shift: {shift:.2f}, scale: {scale:.2f}}}" in text
 
 
-def test_info_of_latents_shows_that_they_are_standardised(latents, vae):
+def test_info_of_latents_shows_that_they_are_standardized(latents, vae):
     text = run("info", latents)
     assert f"autoencoder: {vae.resolve()}, images of -1..1" in text
     rows = [line.split() for line in text.splitlines() if line[:1].isdigit()]
@@ -85,7 +85,7 @@ def test_info_of_latents_of_unknown_origin_gives_what_a_configuration_needs(tmp_
         array[1] = rng.normal(-1, 0.5, (8, 8))
         np.save(tmp_path / f"{i:02d}.npy", array)
     text = run("info", tmp_path)
-    assert "autoencoder: not known; set encoder.vae" in text and "classes: none" in text
+    assert "autoencoder: unknown; set encoder.vae" in text and "classes: none" in text
     rows = [line.split() for line in text.splitlines()][-2:]
     # standard errors over 3200 values are 0.035 and 0.025 in the first channel
     assert float(rows[0][1]) == pytest.approx(3, abs=0.1)
@@ -119,7 +119,7 @@ def test_verify_names_everything_that_is_damaged_and_fails(photos, tmp_path):
     output = run("verify", folder, code=1)
     for index in (3, 7, 8):
         assert f"{names[index]} " in output
-    assert "3 faults in 24 images" in output
+    assert "3 problems found in the 24 images" in output
 
 
 def test_verify_of_latents_finds_a_flipped_bit(latents, tmp_path):
@@ -134,16 +134,16 @@ def test_verify_of_latents_finds_a_flipped_bit(latents, tmp_path):
 def test_preview_draws_pixels_latents_and_decoded_latents(squares, latents, tmp_path):
     sheets = {}
     for name, source, more in [
-        ("pixels", squares, ()), ("colours", latents, ()), ("decoded", latents, ("--decode",)),
+        ("pixels", squares, ()), ("colors", latents, ()), ("decoded", latents, ("--decode",)),
     ]:  # fmt: skip
         out = tmp_path / f"{name}.png"
         run("preview", source, "--num", 8, "--columns", 4, "--out", out, *more)
         with Image.open(out) as sheet:
             sheets[name] = np.asarray(sheet).astype(float)
     assert len({sheet.shape for sheet in sheets.values()}) == 1
-    pixels, colours, decoded = sheets.values()
-    # the same images in the same places: decoded ones are close, false colours are not
-    assert np.abs(pixels - decoded).mean() < 30 < np.abs(pixels - colours).mean()
+    pixels, colors, decoded = sheets.values()
+    # the same images in the same places: decoded ones are close, false colors are not
+    assert np.abs(pixels - decoded).mean() < 30 < np.abs(pixels - colors).mean()
     first = open_dataset(squares).read(0)  # four-fold, in the first cell
     cells = [pixels[6:134:4, x : x + 128 : 4] for x in range(6, 4 * 134, 134)]
     images = open_dataset(squares).images(range(12)).transpose(0, 2, 3, 1)

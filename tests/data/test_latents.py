@@ -60,7 +60,7 @@ def test_measured_moments_are_those_of_fresh_draws(latents):
     np.testing.assert_allclose(dataset.encoder.std, np.sqrt(variance), rtol=1e-9)
 
 
-def test_encoding_draws_and_standardises():
+def test_encoding_draws_and_standardizes():
     encoder = LatentEncoder(mean=(1.0, -2.0), std=(4.0, 0.5), sigma_data=0.5)
     rng = np.random.default_rng(0)
     raw, noise = rng.normal(size=(3, 4, 5, 6)), rng.normal(size=(3, 2, 5, 6))
@@ -81,7 +81,7 @@ def test_what_is_encoded_decodes_to_the_image_that_the_autoencoder_gives(latents
     direct = np.clip(np.round(127.5 * (direct.numpy().astype(np.float64) + 1)), 0, 255)
     assert np.abs(decoded.numpy() - direct).max() <= 1  # a half that rounds the other way
     error = (decoded.double() - torch.from_numpy(images.images(range(24))).double()) / 127.5
-    assert error.square().mean() < 0.15  # of a variance of 0.36: the right way up, in its colours
+    assert error.square().mean() < 0.15  # of a variance of 0.36: the right way up, in its colors
 
 
 def test_the_convention_of_edm2_is_its_constants_and_images_of_0_to_1(squares, vae, tmp_path):
@@ -125,11 +125,8 @@ def test_interrupted_and_continued_or_shared_out_gives_the_same_bytes(thousand, 
     write_shards(whole)
     finish(whole)
 
-    done = 0
-
-    def interrupt(count):
-        nonlocal done
-        done += count
+    def interrupt(done, total):
+        assert total == 1000
         if done > 500:
             raise KeyboardInterrupt
 
@@ -197,7 +194,7 @@ def test_sides_that_do_not_divide_are_refused(vae, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_gray_images_pass_as_gray_colours(vae, tmp_path):
+def test_gray_images_pass_as_gray_colors(vae, tmp_path):
     encode(small(tmp_path, mode="L"), tmp_path / "a", vae)
     assert open_dataset(tmp_path / "a").image_shape == (4, 8, 8)
 

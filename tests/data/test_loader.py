@@ -6,14 +6,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from open_gains import open_network
 
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.dataset.labels import Labels
+from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.models.encoders import EDM2_LATENTS
+from edm2lite.network.conditioning import ConditionImage
+from edm2lite.network.unet import UNetConfig
 from edm2lite.seeding import Purpose, normals, rng
 from edm2lite.training.data import BatchSource, DataConfig
 
-FIELDS = ("images", "label", "z", "noise", "latent_noise")
+FIELDS = ("images", "label", "image", "z", "noise", "latent_noise")
 
 
 def pixels(sizes=None, labels=None, channels=3, count=40):
@@ -46,7 +50,7 @@ def source(dataset, batch_size=8, microbatch=8, rank=0, world_size=1, seed=1, **
 
 
 def field(batch, name):
-    return batch.conditioning.get(name) if name == "label" else getattr(batch, name)
+    return batch.conditioning.get(name) if name in ("label", "image") else getattr(batch, name)
 
 
 def joined(batches, name):
@@ -55,6 +59,7 @@ def joined(batches, name):
 
 
 CLASSES = np.arange(40) % 5
+PICTURES = np.random.default_rng(3).normal(size=(40, 2, 4, 6)).astype(np.float32)
 CASES = {
     "plain": (lambda: pixels(labels=CLASSES), {}),
     "flip": (lambda: pixels(), {"flip": True}),
@@ -65,6 +70,10 @@ CASES = {
         {"label_dropout": 0.5},
     ),
     "latents": (latents, {}),
+    "conditions": (
+        lambda: pixels(labels=CLASSES).with_condition(ConditionImage(2), lambda i: PICTURES[i]),
+        {"flip": True, "label_dropout": 0.3},
+    ),
     "buckets": (lambda: pixels(sizes=[[4, 6]] * 25 + [[6, 4]] * 15), {"buckets": True}),
 }
 
@@ -98,6 +107,36 @@ def test_an_image_is_mirrored_half_of_the_time_and_anew_each_time():
     index = torch.where(mirrored, left, right)
     shares = [mirrored[index == i].float().mean() for i in range(40)]
     assert any(0 < share < 1 for share in shares)
+
+
+def test_the_network_is_told_the_condition_image_of_each_sample():
+    """Which image, and whether it is mirrored, shows in the pixels; not taken from the loader."""
+    labeled = pixels(labels=CLASSES)
+    dataset = labeled.with_condition(ConditionImage(2), lambda i: PICTURES[i])
+    config = UNetConfig(
+        img_resolution=6, img_channels=3, label_dim=5, cond_channels=2, model_channels=16,
+        head_channels=16, channel_mult=(1,), num_blocks=1, attn_resolutions=(),
+    )  # fmt: skip
+    net = open_network(PrecondConfig(backbone=config)).eval()
+    loader = source(dataset, flip=True, microbatch=4)
+    mirrored = 0
+    for k in range(10):
+        for batch in loader.batch(8 * k):
+            right = batch.images[:, 0, 0, -1].int() > batch.images[:, 0, 0, 0].int()
+            index = torch.where(right, batch.images[:, 0, 0, 0], batch.images[:, 0, 0, -1]).int()
+            image = torch.from_numpy(PICTURES[index])
+            image[right] = image[right].flip(-1)
+            mirrored += int(right.sum())
+            assert batch.conditioning["image"].equal(image)
+            labels = torch.from_numpy(CLASSES[index])
+            x, sigma = batch.images / 127.5 - 1 + batch.noise, batch.z.exp()
+            with torch.no_grad():
+                got = net(x, sigma, batch.conditioning)
+                assert got.equal(net(x, sigma, {"label": labels, "image": image}))
+                assert not got.equal(net(x, sigma, {"label": labels, "image": image.flip(-1)}))
+    assert 20 < mirrored < 60  # of 80
+    np.testing.assert_array_equal(dataset.conditioning(range(40))["image"].numpy(), PICTURES)
+    loader.close()
 
 
 @pytest.mark.parametrize("vectors", [False, True])

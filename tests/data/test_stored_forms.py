@@ -17,8 +17,8 @@ from edm2lite.models.encoders import EDM2_LATENTS
 
 def png(value, size=(6, 4), mode="RGB"):
     buffer = io.BytesIO()
-    colour = value if mode == "L" else (value, 0, 255 - value)
-    Image.new(mode, size, colour).save(buffer, "PNG")
+    color = value if mode == "L" else (value, 0, 255 - value)
+    Image.new(mode, size, color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -35,7 +35,7 @@ def archive(path, entries):
     return path
 
 
-def labelled(path, labels, **more):
+def labeled(path, labels, **more):
     """A ZIP of one image per label."""
     names = [f"00000/img{i:08d}.png" for i in range(len(labels))]
     entries = {name: png(i) for i, name in enumerate(names)}
@@ -54,7 +54,7 @@ def labelled(path, labels, **more):
     ],
 )
 def test_label_formats(labels, more, values, label_dim, tmp_path):
-    dataset = open_dataset(labelled(tmp_path / "a.zip", labels, **more))
+    dataset = open_dataset(labeled(tmp_path / "a.zip", labels, **more))
     np.testing.assert_array_equal(dataset.labels, np.array(values))
     assert dataset.label_dim == label_dim
     assert dataset.labels.dtype == (np.float32 if dataset.labels.ndim == 2 else np.int64)
@@ -76,7 +76,7 @@ def test_label_formats(labels, more, values, label_dim, tmp_path):
 )
 def test_labels_that_make_no_sense_are_named(labels, more, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        open_dataset(labelled(tmp_path / "a.zip", labels, **more))
+        open_dataset(labeled(tmp_path / "a.zip", labels, **more))
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{", '{"labels": 3}', '{"labels": [["a"]]}'])
@@ -141,7 +141,7 @@ def test_later_damage_is_named_when_it_is_met(tmp_path):
         dataset.read(2)
 
 
-def test_gray_among_colour_is_named(tmp_path):
+def test_gray_among_color_is_named(tmp_path):
     dataset = open_dataset(
         archive(tmp_path / "a.zip", {"0.png": png(1), "1.png": png(1, mode="L")})
     )
@@ -152,7 +152,7 @@ def test_gray_among_colour_is_named(tmp_path):
 def test_a_truncated_zip_is_explained(tmp_path):
     path = archive(tmp_path / "a.zip", {f"{i}.png": png(i) for i in range(20)})
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="cut short has to be copied again"):
+    with pytest.raises(ValueError, match="if the ZIP was cut short, copy it again"):
         open_dataset(path)
 
 

@@ -121,11 +121,20 @@ def data(page):
 
     shutil.copytree(page.fixture("photos"), "photos")
     shutil.copytree(page.fixture("vae"), "vae")
+    (module,) = (b for b in blocks("data.md") if b.name == "# turned.py")
+    Path("turned.py").write_text(module.text, encoding="utf-8")
+    page.monkeypatch.syspath_prepend(Path.cwd())  # as `python -m` does
+    page.small = tiny_training
     yield
-    assert len(list(Path("images").rglob("*.png"))) == 4
-    for name in ("sheet.png", "decoded.png"):
+    for folder in ("images", "colored"):
+        assert len(list(Path(folder).rglob("*.png"))) == 4
+    for name in ("sheet.png", "decoded.png", "pairs.png"):
         with Image.open(name) as sheet:
             assert sheet.width > 500
+    info = page.printed["edm2lite dataset info colorize.zip"]
+    assert "mean 0.000 and standard deviation 1.000 as a network sees it" in info
+    assert page.names["told"]["image"].shape == (3, 1, 8, 8)
+    assert Path("runs/turned/last.safetensors").is_file()
     assert load_config("runs/photos/config.yaml").encoder.vae == str(Path("vae").resolve())
     assert load_config("runs/photos-ar/config.yaml").data.buckets
 

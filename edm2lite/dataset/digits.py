@@ -1,0 +1,31 @@
+"""scikit-learn's handwritten digits, the data set of the examples and tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.labels import Labels
+
+
+def open_digits() -> ImageDataset:
+    """1797 handwritten digits of 8 x 8 pixels: 0..16 stretched to 0..255, 10 classes.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+
+    Example:
+        >>> open_digits().image_shape
+        (1, 8, 8)
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the digits come with scikit-learn; pip install 'edm2lite[demo]'"
+        ) from error
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    table = Labels(digits.target.astype(np.int64), 10)
+    names = [f"digit {i}" for i in range(len(images))]
+    return ImageDataset("digits", len(images), (1, 8, 8), lambda i: images[i], table, None, names)

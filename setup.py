@@ -8,6 +8,7 @@ METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
 DEMO = [*METRICS, "scikit-learn>=1.3"]
 LATENTS = ["diffusers>=0.30"]
 TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
+WANDB = ["wandb>=0.19"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(
@@ -68,6 +69,7 @@ setup(
         "demo": DEMO,
         "latents": LATENTS,
         "tensorboard": ["tensorboard>=2.14"],
+        "wandb": WANDB,
         "hub": ["huggingface-hub>=0.23"],
         "docs": DOCS,
         "lightning": ["lightning>=2.4"],
@@ -77,6 +79,7 @@ setup(
             *LATENTS,
             *DOCS,
             *TRANSFORMERS,
+            *WANDB,
             "ema-pytorch>=0.8",
             "huggingface-hub>=0.23",
             "lightning>=2.4",

@@ -2,6 +2,8 @@
 
 pydantic checks and converts the values, here and nowhere else. Where a field is an open choice (its
 class has ``kinds``, a :class:`edm2lite.kinds.Kinds`), the ``kind`` in the text decides which class.
+A field may hold a part (a dataclass), an optional part (``X | None``: ``true`` stands for its
+defaults, ``false`` for none) or a list of parts (``tuple[X, ...]``).
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def load(
     if partial:
         known = typing.get_type_hints(cls)
         values = {key: value for key, value in values.items() if key in known}
+    values = _with_shorthands(values, cls)
     _check_keys(values, cls, ())
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint) and name not in values and _is_required(cls, name):
@@ -87,15 +90,23 @@ def _chosen_built(
     """The values, with those of open choices replaced by objects of the class that they chose."""
     built: dict[str, Any] = {}
     for key, value in values.items():
-        hint = typing.get_type_hints(cls)[key]
-        if not (_is_config(hint) and isinstance(value, Mapping)):
+        hint, is_list = _part(typing.get_type_hints(cls)[key])
+        where = (*path, key)
+        if is_list:
+            built[key] = tuple(
+                _part_built(item, hint, (*where, str(i)), source) for i, item in enumerate(value)
+            )
+        elif hint is not None and isinstance(value, Mapping):
+            built[key] = _part_built(value, hint, where, source)
+        else:
             built[key] = value
-            continue
-        chosen = _class_of(hint, value, ".".join((*path, key)))
-        built[key] = _chosen_built(value, chosen, (*path, key), source)
-        if chosen is not hint:
-            built[key] = _built(chosen, built[key], (*path, key), source)
     return built
+
+
+def _part_built(value: Mapping[str, Any], hint: Any, path: tuple[str, ...], source: str) -> Any:
+    chosen = _class_of(hint, value, ".".join(path))
+    values = _chosen_built(value, chosen, path, source)
+    return values if chosen is hint else _built(chosen, values, path, source)
 
 
 def _is_required(cls: Any, name: str) -> bool:
@@ -151,11 +162,19 @@ def read_yaml(source: str) -> dict[str, Any]:
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"--set {key}: {parent} is a single value and has no keys below it")
-    values[last] = value
+    inner: Any = values
+    for done, parent in enumerate(parents, 1):
+        if isinstance(inner, list):
+            inner = inner[int(parent)] if parent in map(str, range(len(inner))) else None
+        else:
+            inner[parent] = {} if inner.get(parent) is None else inner[parent]
+            inner = inner[parent]
+        if not isinstance(inner, dict | list):
+            what = ".".join(parents[:done])
+            raise ValueError(f"--set {key}: {what} is a single value and has no keys below it")
+    if isinstance(inner, list):
+        raise ValueError(f"--set {key}: {'.'.join(parents)} is a list; set it as a whole")
+    inner[last] = value
 
 
 def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> None:
@@ -168,19 +187,67 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
             raise ValueError(
                 f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
             )
-        if _is_config(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{dotted} must hold keys and values, got {value!r}")
-            _check_keys(value, _class_of(hints[key], value, dotted), (*path, key))
+        hint, is_list = _part(hints[key])
+        if is_list:
+            _check_list(value, hint, dotted, (*path, key))
+        elif hint is not None and not (value is None and hint is not hints[key]):
+            _check_part(value, hint, dotted, (*path, key))
+
+
+def _check_part(value: Any, hint: Any, dotted: str, path: tuple[str, ...]) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{dotted} must hold keys and values, got {value!r}")
+    _check_keys(value, _class_of(hint, value, dotted), path)
+
+
+def _check_list(value: Any, hint: Any, dotted: str, path: tuple[str, ...]) -> None:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{dotted} must be a list, each item with keys and values, got {value!r}")
+    for i, item in enumerate(value):
+        if isinstance(item, Mapping) and "kinds" in vars(hint) and "kind" not in item:
+            raise ValueError(
+                f"{dotted}.{i}.kind must be given, got {dict(item)!r}; it is one of"
+                f" {', '.join(hint.kinds)}, or module:name of your own"
+            )
+        _check_part(item, hint, f"{dotted}.{i}", (*path, str(i)))
+
+
+def _with_shorthands(values: Mapping[str, Any], cls: Any) -> dict[str, Any]:
+    """The values, with ``true`` and ``false`` for an optional part written out."""
+    hints = typing.get_type_hints(cls)
+    written_out: dict[bool, Any] = {True: {}, False: None}
+    return {
+        key: written_out[value]
+        if isinstance(value, bool) and key in hints and _is_optional_part(hints[key])
+        else value
+        for key, value in values.items()
+    }
 
 
 def _is_config(hint: Any) -> bool:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
+def _is_optional_part(hint: Any) -> bool:
+    return not _is_config(hint) and _part(hint)[0] is not None and not _part(hint)[1]
+
+
+def _part(hint: Any) -> tuple[Any, bool]:
+    """The dataclass that a field holds, None for plain values; whether it holds a list of them."""
+    if _is_config(hint):
+        return hint, False
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and arguments[1:] == (...,):
+        return (arguments[0], True) if _is_config(arguments[0]) else (None, False)
+    if type(None) in arguments:
+        parts = [a for a in arguments if _is_config(a)]
+        return (parts[0] if len(parts) == 1 else None), False
+    return None, False
+
+
 def _class_of(hint: Any, value: Mapping[str, Any], dotted: str) -> Any:
     """The class that a value describes by its ``kind``, the first there is if it names none."""
-    kinds = getattr(hint, "kinds", None)
+    kinds = vars(hint).get("kinds")  # of an open choice; a class that was chosen inherits it
     if kinds is None:
         return hint
     return kinds.find(str(value.get("kind", next(iter(kinds)))), name=f"{dotted}.kind")

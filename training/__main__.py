@@ -23,26 +23,26 @@ from .config import RunConfig, load_config, shipped
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Folder of the run; continued if it is there.",
+    help="Folder of the run; an existing run is continued.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the whole configuration and what it will take, and write nothing.",
+    help="Print the complete configuration and its cost; write nothing.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a value, e.g. --set optim.ref_lr=0.005; may be repeated.",
+    help="Set a value of the configuration, e.g. optim.ref_lr=0.005. Repeatable.",
 )
 @click.version_option(__version__)
 def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Train CONFIG, a YAML file or the name of a shipped one.
+    """Train the network of CONFIG, a YAML file or the name of a shipped configuration.
 
     The same command line starts a run, continues it after an interruption, and extends it. SIGTERM
-    and SIGUSR1 end it after the current step with a checkpoint and exit code 0.
+    and SIGUSR1 end the run after the current step with a checkpoint and exit code 0.
 
     \b
     Examples:

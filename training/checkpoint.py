@@ -1,8 +1,8 @@
-"""Checkpoints: everything needed to continue a run bit for bit.
+"""Checkpoints: everything that is needed to continue a run bit for bit.
 
-A checkpoint is a folder ``checkpoints/<nimg>`` in torch.distributed.checkpoint's format, with the
-digest of every file in ``digests.json``. The state is copied to host memory at once and written by
-a thread while training goes on: under another name, synced, digests last, then renamed.
+A checkpoint is a folder ``checkpoints/<nimg>`` in the format of torch.distributed.checkpoint, with
+the digest of every file in ``digests.json``. The state is copied to host memory at once and written
+by a thread while training goes on: under another name, synced, digests last, then renamed.
 
 Note [snapshots come first]: a checkpoint takes its name only after every EMA snapshot that was
 queued before it is on disk. Whatever a run continues from, the snapshots before it are there.
@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from edm2lite.atomic import sync
 from edm2lite.ema.writer import BackgroundWriter
@@ -38,16 +39,18 @@ State = dict[str, Any]
 
 
 def finished(folder: Path) -> list[Path]:
-    """Checkpoints that took their name, oldest first."""
+    """The complete checkpoints in a folder, oldest first."""
     return sorted(p for p in folder.glob("*") if re.fullmatch(r"\d{12}", p.name))
 
 
 class Checkpoints:
-    """The checkpoints of a run, written in the background. Every rank makes one and calls it alike.
+    """The checkpoints of a run, written in the background.
+
+    Every rank creates one of these and calls its methods at the same steps.
 
     Args:
-        folder: Where they are; made when the first is written.
-        keep: Newest sound ones that stay.
+        folder: Folder of the checkpoints; created when the first is written.
+        keep: Number of intact checkpoints that stay, the newest ones.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -55,53 +58,58 @@ class Checkpoints:
         self._writer = BackgroundWriter()
         self._group = distributed.host_group()
         self._copies = HostCopies()
-        self._sound: set[str] = set()  # names of those read or written by this process
+        self._intact: set[str] = set()  # names of those read or written by this process
 
     def save(self, nimg: int, state: State, before: Callable[[], None]) -> Path:
         """Copy ``state`` and return while ``folder/<nimg>`` is written.
 
         Args:
             nimg: Images seen.
-            state: Nested dict of tensors and plain values, the same keys on every rank.
-            before: Called by the writing thread first; the checkpoint waits for it.
+            state: Nested dict of tensors and plain values, with the same keys on every rank.
+            before: Function that the writing thread calls first; the checkpoint waits for it.
 
         Raises:
-            OSError: The checkpoint before this one could not be written.
+            OSError: If the checkpoint before this one could not be written.
         """
         self.flush()
         self._writer.submit(partial(self._write, nimg, self._copies.of(state), before))
         return self.folder / _name(nimg)
 
     def flush(self) -> None:
-        """Wait for what is being written; raises what went wrong."""
+        """Wait for what is being written.
+
+        Raises:
+            OSError: If it could not be written.
+        """
         self._writer.flush()
 
     def load_latest(self, make_state: Callable[[], State]) -> State | None:
-        """The state in the newest sound checkpoint; None if there is none.
+        """The state in the newest intact checkpoint; None if there is no checkpoint.
 
-        Damaged ones are reported and set aside as ``<nimg>.damaged``.
+        Damaged ones are reported and renamed to ``<nimg>.damaged``.
 
         Args:
-            make_state: Gives a state like the saved one, whose tensors are overwritten.
+            make_state: Function that returns a state like the saved one, whose tensors are
+                overwritten.
 
         Raises:
-            ValueError: There are checkpoints, and none of them is sound.
+            ValueError: If there are checkpoints and none of them is intact.
         """
         damaged: dict[Path, str] = {}
         for path in reversed(finished(self.folder)):
             problem = self._problem(path)
             if problem is None:
-                self._set_aside(damaged, path)
+                self._archive(damaged, path)
                 state = make_state()
                 with _storage_errors(path), _quiet():
-                    dcp.load(state, checkpoint_id=path, process_group=self._group)
-                self._sound.add(path.name)
+                    load(state, checkpoint_id=path, process_group=self._group)
+                self._intact.add(path.name)
                 return state
             damaged[path] = problem
         if damaged:
             first, why = next(iter(damaged.items()))
             raise ValueError(
-                f"no checkpoint in {self.folder} is sound; of {first.name}, the newest of"
+                f"no checkpoint in {self.folder} is intact; of {first.name}, the newest of"
                 f" {len(damaged)}: {why}; restore one from a copy, or remove the folder to start"
                 " the run over"
             )
@@ -118,7 +126,7 @@ class Checkpoints:
                     shutil.rmtree(final)
                 os.replace(temporary, final)
                 sync(self.folder)
-                self._sound.add(final.name)
+                self._intact.add(final.name)
                 self._prune()
         finally:
             if distributed.rank() == 0:
@@ -130,7 +138,7 @@ class Checkpoints:
             folder.mkdir(parents=True)
         distributed.barrier(self._group)
         with _storage_errors(folder), _quiet():
-            dcp.save(state, checkpoint_id=folder, process_group=self._group)
+            save(state, checkpoint_id=folder, process_group=self._group)
         files = {path.name: manifest.entry(path) for path in self._own_files(folder)}
         parts = distributed.gather(files, self._group)
         if distributed.rank() == 0:
@@ -139,35 +147,35 @@ class Checkpoints:
                 sync(path)
 
     def _own_files(self, folder: Path) -> list[Path]:
-        """Those that this rank wrote: ``__<rank>_<i>.distcp``, and all others on rank 0."""
+        """The files that this rank wrote: ``__<rank>_<i>.distcp``, and all others on rank 0."""
         rank = distributed.rank()
         return [path for path in sorted(folder.iterdir()) if _writer_of(path.name) == rank]
 
     def _prune(self) -> None:
-        """Remove what is older than the ``keep`` newest that are known to be sound."""
+        """Remove the checkpoints older than the ``keep`` newest that are known to be intact."""
         good = 0
         for path in reversed(finished(self.folder)):
             if good == self.keep:
                 shutil.rmtree(path)
                 continue
-            if path.name not in self._sound and _problem_of(path, 0, 1) is None:
-                self._sound.add(path.name)
-            good += path.name in self._sound
+            if path.name not in self._intact and _problem_of(path, 0, 1) is None:
+                self._intact.add(path.name)
+            good += path.name in self._intact
 
     def _problem(self, path: Path) -> str | None:
         """What is wrong with a checkpoint; each rank reads its part of the files."""
         found = _problem_of(path, distributed.rank(), distributed.world_size())
         return next((p for p in distributed.gather(found, self._group) if p is not None), None)
 
-    def _set_aside(self, damaged: dict[Path, str], used: Path) -> None:
+    def _archive(self, damaged: dict[Path, str], used: Path) -> None:
         if distributed.rank() == 0:
             for path, why in damaged.items():
-                aside = path.with_name(f"{path.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(path, aside)
+                archived = path.with_name(f"{path.name}.damaged")
+                shutil.rmtree(archived, ignore_errors=True)
+                os.replace(path, archived)
                 logger.warning(
                     "checkpoint %s is damaged: %s; it is now %s, continuing from %s",
-                    path, why, aside.name, used.name,
+                    path, why, archived.name, used.name,
                 )  # fmt: skip
         distributed.barrier(self._group)
 
@@ -193,7 +201,7 @@ def _problem_of(path: Path, part: int, parts: int) -> str | None:
 
 @contextlib.contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
-    """What torch.distributed.checkpoint raises, as the error of the first rank that failed."""
+    """Raise errors of torch.distributed.checkpoint as the OSError of the first rank that failed."""
     try:
         yield
     except CheckpointException as error:
@@ -209,9 +217,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that a single process saves alone (it is meant to), and of torch 2.6
-    about its own storages.
-    """
+    """Without warnings of a single process that saves alone, and of torch 2.6 about itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is .* a single process", UserWarning)
         warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)

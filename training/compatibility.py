@@ -1,4 +1,4 @@
-"""Whether a configuration and a data set go together; checked before anything is written."""
+"""Whether a configuration and a data set are compatible."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from .data import make_order
 
 
 def with_encoder(config: RunConfig, dataset: ImageDataset) -> RunConfig:
-    """The configuration, with what it leaves out of a latent encoder taken from the data set.
+    """The configuration, with settings that it leaves out of a latent encoder from the data set.
+
+    Args:
+        config: Configuration of the run.
+        dataset: Training data.
 
     Raises:
-        ValueError: The encoder is of another kind than the data set, or something is still missing.
+        ValueError: If the encoder is not for what the data set stores, or a setting is missing in
+            both.
     """
     encoder = config.encoder
     if not isinstance(encoder, LatentEncoder):
@@ -45,7 +50,7 @@ def with_encoder(config: RunConfig, dataset: ImageDataset) -> RunConfig:
 
 
 def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
-    """Raise ValueError unless the network takes the images and labels of the data set."""
+    """Raise ValueError unless the network takes the images and conditions of the data set."""
     network = config.net.backbone
     channels = dataset.image_shape[0]
     if channels != network.img_channels:
@@ -65,7 +70,7 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
 
 
 def _check_sizes(config: RunConfig, dataset: ImageDataset) -> None:
-    """The resolution of the network is the longer side; of several sizes, it lies among them."""
+    """Check that the resolution of the network is the longer side, or among several sizes."""
     network = config.net.backbone
     sizes = np.unique(dataset.all_sizes(), axis=0)
     factor = network.size_multiple
@@ -76,6 +81,6 @@ def _check_sizes(config: RunConfig, dataset: ImageDataset) -> None:
         among = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
         raise ValueError(
             f"net.backbone.img_resolution must be the size of the images of {dataset.name}"
-            f" ({height} x {width}{among}), got {network.img_resolution}; sides must be multiples of"
-            f" {factor}"
+            f" ({height} x {width}{among}), got {network.img_resolution}; sides must be multiples"
+            f" of {factor}"
         )

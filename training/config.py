@@ -1,7 +1,8 @@
 """RunConfig: everything that defines a training run, and its text form.
 
 Values come from the dataclass defaults, then the YAML file, then ``--set a.b=c``
-(:mod:`edm2lite.config_file`). The classes are plain dataclasses.
+(:mod:`edm2lite.config_file`). The classes are plain dataclasses; what their fields say of
+themselves is in :mod:`edm2lite.training.fields`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
-from pydantic import BeforeValidator
+from typing import Literal
 
 from edm2lite import config_file
 from edm2lite.config_file import shipped as shipped
@@ -22,35 +21,17 @@ from edm2lite.diffusion.weighting import Weighting
 from edm2lite.dtypes import Dtype
 from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.models.encoders import Encoder, PixelEncoder
-from edm2lite.units import parse_count
 
 from .data import DataConfig
+from .fields import FREE, Nimg, check_fields
+from .hook import Hook
+from .sink import Sink
+from .validation import Validation
+from .wandb_sink import WandB
 
-Nimg = Annotated[int, BeforeValidator(parse_count)]
-CADENCES = (
-    "total_nimg",
-    "status_nimg",
-    "snapshot_nimg",
-    "checkpoint_nimg",
-    "sample_nimg",
-    "magnitudes_nimg",
-)
-"""Fields that count images and must be multiples of the batch size."""
-
-AT_LEAST = {
-    "batch_size": 1,
-    "microbatch": 1,
-    "total_nimg": 1,
-    "status_nimg": 1,
-    "snapshot_nimg": 1,
-    "checkpoint_nimg": 1,
-    "keep_checkpoints": 2,
-    "max_bad_steps": 1,
-    "sample_nimg": 0,
-    "sample_count": 1,
-    "sample_steps": 1,
-    "magnitudes_nimg": 0,
-}
+POSITIVE = {"minimum": 1}
+CADENCE = {"cadence": True, "minimum": 1}
+OPTIONAL_CADENCE = {"cadence": True, "minimum": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +40,15 @@ class OptimConfig:
 
     Attributes:
         ref_lr: Peak learning rate alpha_ref.
-        ref_batches: Batches t_ref at which the inverse-square-root decay begins; 0 for none.
-        rampup_nimg: Length of the linear ramp in images.
-        beta1, beta2, eps: Of Adam.
-        loss_scale: Constant factor on the loss during the backward pass, taken off the gradients
-            again: with float16 it keeps small ones from vanishing. Elsewhere it has no effect.
+        ref_batches: Number of batches t_ref after which the inverse-square-root decay begins; 0 for
+            no decay.
+        rampup_nimg: Length of the linear ramp in images; 0 for none.
+        beta1: Decay of Adam's first moment per step.
+        beta2: Decay of Adam's second moment per step.
+        eps: Constant that Adam adds to the denominator.
+        loss_scale: Constant factor on the loss during the backward pass, by which gradients are
+            divided again: with float16 it keeps small gradients from vanishing. Otherwise it has no
+            effect.
     """
 
     ref_lr: float = 0.0100
@@ -89,9 +74,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """Attributes:
-    sigma_rels: Relative widths of the tracked averages.
-    dtype: In which snapshots are stored.
+    """Averages that are tracked during training.
+
+    Attributes:
+        sigma_rels: Relative widths of the averages.
+        dtype: Floating-point type of the snapshot files.
     """
 
     sigma_rels: tuple[float, ...] = (0.05, 0.10)
@@ -105,31 +92,39 @@ class EMAConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A training run.
+    """Everything that defines a training run.
 
     Attributes:
-        data: What to train on.
-        encoder: From what is stored to what the network sees; ``kind: pixels`` or ``latents``.
+        data: Training data.
         net: The denoiser.
-        loss: Noise levels: a density, by its ``kind`` (:mod:`edm2lite.diffusion.noise_density`).
-        weighting: How much each of them counts (:mod:`edm2lite.diffusion.weighting`).
+        encoder: Encoder from what the data set stores to what the network sees, by its ``kind``:
+            ``pixels`` or ``latents``.
+        loss: Density of noise levels, by its ``kind`` (:mod:`edm2lite.diffusion.noise_density`).
+        weighting: Weight of each noise level in the loss (:mod:`edm2lite.diffusion.weighting`).
         optim: Optimizer and learning rate.
         ema: Tracked averages and their files.
-        seed: Of weights, data order and noise.
+        seed: Seed of initial weights, data order and noise.
         batch_size: Images per optimizer step, over all processes.
-        microbatch: Most images in one forward pass of one process; less memory, same result.
-        total_nimg: Images to train on.
-        status_nimg, snapshot_nimg, checkpoint_nimg: Images between status lines, snapshots, and
-            checkpoints.
-        keep_checkpoints: Newest sound checkpoints that stay, at least 2.
-        max_bad_steps: Steps in a row with a non-finite gradient after which the run stops.
-        parallel: How several processes share the work: each with a whole copy of the network
-            (``ddp``), or with a part of every weight, gradient, moment and average (``fsdp``).
-        compile: Compile the U-Net with torch.compile.
-        tensorboard: Write the figures of ``stats.jsonl`` and the sample grids for TensorBoard too.
-        sample_nimg: Images between grids of samples from the averages; 0 for none.
-        magnitudes_nimg: Images between lines of ``magnitudes.jsonl``; 0 for none.
-        sample_count, sample_steps: Images in a grid, and steps of Heun's method for each.
+        microbatch: Largest number of images in one forward pass of one process; a smaller one needs
+            less memory and gives the same result.
+        total_nimg: Number of images to train on.
+        status_nimg: Images between two status lines.
+        snapshot_nimg: Images between two snapshots of the averages.
+        checkpoint_nimg: Images between two checkpoints.
+        keep_checkpoints: Number of intact checkpoints that stay, the newest ones; at least 2.
+        max_bad_steps: Number of steps in a row with a non-finite gradient that stops the run.
+        parallel: How several processes share the work: ``ddp``, each has a whole copy of the
+            network; ``fsdp``, each has a part of every weight, gradient, moment and average.
+        compile: Whether torch.compile translates the network.
+        tensorboard: Whether values and sample grids are written for TensorBoard too.
+        wandb: Weights & Biases run that values and sample grids are logged to, or None.
+        sample_nimg: Images between two grids of samples from the averages; 0 for none.
+        sample_count: Number of images in a grid.
+        sample_steps: Number of steps of Heun's method for a grid.
+        magnitudes_nimg: Images between two lines of ``magnitudes.jsonl``; 0 for none.
+        validation: Loss on held-out images, or None.
+        hooks: Further hooks, by their ``kind`` (:mod:`edm2lite.training.hook`).
+        sinks: Further sinks, by their ``kind`` (:mod:`edm2lite.training.sink`).
     """
 
     data: DataConfig
@@ -140,76 +135,55 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     seed: int = 0
-    batch_size: Nimg = 2048
-    microbatch: Nimg = 64
-    total_nimg: Nimg = 2**31
-    status_nimg: Nimg = 128 * 2**10
-    snapshot_nimg: Nimg = 8 * 2**20
-    checkpoint_nimg: Nimg = 128 * 2**20
-    keep_checkpoints: int = 2
-    max_bad_steps: int = 100
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    compile: bool = False
-    tensorboard: bool = False
-    sample_nimg: Nimg = 0
-    sample_count: int = 32
-    sample_steps: int = 16
-    magnitudes_nimg: Nimg = 0
+    batch_size: Nimg = field(default=2048, metadata=POSITIVE)
+    microbatch: Nimg = field(default=64, metadata={**FREE, **POSITIVE})
+    total_nimg: Nimg = field(default=2**31, metadata={**FREE, **CADENCE})
+    status_nimg: Nimg = field(default=128 * 2**10, metadata={**FREE, **CADENCE})
+    snapshot_nimg: Nimg = field(default=8 * 2**20, metadata=CADENCE)
+    checkpoint_nimg: Nimg = field(default=128 * 2**20, metadata={**FREE, **CADENCE})
+    keep_checkpoints: int = field(default=2, metadata={**FREE, "minimum": 2})
+    max_bad_steps: int = field(default=100, metadata={**FREE, **POSITIVE})
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE)
+    compile: bool = field(default=False, metadata=FREE)
+    tensorboard: bool = field(default=False, metadata=FREE)
+    wandb: WandB | None = field(default=None, metadata=FREE)
+    sample_nimg: Nimg = field(default=0, metadata={**FREE, **OPTIONAL_CADENCE})
+    sample_count: int = field(default=32, metadata={**FREE, **POSITIVE})
+    sample_steps: int = field(default=16, metadata={**FREE, **POSITIVE})
+    magnitudes_nimg: Nimg = field(default=0, metadata={**FREE, **OPTIONAL_CADENCE})
+    validation: Validation | None = field(default=None, metadata=FREE)
+    hooks: tuple[Hook, ...] = field(default=(), metadata=FREE)
+    sinks: tuple[Sink, ...] = field(default=(), metadata=FREE)
 
     def __post_init__(self) -> None:
         check_objective(self.net, self.loss, self.weighting)
-        for name, least in AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in CADENCES:
-            value = getattr(self, name)
-            if value % self.batch_size:
-                near = max(1, round(value / self.batch_size)) * self.batch_size
-                raise ValueError(
-                    f"{name} must be a multiple of batch_size = {self.batch_size}, got {value};"
-                    f" the nearest is {near}"
-                )
+        check_fields(self, self.batch_size)
+        if self.validation is not None:
+            check_fields(self.validation, self.batch_size, "validation.")
+        for i, hook in enumerate(self.hooks):
+            check_fields(hook, self.batch_size, f"hooks.{i}.")
 
     def to_yaml(self) -> str:
-        """Text form, complete; :func:`load_config` of it gives an equal object."""
+        """The complete text form; :func:`load_config` of it returns an equal object."""
         return config_file.dump(self)
 
 
-MAY_CHANGE = (
-    "total_nimg",
-    "microbatch",
-    "status_nimg",
-    "checkpoint_nimg",
-    "keep_checkpoints",
-    "max_bad_steps",
-    "parallel",
-    "compile",
-    "tensorboard",
-    "sample_nimg",
-    "sample_count",
-    "sample_steps",
-    "magnitudes_nimg",
-    "data.workers",
-    "data.prefetch",
-)
-"""Fields that an existing run may be continued with: they do not change its course."""
-
-
 def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """The configuration of a run; see :func:`edm2lite.config_file.load`.
+    """The configuration of a run.
+
+    Args:
+        source: A YAML file, the folder of a run, or the name of a shipped configuration.
+        overrides: Changes ``a.b=c``, each value in YAML.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Unknown key, wrong type or value, with the dotted path.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a key is not known, or a value has the wrong type or is out of range; the
+            message has the dotted path.
+
+    Example:
+        >>> from edm2lite.training import load_config
+        >>> config = load_config("digits", ["total_nimg=128Ki", "optim.ref_lr=1e-2"])
+        >>> config.total_nimg, config.optim.ref_lr, config.net.backbone.img_resolution
+        (131072, 0.01, 8)
     """
     return config_file.load(RunConfig, source, overrides, upgrade=upgraded_run)
-
-
-def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
-    """Dotted names of fields that differ and may not change within a run."""
-    flat_a, flat_b = config_file.flatten(a), config_file.flatten(b)
-    return [
-        f"{key} ({flat_a.get(key)} in the run, {flat_b.get(key)} now)"
-        for key in sorted(flat_a.keys() | flat_b.keys())
-        if key not in MAY_CHANGE and flat_a.get(key) != flat_b.get(key)
-    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +17,25 @@ from edm2lite.dataset.order import Balanced, Bucketed, Order, Stream
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.seeding import Purpose, rng
 
-CHUNK = 16  # samples that one worker prepares at a time
+from .fields import FREE
+
+CHUNK = 16
+"""Number of samples that one thread prepares at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Attributes:
-    source: ``digits``, or a folder or ZIP of images or latents.
-    flip: Mirror half of the images, drawn anew each time (pixels only).
-    class_balanced: Show every class equally often, however many images it has.
-    buckets: Allow images of several sizes: every batch has images of one size.
-    label_dropout: Probability that a sample is shown without its label.
-    workers: Threads per process that read and decode.
-    prefetch: Batches prepared ahead.
+    """Training data and how it is read.
+
+    Attributes:
+        source: ``digits``, or a folder or ZIP of images or latents.
+        flip: Mirror half of the images, drawn anew each time; condition images are mirrored too
+            (pixels only).
+        class_balanced: Show every class equally often, however many images it has.
+        buckets: Allow images of several sizes: every batch has images of one size.
+        label_dropout: Probability that the network is not told the conditions of a sample.
+        workers: Number of threads per process that read and decode.
+        prefetch: Number of batches prepared ahead.
     """
 
     source: str
@@ -35,8 +43,8 @@ class DataConfig:
     class_balanced: bool = False
     buckets: bool = False
     label_dropout: float = 0.0
-    workers: int = 2
-    prefetch: int = 2
+    workers: int = field(default=2, metadata=FREE)
+    prefetch: int = field(default=2, metadata=FREE)
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
@@ -67,11 +75,33 @@ class Batch:
     indices: NDArray[np.int64]
 
 
+class LossInputs(NamedTuple):
+    """What the loss is given in one forward pass, on the device of the network.
+
+    Attributes:
+        images: [N, C, H, W] float32, clean.
+        conditioning: What the network is told about each image.
+        sigma: [N] noise levels.
+        noise: [N, C, H, W] standard normal.
+    """
+
+    images: Tensor
+    conditioning: Conditioning
+    sigma: Tensor
+    noise: Tensor
+
+
 def make_order(dataset: ImageDataset, data: DataConfig, seed: int, batch_size: int) -> Order:
     """The order in which a run sees a data set.
 
+    Args:
+        dataset: Training data.
+        data: Options that decide the order.
+        seed: Seed of the run.
+        batch_size: Number of images per step, over all processes.
+
     Raises:
-        ValueError: The options do not go together, or the data set does not allow them.
+        ValueError: If the options exclude each other, or the data set does not allow them.
     """
     if data.flip and dataset.encoder is not None:
         raise ValueError(
@@ -95,20 +125,29 @@ def make_order(dataset: ImageDataset, data: DataConfig, seed: int, batch_size: i
 
 
 class BatchSource:
-    """This rank's share of every global batch.
+    """The part of every global batch that one process trains on.
 
-    The sample at position g of the run is the image that ``make_order`` puts there, with everything
-    random drawn from (seed, g): neither ranks nor micro-batches nor restarts change it. The next
-    batches are prepared by threads while the current one trains: decoding, random numbers and
-    copies all run outside Python's lock.
+    The sample at position g of the run is the image that :func:`make_order` puts there, with
+    everything random drawn from (seed, g): neither ranks nor micro-batches nor restarts change it.
+    The next batches are prepared by threads while the current one trains: decoding, random numbers
+    and copies all run outside Python's lock.
 
     Args:
-        dataset: Where images come from.
-        seed: Of the run.
-        batch_size: Global, a multiple of ``world_size``.
-        microbatch: Most samples in one forward pass.
-        rank, world_size: Which share.
-        data: Options; plain by default.
+        dataset: Training data.
+        seed: Seed of the run.
+        batch_size: Number of images per step over all processes, a multiple of ``world_size``.
+        microbatch: Largest number of samples in one forward pass.
+        rank: Index of this process.
+        world_size: Number of processes.
+        data: Options. [default: plain]
+        names: Conditions that the network takes; others are not read. [default: all]
+
+    Example:
+        >>> from edm2lite.dataset import open_dataset
+        >>> batches = BatchSource(open_dataset("digits"), seed=0, batch_size=64, microbatch=48)
+        >>> [list(part.images.shape) for part in batches.batch(0)]
+        [[48, 1, 8, 8], [16, 1, 8, 8]]
+        >>> batches.close()
     """
 
     def __init__(
@@ -121,12 +160,13 @@ class BatchSource:
         rank: int = 0,
         world_size: int = 1,
         data: DataConfig | None = None,
+        names: Collection[str] | None = None,
     ):
         self.data = data or DataConfig(source=dataset.name)
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
-        self.microbatch = microbatch
-        self.share = batch_size // world_size
-        self.first = rank * self.share
+        self.microbatch, self._names = microbatch, names
+        self.local_batch_size = batch_size // world_size
+        self.first = rank * self.local_batch_size
         self.order = make_order(dataset, self.data, seed, batch_size)
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._workers = ThreadPoolExecutor(self.data.workers, thread_name_prefix="samples")
@@ -136,12 +176,12 @@ class BatchSource:
         """The micro-batches of the step that starts at ``nimg`` images.
 
         Raises:
-            ValueError: An image is damaged.
+            ValueError: If an image is damaged.
         """
-        wanted = [nimg + i * self.batch_size for i in range(self.data.prefetch + 1)]
-        for position in [p for p in self._ahead if p not in wanted]:
+        positions = [nimg + i * self.batch_size for i in range(self.data.prefetch + 1)]
+        for position in [p for p in self._ahead if p not in positions]:
             self._ahead.pop(position).cancel()
-        for position in wanted:
+        for position in positions:
             if position not in self._ahead:
                 self._ahead[position] = self._steps.submit(self._make, position)
         return self._ahead.pop(nimg).result()
@@ -152,13 +192,14 @@ class BatchSource:
         self._workers.shutdown(cancel_futures=True)
 
     def row(self, position: int) -> int:
-        """Which image of the data set is the sample at ``position`` of the run."""
+        """Index in the data set of the sample at ``position`` of the run."""
         return int(self.order.rows(np.array([position]))[0])
 
     def _make(self, nimg: int) -> list[Batch]:
-        positions = np.arange(nimg + self.first, nimg + self.first + self.share)
+        begin, size = nimg + self.first, self.local_batch_size
+        positions = np.arange(begin, begin + size)
         rows = self.order.rows(positions)
-        cuts = range(self.microbatch, self.share, self.microbatch)
+        cuts = range(self.microbatch, size, self.microbatch)
         pairs = zip(np.split(positions, cuts), np.split(rows, cuts), strict=True)
         return [self._micro(indices, rows) for indices, rows in pairs]
 
@@ -169,20 +210,29 @@ class BatchSource:
             height, width = map(int, self.dataset.sizes[rows[0]])
         latents = self.dataset.encoder is not None
         count = len(indices)
+        chunks = [range(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK)]
         batch = Batch(
             images=_empty(
                 count, stored, height, width, dtype=torch.float32 if latents else torch.uint8
             ),
-            conditioning=self.dataset.conditioning(rows),
+            conditioning=self._conditioning(rows, chunks),
             z=_empty(count),
             noise=_empty(count, channels, height, width),
             latent_noise=_empty(count, channels, height, width) if latents else None,
             indices=indices,
         )
-        chunks = [range(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK)]
         for _ in self._workers.map(lambda chunk: self._fill(batch, rows, chunk), chunks):
             pass
         return batch
+
+    def _conditioning(self, rows: NDArray[np.int64], chunks: Sequence[range]) -> Conditioning:
+        def read(chunk: range) -> Conditioning:
+            return self.dataset.conditioning(rows[chunk.start : chunk.stop], self._names)
+
+        told = Conditioning.cat(list(self._workers.map(read, chunks)))
+        if not _is_pinned():
+            return told
+        return Conditioning({name: value.pin_memory() for name, value in told.values.items()})
 
     def _fill(self, batch: Batch, rows: NDArray[np.int64], chunk: range) -> None:
         images, z, noise = batch.images.numpy(), batch.z.numpy(), batch.noise.numpy()
@@ -207,4 +257,8 @@ class BatchSource:
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory that a GPU can fetch from by itself, where there is one."""
-    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
+    return torch.empty(shape, dtype=dtype, pin_memory=_is_pinned())
+
+
+def _is_pinned() -> bool:
+    return torch.cuda.is_available()

@@ -1,4 +1,9 @@
-"""The only file that talks to torch.distributed; works the same without torchrun."""
+"""Processes of a run: joining them, exchanging values, ending; the same without torchrun.
+
+The only module of the trainer in which processes talk to each other. What else it uses of
+torch.distributed is not communication of its own: sharding (parallel.py), the format of checkpoints
+(checkpoint.py, state.py) and copies of shards (staging.py).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 
 from edm2lite import processes
 
@@ -23,7 +30,7 @@ Group = dist.ProcessGroup | None
 
 @contextlib.contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the group that torchrun describes, if any; yields this process's device.
+    """Join the group that torchrun describes, if any, and yield the device of this process.
 
     In a group an uncaught exception ends the process at once, after its traceback: threads that
     wait for other ranks would keep it, and so the whole run, from ending.
@@ -44,22 +51,22 @@ def process_group() -> Iterator[torch.device]:
 def _join(backend: str) -> None:
     """Meet the other ranks.
 
-    Note [addresses of the dead]: torchrun (seen in torch 2.14) serves one store to the workers of
-    every attempt, and what those of an earlier one left there leads new ones astray. On one node
-    all know which attempt it is, so they keep to a part of the store that is new. On several nodes
-    they do not, and docs/training.md says what to set.
+    Note [addresses of the dead]: torchrun (seen in torch 2.14) serves one store to the processes of
+    every attempt, and addresses that an earlier attempt left there lead new ones astray. On one
+    node all processes know which attempt it is, so they use a new part of the store. On several
+    nodes they do not know; docs/training.md says what to set.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
         dist.init_process_group(backend)
         return
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    store, rank, world_size = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt-{attempt}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def recorded(function: Callable[[], None]) -> None:
-    """Call ``function``; what it raises is also written where torchrun looks for the root cause."""
+    """Call ``function`` and write what it raises where torchrun looks for the root cause."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         record(function)()
     else:
@@ -86,17 +93,19 @@ def is_group() -> bool:
 
 
 def rank() -> int:
+    """Index of this process in its group, 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Number of processes in the group, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def host_group() -> Group:
-    """A further group of all ranks, for tensors in host memory and for one thread of its own.
+    """A further group of all ranks, for tensors in host memory and for use by another thread.
 
-    Every rank must make its groups in the same order. None without torchrun.
+    Every rank must create its groups in the same order. None without torchrun.
     """
     if not dist.is_initialized():
         return None
@@ -106,6 +115,7 @@ def host_group() -> Group:
 
 
 def barrier(group: Group = None) -> None:
+    """Wait until every rank has come here."""
     if dist.is_initialized():
         dist.barrier(group)
 
@@ -118,14 +128,14 @@ def sum_(value: Tensor) -> Tensor:
 
 
 def max_(value: Tensor) -> Tensor:
-    """Largest over ranks, in place."""
+    """Maximum over ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
 
 
 def start_max_(value: Tensor, group: Group) -> Callable[[], object]:
-    """Begin :func:`max_`; ``value`` is ready once the function returned has been called."""
+    """Begin :func:`max_`; ``value`` is ready when the returned function has been called."""
     if group is None:
         return lambda: None
     work = dist.all_reduce(value, dist.ReduceOp.MAX, group=group, async_op=True)
@@ -134,7 +144,7 @@ def start_max_(value: Tensor, group: Group) -> Callable[[], object]:
 
 
 def gather(value: T, group: Group = None) -> list[T]:
-    """The values of all ranks, by rank."""
+    """The values of all ranks, in their order."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -143,7 +153,7 @@ def gather(value: T, group: Group = None) -> list[T]:
 
 
 def from_rank_zero(value: T) -> T:
-    """The value that rank 0 has."""
+    """The value on rank 0."""
     if not dist.is_initialized():
         return value
     box = [value]

@@ -1,4 +1,4 @@
-"""What a run will be, before it is: its whole configuration, its cost, its disk, its memory."""
+"""What a run will cost, before it starts: its computation, its files and its memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import planning
@@ -18,30 +18,36 @@ from edm2lite.network.flops import count_macs
 from edm2lite.units import format_bytes
 
 from .checkpoint import finished
-from .compatibility import check_fit, with_encoder
 from .config import RunConfig
-from .run_folder import check_run, check_world
+from .preparation import prepare
 
-RANGE = (0.02, 0.25)  # lengths for which the error of rebuilding is told
-MOMENTS = 2  # float32 tensors that Adam keeps for each parameter
+RANGE = (0.02, 0.25)
+"""EMA lengths between which the largest error of reconstruction is reported."""
+
+MOMENTS = 2
+"""Number of float32 tensors that Adam keeps for each parameter."""
 
 
 def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
-    """Text for a person; nothing is written and no device is touched.
+    """The complete configuration and a table of costs; nothing is written, no device is used.
 
     Args:
-        config: Of the run.
-        run_dir: Its folder, there or not.
-        world_size: Processes that will share the work.
+        config: Configuration of the run.
+        run_dir: Folder of the run, which need not exist.
+        world_size: Number of processes that will share the work.
 
     Raises:
-        ValueError, FileNotFoundError: As :class:`edm2lite.training.trainer.Trainer`.
+        ValueError, FileNotFoundError, ImportError: As
+            :func:`edm2lite.training.preparation.prepare` does.
+
+    Example:
+        >>> from edm2lite.training import load_config
+        >>> text = report(load_config("digits"), Path("runs/digits"), world_size=1)
+        >>> print(next(line for line in text.splitlines() if line.startswith("steps")))
+        steps        1000 of 64 images: 1 x 64, forward passes in each: 1
     """
-    dataset = open_dataset(config.data.source)
-    config = with_encoder(config, dataset)
-    check_fit(config, dataset)
-    check_world(config, world_size)
-    check_run(config, run_dir)
+    prepared = prepare(config, run_dir, world_size)
+    config, dataset = prepared.config, prepared.dataset
     with torch.device("meta"):
         net = Precond(config.net)
     num_params = sum(p.numel() for p in net.parameters())
@@ -58,17 +64,21 @@ def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
 
 
 def activation_bytes(config: PrecondConfig, num_images: int) -> int:
-    """What one forward pass of the loss keeps for its backward pass, parameters not counted.
+    """Bytes that a forward pass of the loss keeps for its backward pass, without parameters.
 
-    The pass is run without memory, on the meta device, and every tensor that autograd keeps is
+    The pass runs on the meta device, which needs no memory, and every tensor that autograd keeps is
     counted once. torch.compile keeps less.
+
+    Args:
+        config: The denoiser.
+        num_images: Number of images in the pass.
     """
     with torch.device("meta"):
         return kept_bytes(DenoisingLoss(Precond(config)).train(), config.backbone, num_images)
 
 
 def kept_bytes(loss: DenoisingLoss, network: BackboneConfig, num_images: int) -> int:
-    """The same of a loss that is on the meta device already."""
+    """As :func:`activation_bytes`, for a loss that is on the meta device already."""
     with torch.device("meta"):
         side = network.img_resolution
         images = torch.empty(num_images, network.img_channels, side, side)
@@ -77,7 +87,12 @@ def kept_bytes(loss: DenoisingLoss, network: BackboneConfig, num_images: int) ->
 
 
 def kept_in(run: Callable[[], object], module: nn.Module) -> int:
-    """Bytes that autograd keeps in ``run``, each storage once, parameters of ``module`` not."""
+    """Bytes that autograd keeps during ``run``, each storage once, without parameters.
+
+    Args:
+        run: Function that computes something with gradients.
+        module: Module whose parameters are not counted.
+    """
     own = {_storage(p) for p in module.parameters()}
     kept: dict[int, Tensor] = {}  # holding the tensors keeps the keys distinct
 
@@ -96,8 +111,8 @@ def _storage(tensor: Tensor) -> int:
 
 def _data(dataset: ImageDataset) -> str:
     size = " x ".join(map(str, dataset.image_shape))
-    classes = f"{dataset.label_dim} classes" if dataset.label_dim else "no classes"
-    return f"{dataset.name}: {len(dataset)} images of {size}, {classes}"
+    conditions = " and ".join(c.describe() for c in dataset.conditions) or "no condition"
+    return f"{dataset.name}: {len(dataset)} images of {size}, {conditions}"
 
 
 def _start(config: RunConfig, run_dir: Path) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from edm2lite.diffusion.objective import noised
 from edm2lite.diffusion.precond import Precond
-from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.magnitudes import (
     Magnitude,
     Meter,
@@ -21,68 +19,59 @@ from edm2lite.network.magnitudes import (
     to_line,
 )
 
-from . import distributed
-from .monitor import keep_until
+from .data import LossInputs
+from .hook import Hook
+from .sinks import keep_until
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 
-class MagnitudeLog:
-    """Measures a step every so many images; every rank calls it, rank 0 writes.
+class Magnitudes(Hook):
+    """Measures activations, weights and updates of a step, layer by layer.
 
-    Activations are those of an extra pass over what this rank saw last, without gradients and not
-    compiled; updates are the change of the weights over the whole step, forced weight normalisation
-    included.
-
-    Args:
-        net: The denoiser; shards are gathered for the figures, not for the weights.
-        run_dir: ``magnitudes.jsonl`` goes here.
-        interval: Images between lines; 0 for none.
-        nimg: Where the run continues; later lines are dropped, for they will be written again.
+    Activations are those of an extra pass over what this process saw last, without gradients and
+    not compiled. Updates are the change of the weights over the whole step, forced weight
+    normalization included.
     """
 
-    def __init__(self, net: Precond, run_dir: Path, interval: int, nimg: int):
-        self._net, self._path, self._interval = net, run_dir / "magnitudes.jsonl", interval
-        self._seen: tuple[Tensor, Tensor, Tensor, Conditioning] | None = None
+    at_end: ClassVar[bool] = False
+
+    def start(self, trainer: Trainer) -> None:
+        """Drop the lines that an interrupted run will write again."""
+        self._before: dict[str, Tensor] = {}
         self._latest: dict[str, dict[str, float]] = {}
-        if interval and distributed.rank() == 0:
-            keep_until(self._path, nimg)
+        if self.every and trainer.is_main:
+            keep_until(trainer.run_dir / "magnitudes.jsonl", trainer.nimg)
 
-    def see(self, images: Tensor, noise: Tensor, sigma: Tensor, told: Conditioning) -> None:
-        """What the network is given; the last of a step is measured."""
-        self._seen = images, noise, sigma, told
+    def before_step(self, trainer: Trainer) -> None:
+        """Copy the weights."""
+        self._before = copies(trainer.net)
 
-    @contextmanager
-    def around(self, nimg: int) -> Iterator[None]:
-        """Measure the step within the block, which ends at ``nimg`` images, if it is due."""
-        if not self._interval or nimg % self._interval:
-            yield
-            return
-        before = copies(self._net)
-        yield
-        updates = relative_updates(self._net, before)
-        assert self._seen is not None
-        found = _measure(self._net, *self._seen, updates)
+    def run(self, trainer: Trainer) -> None:
+        """Measure the step that has just been taken; rank 0 writes a line."""
+        updates = relative_updates(trainer.net, self._before)
+        self._before = {}
+        assert trainer.last_inputs is not None
+        found = _measure(trainer.net, trainer.last_inputs, updates)
         self._latest = by_bucket(found)
-        if distributed.rank() == 0:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(to_line(nimg, found) + "\n")
+        if trainer.is_main:
+            with open(trainer.run_dir / "magnitudes.jsonl", "a", encoding="utf-8") as file:
+                file.write(to_line(trainer.nimg, found) + "\n")
 
-    def figures(self) -> dict[str, dict[str, float]]:
-        """Mean activation of the blocks by bucket, as of the last line; nothing without one."""
+    def status(self) -> Mapping[str, Any]:
+        """Mean activation of the blocks by bucket, as measured last."""
         if not self._latest:
             return {}
         return {"activation": {name: group["mean"] for name, group in self._latest.items()}}
 
 
-@torch.compiler.disable
 @torch.no_grad()
-def _measure(
-    net: Precond,
-    images: Tensor,
-    noise: Tensor,
-    sigma: Tensor,
-    told: Conditioning,
-    updates: dict[str, float],
-) -> list[Magnitude]:
+def _activations(net: Precond, inputs: LossInputs, updates: dict[str, float]) -> list[Magnitude]:
     with Meter(net) as meter:
-        net(noised(images, sigma, noise), sigma, told)
+        net(noised(inputs.images, inputs.sigma, inputs.noise), inputs.sigma, inputs.conditioning)
     return meter.magnitudes(updates)
+
+
+_not_compiled: Any = torch.compiler.disable
+_measure: Callable[..., list[Magnitude]] = _not_compiled(_activations)

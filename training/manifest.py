@@ -1,4 +1,4 @@
-"""The digests of a checkpoint's files: written last, checked before anything is loaded."""
+"""Digests of the files in a checkpoint: written last, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ NAME = "digests.json"
 FORMAT = "edm2lite.checkpoint/1"
 _BLOCK = 8 * 2**20
 
-Entry = tuple[int, str]  # bytes, xxh3-128
+Entry = tuple[int, str]
+"""Size of a file in bytes, and its xxh3-128 digest in hexadecimal."""
 
 
 def entry(path: Path) -> Entry:
-    """Size and digest of a file; bounded memory."""
+    """Size and digest of a file, in bounded memory.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "empty"
+        >>> path.touch()
+        >>> entry(path)
+        (0, '99aa06d3014798d86001c324468d497f')
+    """
     state, size = xxhash.xxh3_128(), 0
     with open(path, "rb", buffering=0) as file:
         while block := file.read(_BLOCK):
@@ -28,7 +37,12 @@ def entry(path: Path) -> Entry:
 
 
 def write(folder: Path, files: dict[str, Entry]) -> None:
-    """Record the files of a checkpoint, name -> :func:`entry`."""
+    """Write the manifest of a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        files: Name of every file -> its :func:`entry`.
+    """
     text = _text(files)
     with replacing(folder / NAME) as file:
         json.dump(
@@ -37,26 +51,26 @@ def write(folder: Path, files: dict[str, Entry]) -> None:
 
 
 def read(folder: Path) -> dict[str, Entry]:
-    """The files that a checkpoint should hold.
+    """The files that a checkpoint should hold, by name.
 
     Raises:
-        ValueError: The manifest is missing or damaged.
+        ValueError: If the manifest is missing or damaged.
     """
     try:
         values = json.loads((folder / NAME).read_text(encoding="utf-8"))
         files = {name: (int(size), str(hex_)) for name, (size, hex_) in values["files"].items()}
-        sound = values["digest"] == xxhash.xxh3_128_hexdigest(_text(files).encode())
+        intact = values["digest"] == xxhash.xxh3_128_hexdigest(_text(files).encode())
     except FileNotFoundError:
         raise ValueError(f"it has no {NAME}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        sound, files = False, {}
-    if not sound:
+        intact, files = False, {}
+    if not intact:
         raise ValueError(f"its {NAME} is damaged")
     return files
 
 
 def check(folder: Path, files: dict[str, Entry], names: Iterable[str]) -> None:
-    """Raise ValueError unless the files of these names are what was written."""
+    """Raise ValueError unless the files of these names hold what was written."""
     for name in names:
         try:
             found = entry(folder / name)

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from .config import OptimConfig
-from .parallel import Shared
+from .parallel import ParallelLoss
 
 
 def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Adam:
-    """Adam without weight decay; on a GPU in one fused kernel."""
+    """Adam without weight decay; on a GPU in one fused kernel.
+
+    Args:
+        net: The denoiser, on its device.
+        config: Learning rate and moments.
+        device: Device of the denoiser.
+    """
     return torch.optim.Adam(
         net.parameters(),
         lr=config.ref_lr,
@@ -23,7 +29,7 @@ def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> torch.opt
 
 
 def full_precision() -> None:
-    """Let float32 products be float32 (no TF32), and half-precision products add up in float32."""
+    """Compute float32 products in float32 (no TF32) and sum half-precision ones in float32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -32,9 +38,11 @@ def full_precision() -> None:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """Attributes:
-    norm: L2 norm of the whole gradient, 0-dim float64.
-    finite: Whether every element was finite, 0-dim bool; the same on all ranks.
+    """What the gradient of a step was like.
+
+    Attributes:
+        norm: L2 norm of the whole gradient, 0-dim float64.
+        finite: Whether every element was finite, 0-dim bool; the same on all ranks.
     """
 
     norm: Tensor
@@ -42,12 +50,19 @@ class GradientCheck:
 
 
 @torch.no_grad()
-def mend_gradients(shared: Shared, loss_scale: float) -> GradientCheck:
-    """Take the loss scale off, and set NaN and infinite gradients to 0; never asks a GPU."""
-    grads = [p.grad for p in shared.net.parameters() if p.grad is not None]
+def zero_nonfinite_gradients(loss: ParallelLoss, loss_scale: float) -> GradientCheck:
+    """Divide gradients by the loss scale and set what is not finite in them to 0.
+
+    Nothing waits for a GPU.
+
+    Args:
+        loss: The loss, after its backward passes.
+        loss_scale: Factor on the loss during the backward pass.
+    """
+    grads = [p.grad for p in loss.net.parameters() if p.grad is not None]
     if loss_scale != 1:
         torch._foreach_div_(grads, loss_scale)
-    norm = shared.square_norm(grads).sqrt()
+    norm = loss.square_norm(grads).sqrt()
     finite = norm.isfinite()
     if norm.device.type != "cpu" or not finite:
         for grad in grads:

@@ -1,14 +1,11 @@
-"""What a run leaves for others: EMA snapshots, grids of samples, the last weights."""
+"""What a run leaves for others: EMA snapshots and the last weights."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA, stale
@@ -18,18 +15,18 @@ from edm2lite.tensorfile import MODEL_FORMAT, save_tensors
 
 from . import distributed
 from .config import RunConfig
-from .samples import sample_grids
 
 logger = logging.getLogger(__name__)
 
 
 class Outputs:
-    """The files of a run in ``run_dir``; rank 0 writes, and every rank calls every method.
+    """The model files of a run; rank 0 writes, and every rank calls every method.
 
     Args:
-        config: Of the run.
-        run_dir: Its folder.
-        net, ema: What is saved.
+        config: Configuration of the run.
+        run_dir: Folder of the run.
+        net: The denoiser.
+        ema: The tracked averages.
         is_sharded: Whether ranks hold parts of the weights, which are then gathered one by one.
     """
 
@@ -52,8 +49,8 @@ class Outputs:
             "data": config.data.source,
         }
 
-    def set_aside_after(self, nimg: int) -> None:
-        """Move the snapshots of later than ``nimg``, where the run continues, out of its way."""
+    def archive_after(self, nimg: int) -> None:
+        """Archive the snapshots that are later than ``nimg``, where the run continues."""
         if self._main:
             stale.archive(self.snapshots, nimg)
 
@@ -64,22 +61,10 @@ class Outputs:
             self.ema.save_snapshots(self.snapshots, dtype, self._metadata, background=True)
 
     def finish_snapshots(self) -> None:
-        """Wait for the snapshots on their way, and drop set-aside copies that they repeat."""
+        """Wait for the snapshots on their way, and delete archived ones that were reproduced."""
         self.ema.flush()
         if self._main:
             stale.delete_reproduced(self.snapshots)
-
-    def samples(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """(sigma_rel, picture) of each average, on the ranks that take part."""
-        if self._takes_part:
-            yield from sample_grids(
-                self.net,
-                self.ema,
-                self.config.encoder,
-                count=self.config.sample_count,
-                num_steps=self.config.sample_steps,
-                batch_size=self.config.microbatch,
-            )
 
     def save_last(self, nimg: int) -> None:
         """Write the raw weights at the end of the run, ``last.safetensors``."""

@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,59 +14,59 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from edm2lite.diffusion.objective import DenoisingLoss
+from edm2lite.diffusion.objective import DenoisingLoss, LossTerms
 from edm2lite.diffusion.precond import Precond
-from edm2lite.diffusion.weighting import Weighting
 from edm2lite.ema.shards import local_shard
 
 from . import distributed
+from .config import RunConfig
+from .data import LossInputs
 
 
-class Shared:
-    """The loss module of a network that all processes train together.
+class ParallelLoss:
+    """The loss of a network that all processes train together.
 
     Every process must have built ``net`` with the same weights. Afterwards ``net`` is on
-    ``device``; under ``fsdp`` its weights are shards (DTensor), by rows, and so are its gradients
-    and the state of its optimizer.
+    ``device``; under ``parallel: fsdp`` its weights are shards (DTensor), by rows, and so are its
+    gradients and the state of its optimizer. A single process has the whole network either way.
 
     Attributes:
-        loss: Call it like :class:`edm2lite.diffusion.objective.DenoisingLoss`.
+        module: The loss, wrapped as the processes need it.
         is_sharded: Whether weights are shards.
 
     Args:
         net: The denoiser, on the CPU.
-        weighting: Of noise levels in the loss.
-        mode: ``ddp`` or ``fsdp``; neither does anything to a single process.
-        compiled: Whether torch.compile translates the U-Net.
-        device: Where to train.
+        config: Configuration of the run; ``weighting``, ``parallel`` and ``compile`` matter here.
+        device: Device of this process.
     """
 
-    def __init__(
-        self,
-        net: Precond,
-        weighting: Weighting,
-        mode: Literal["ddp", "fsdp"],
-        compiled: bool,
-        device: torch.device,
-    ):
+    def __init__(self, net: Precond, config: RunConfig, device: torch.device):
         self.net = net
-        self.is_sharded = mode == "fsdp" and distributed.is_group()
-        if compiled:
-            for module in net.backbone.blocks() if self.is_sharded else [net.backbone]:
+        self.is_sharded = config.parallel == "fsdp" and distributed.is_group()
+        blocks = net.backbone.blocks()
+        if config.compile:
+            for module in blocks if self.is_sharded and blocks else [net.backbone]:
                 module.compile()
-        self.loss: nn.Module = DenoisingLoss(net, weighting)
+        self.module: nn.Module = DenoisingLoss(net, config.weighting)
         if self.is_sharded:
-            self._shard(device)
+            self._shard([*blocks, net], device)
             return
         net.to(device)
         if distributed.is_group():
-            self.loss = _replicated(self.loss, device)
+            self.module = _replicated(self.module, device)
+
+    def __call__(self, inputs: LossInputs) -> LossTerms:
+        """The loss of each sample, see :class:`edm2lite.diffusion.objective.DenoisingLoss`."""
+        terms: LossTerms = self.module(*inputs)
+        return terms
 
     @contextlib.contextmanager
-    def gradients_kept(self) -> Iterator[None]:
-        """Backward passes within the block add up gradients without averaging them over ranks."""
-        if isinstance(self.loss, DistributedDataParallel):
-            with self.loss.no_sync():
+    def accumulating(self, is_last: bool) -> Iterator[None]:
+        """Backward passes within the block add to gradients; only the last averages over ranks."""
+        if is_last:
+            yield
+        elif isinstance(self.module, DistributedDataParallel):
+            with self.module.no_sync():
                 yield
         elif self.is_sharded:
             net: Any = self.net
@@ -77,19 +77,19 @@ class Shared:
             yield
 
     def square_norm(self, grads: list[Tensor]) -> Tensor:
-        """Sum of squares of the elements of whole gradients, float64; NaN or inf if any of them is.
+        """Sum of squares of the elements of whole gradients, float64; not finite if one is not.
 
         Args:
-            grads: Of all parameters, as this process has them.
+            grads: Gradients of all parameters, as this process holds them.
         """
         parts = torch.stack(torch._foreach_norm([local_shard(g) for g in grads]))
         total = parts.double().square().sum()
         return distributed.sum_(total) if self.is_sharded else total
 
-    def _shard(self, device: torch.device) -> None:
+    def _shard(self, modules: list[nn.Module], device: torch.device) -> None:
         check_fsdp(torch.__version__)
         mesh = init_device_mesh(device.type, (distributed.world_size(),))
-        for module in (*self.net.backbone.blocks(), self.net):
+        for module in modules:
             fully_shard(module, mesh=mesh)
         net: Any = self.net
         net.logvar = partial(_no_view, net.logvar)
@@ -97,13 +97,16 @@ class Shared:
 
 
 def check_fsdp(version: str) -> None:
-    """Refuse FSDP2 of a torch that was tried and fails.
+    """Refuse versions of torch whose FSDP2 was tried and fails.
 
     Seen on a CPU: 2.6 does not run it; 2.7 and 2.8 give parameters of fewer rows than processes, as
-    the gains are, gradients of about 0. 2.9 gives those of one process.
+    the gains are, gradients of about 0. 2.9 gives the gradients of a single process.
+
+    Args:
+        version: Version of torch.
 
     Raises:
-        ValueError: The version is one of these.
+        ValueError: If the version is older than 2.9.
     """
     major, minor = (int(number) for number in version.split(".")[:2])
     if (major, minor) < (2, 9):

@@ -9,11 +9,12 @@ from pathlib import Path
 from edm2lite.atomic import replacing
 
 from . import distributed
-from .config import RunConfig, differing_keys, load_config
+from .config import RunConfig, load_config
+from .fields import differing
 
 
 def check_world(config: RunConfig, world_size: int) -> None:
-    """Raise ValueError unless the batch divides among the processes."""
+    """Raise ValueError unless the batch can be divided among the processes."""
     if config.batch_size % world_size:
         raise ValueError(
             f"batch_size must be a multiple of the number of processes, got {config.batch_size} for"
@@ -22,10 +23,10 @@ def check_world(config: RunConfig, world_size: int) -> None:
 
 
 def check_run(config: RunConfig, run_dir: Path) -> None:
-    """Raise ValueError if the folder is in use by something else."""
+    """Raise ValueError if the folder belongs to another run, or to something else."""
     saved = run_dir / "config.yaml"
     if saved.is_file():
-        different = differing_keys(load_config(str(saved)), config)
+        different = differing(load_config(str(saved)), config)
         if different:
             raise ValueError(
                 f"{run_dir} belongs to a run of another configuration: {', '.join(different[:3])}"
@@ -36,7 +37,15 @@ def check_run(config: RunConfig, run_dir: Path) -> None:
 
 
 def open_run(config: RunConfig, run_dir: Path) -> str:
-    """Make the folder on rank 0 and record the configuration; returns the identifier of the run."""
+    """Create the folder on rank 0 and write the configuration to it.
+
+    Args:
+        config: Configuration of the run.
+        run_dir: Folder of the run.
+
+    Returns:
+        Identifier of the run, which every snapshot carries.
+    """
     run = ""
     if distributed.rank() == 0:
         identity = run_dir / "run.json"

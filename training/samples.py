@@ -3,40 +3,120 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edm2lite.atomic import replacing
+from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.image_grid import arrange, png
+from edm2lite.metrics.held_out_loss import evaluating
 from edm2lite.models.encoders import Encoder
-from edm2lite.network.conditioning import values_of
+from edm2lite.network.conditioning import Condition, Conditioning, values_of
+from edm2lite.sampling import heun, karras_sigmas
 from edm2lite.sampling.guidance import Conditioned
-from edm2lite.sampling.levels import karras_sigmas
-from edm2lite.sampling.solvers import heun
 from edm2lite.seeding import Purpose, normals, rng
 
-SIDE = 512  # pixels; small images are enlarged by a whole factor to about this
+from .hook import Hook
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+SIDE = 512
+"""Pixels of the longer side up to which small grids are enlarged, by a whole factor."""
+
+
+@dataclass(kw_only=True)
+class Samples(Hook):
+    """Draws a grid of images from each tracked average, for ``RUN/samples`` and the sinks.
+
+    Attributes:
+        count: Number of images in a grid.
+        num_steps: Number of steps of Heun's method.
+    """
+
+    count: int = field(default=32, metadata={"minimum": 1})
+    num_steps: int = field(default=16, metadata={"minimum": 1})
+
+    def run(self, trainer: Trainer) -> None:
+        """Generate and save; ranks above 0 take part if they hold parts of the network."""
+        if not (trainer.is_main or trainer.loss.is_sharded):
+            return
+        config = trainer.config
+        grids = sample_grids(
+            trainer.net,
+            trainer.ema,
+            config.encoder,
+            told_in_grid(config.net.backbone.conditions, trainer.dataset, self.count),
+            count=self.count,
+            num_steps=self.num_steps,
+            batch_size=config.microbatch,
+        )
+        for sigma_rel, picture in grids:
+            if trainer.is_main:
+                name = f"{trainer.nimg:010d}-{sigma_rel:.5f}.png"
+                save_picture(trainer.run_dir / "samples" / name, picture)
+            trainer.show(f"samples/sigma_rel {sigma_rel:.5f}", picture)
+
+
+def told_in_grid(
+    conditions: Sequence[Condition], dataset: ImageDataset, count: int
+) -> Conditioning:
+    """What the network is told about each image of a grid.
+
+    Where all conditions can be gone through in turn (one class after the other), they are; if any
+    cannot, as an image, the conditions are those of the first images of the data set.
+
+    Args:
+        conditions: What the network takes.
+        dataset: Training data.
+        count: Number of images in the grid.
+
+    Example:
+        >>> from edm2lite.dataset import open_dataset
+        >>> from edm2lite.network.conditioning import ClassLabel
+        >>> told_in_grid([ClassLabel(10)], open_dataset("digits"), 12)["label"][8:].tolist()
+        [8, 9, 0, 1]
+    """
+    if all(condition.in_turn(range(1)) is not None for condition in conditions):
+        return values_of(conditions, "in_turn", range(count))
+    rows = [i % len(dataset) for i in range(count)]
+    return dataset.conditioning(rows, names=[condition.name for condition in conditions])
 
 
 def sample_grids(
     net: Precond,
     ema: PowerFunctionEMA,
     encoder: Encoder,
+    told: Conditioning,
     *,
     count: int,
     num_steps: int,
     batch_size: int,
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """(sigma_rel, image [H, W, C]) of each tracked average: samples of seeds 0 to ``count`` - 1.
+    """A grid of images from each tracked average.
 
-    Classes follow each other, the same seeds always start from the same noise, and the network is
+    Image i is that of seed i: grids show the same noise under different weights. The network is
     left as it was. Every rank of a sharded network must call this.
+
+    Args:
+        net: The denoiser.
+        ema: The tracked averages.
+        encoder: Encoder that decodes what the network generates.
+        told: What the network is told about each of the images.
+        count: Number of images.
+        num_steps: Number of steps of Heun's method.
+        batch_size: Number of images that are generated at a time.
+
+    Yields:
+        sigma_rel of the average, and the picture [H, W, C] uint8.
     """
     network = net.config.backbone
     device = next(net.parameters()).device
@@ -44,28 +124,46 @@ def sample_grids(
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     for sigma_rel in ema.sigma_rels:
         images = []
-        net.eval()
-        with ema.applied(sigma_rel):
+        with evaluating(net), ema.applied(sigma_rel):
             for begin in range(0, count, batch_size):
                 seeds = range(begin, min(begin + batch_size, count))
                 x = normals([rng(seed, 0, Purpose.GENERATION) for seed in seeds], shape).to(device)
-                told = values_of(network.conditions, "in_turn", seeds).to(device)
-                x = heun(Conditioned(net, told), x * sigmas[0], sigmas)
+                part = told.rows(slice(begin, seeds.stop)).to(device)
+                x = heun(Conditioned(net, part), x * sigmas[0], sigmas)
                 images.append(encoder.decode(x).cpu())
-        net.train()
         yield sigma_rel, tile(torch.cat(images).numpy())
 
 
 def tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[N, C, H, W] -> [rows * H, columns * W, C]: one picture, enlarged if small."""
+    """One picture of N images, about twice as wide as high, enlarged if small.
+
+    Args:
+        images: [N, C, H, W] uint8.
+
+    Returns:
+        [rows * H, columns * W, C], times a whole factor.
+
+    Example:
+        >>> tile(np.zeros((32, 3, 64, 64), np.uint8)).shape
+        (256, 512, 3)
+    """
     num, _, height, width = images.shape
     columns = math.ceil(math.sqrt(2 * num))
     rows = math.ceil(num / columns)
     zoom = max(1, SIDE // max(rows * height, columns * width))
-    return arrange(images, columns, zoom=zoom, background=0).transpose(1, 2, 0)
+    picture = arrange(images, columns, zoom=zoom, background=0)
+    return np.moveaxis(picture, 0, -1)
 
 
 def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write [H, W, 1 or 3] uint8 as PNG, atomically."""
+    """Write a picture [H, W, 1 or 3] uint8 as PNG, atomically.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "gray.png"
+        >>> save_picture(path, np.full((8, 8, 1), 128, np.uint8))
+        >>> path.read_bytes()[:4]
+        b'\\x89PNG'
+    """
     with replacing(path, "wb") as file:
         file.write(png(picture.transpose(2, 0, 1)))

@@ -1,4 +1,4 @@
-"""Stopping for a signal: every process after the same step."""
+"""Stopping for a signal: all processes stop after the same step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignal:
-    """Within the block SIGTERM and SIGUSR1 no longer end the process: :meth:`agreed` tells of them.
+    """Within the block SIGTERM and SIGUSR1 do not end the process; :meth:`agreed` reports them.
 
-    It is enough that one rank gets the signal. Ranks ask each other without waiting: the answer to
-    the question of one step is read at the next, so all of them hear it at the same one. A second
-    signal ends the process as usual.
+    It is enough that one rank gets the signal. Ranks exchange what they got without waiting: the
+    exchange that begins after one step is read after the next, so that all ranks learn of the
+    signal at the same step. A second signal ends the process as usual.
     """
 
     def __init__(self) -> None:
         self._received = 0
         self._group = distributed.host_group()
-        self._asked = torch.zeros(1, dtype=torch.int64)
-        self._wait = distributed.start_max_(self._asked, None)
+        self._exchanged = torch.zeros(1, dtype=torch.int64)
+        self._wait = distributed.start_max_(self._exchanged, None)
 
     def __enter__(self) -> StopSignal:
         self._before = {s: signal.signal(s, self._notice) for s in SIGNALS}
@@ -39,15 +39,15 @@ class StopSignal:
             self._wait()
 
     def agreed(self) -> str | None:
-        """The name of the signal to stop for; every rank calls this after every step."""
+        """The name of the signal to stop for, or None; every rank calls this after every step."""
         if self._group is None:
-            answer = self._received
+            number = self._received
         else:
             self._wait()
-            answer = int(self._asked)
-            self._asked = torch.tensor([self._received])
-            self._wait = distributed.start_max_(self._asked, self._group)
-        return signal.Signals(answer).name if answer else None
+            number = int(self._exchanged)
+            self._exchanged = torch.tensor([self._received])
+            self._wait = distributed.start_max_(self._exchanged, self._group)
+        return signal.Signals(number).name if number else None
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._received = number

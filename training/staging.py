@@ -13,7 +13,7 @@ from . import distributed
 
 
 class HostCopies:
-    """Makes them. Every rank makes one of these, at the same point."""
+    """Makes copies in host memory. Every rank creates one of these, at the same point."""
 
     def __init__(self) -> None:
         self._mesh: DeviceMesh | None = None
@@ -21,9 +21,10 @@ class HostCopies:
             self._mesh = init_device_mesh("cpu", (distributed.world_size(),))
 
     def of(self, value: Any) -> Any:
-        """A copy of nested dicts and lists of tensors and plain values; shards remain shards.
+        """A copy of nested dicts and lists of tensors and plain values.
 
-        A shard's copy lies on a mesh of hosts: on that of GPUs it could not be in host memory.
+        Shards remain shards, on a device mesh of CPUs: a shard on a mesh of GPUs cannot be in host
+        memory.
         """
         if isinstance(value, dict):
             return {key: self.of(item) for key, item in value.items()}

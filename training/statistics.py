@@ -1,4 +1,4 @@
-"""Figures of a tick: sums that stay on the device until they are reported."""
+"""Statistics of a tick: sums that stay on the device until they are reported."""
 
 from __future__ import annotations
 
@@ -14,20 +14,43 @@ from . import distributed
 from .optimizer import GradientCheck
 
 NUM_LEVELS = 12
-WIDTH = 0.5  # of a range of noise levels, in standard deviations of ln sigma
+"""Number of ranges of noise levels."""
+
+WIDTH = 0.5
+"""Width of a range, in standard deviations of ln sigma."""
+
+NAMES = (
+    "nimg",
+    "loss",
+    "ln_sigma",
+    "loss_at",
+    "u_at",
+    "grad_norm",
+    "nonfinite_steps",
+    "nonfinite_samples",
+    "last_bad_nimg",
+    "last_bad_sample",
+    "lr",
+    "activation",
+    "sec_per_kimg",
+    "img_per_sec",
+    "mem_gib",
+)
+"""Names in the lines of ``stats.jsonl`` that are the trainer's own."""
 
 
-class Figures:
+class Statistics:
     """Loss, loss and uncertainty by noise level, gradient norms, and what was not finite.
 
     Noise levels fall into 12 ranges of ln sigma around its median, each half a standard deviation
-    wide (half of what lies between the quantiles of +-1 of them); the outer two take what lies
-    further out. Samples whose loss is not finite are counted and kept out
-    of every mean. The sums are part of checkpoints, so an interrupted tick ends with the same line.
+    wide (a quarter of the distance between the quantiles of -1 and +1 standard deviation); the
+    outer two take what lies further out. Samples whose loss is not finite are counted and kept out
+    of every mean. The sums are part of checkpoints, so that an interrupted tick ends with the same
+    line.
 
     Args:
         noise: Density of the noise levels.
-        device: Where the sums are kept.
+        device: Device on which the sums are kept.
     """
 
     def __init__(self, noise: NoiseDensity, device: torch.device):
@@ -35,20 +58,20 @@ class Figures:
         self._width = WIDTH * half
         self._low = middle - NUM_LEVELS / 2 * self._width
         double = partial(torch.zeros, dtype=torch.float64, device=device)
-        whole = partial(torch.zeros, dtype=torch.int64, device=device)
-        self._own = {  # to be added over ranks
+        integers = partial(torch.zeros, dtype=torch.int64, device=device)
+        self._summed = {  # over ranks
             "loss": double(2),  # sum, samples
             "levels": double(NUM_LEVELS, 3),  # samples, sums of lambda L and of u
-            "bad_samples": whole(1),
+            "bad_samples": integers(1),
         }
-        self._latest = {"bad_sample": whole(1) - 1}  # the largest over ranks
-        self._same = {  # equal on all ranks
+        self._largest = {"bad_sample": integers(1) - 1}  # over ranks
+        self._equal = {  # on all ranks
             "gradient": double(2),  # sum of norms, steps with a finite one
-            "bad_steps": whole(4),  # in a row, longest row, in all, nimg of the last
+            "bad_steps": integers(4),  # streak, longest streak, total, nimg of the last
         }
 
     def add_losses(self, losses: Tensor, u: Tensor, sigma: Tensor, indices: Tensor) -> None:
-        """Take in this rank's samples of a step.
+        """Add the samples of this rank in one step.
 
         Args:
             losses: [N] loss per element, ``lambda L / e**u + u``.
@@ -57,63 +80,76 @@ class Figures:
             indices: [N] position of each sample in the run.
         """
         finite = losses.isfinite()
-        self._own["loss"][0] += torch.where(finite, losses, 0).sum(dtype=torch.float64)
-        self._own["loss"][1] += finite.sum()
+        self._summed["loss"][0] += torch.where(finite, losses, 0).sum(dtype=torch.float64)
+        self._summed["loss"][1] += finite.sum()
         weighted = (losses - u) * u.exp()
         rows = torch.stack([torch.ones_like(u), weighted, u], 1).double()
         rows = torch.where((finite & rows.isfinite().all(1))[:, None], rows, 0)
         level = ((sigma.log() - self._low) / self._width).floor().clamp(0, NUM_LEVELS - 1)
-        self._own["levels"].index_add_(0, level.nan_to_num().long(), rows)
-        self._own["bad_samples"] += (~finite).sum()
+        self._summed["levels"].index_add_(0, level.nan_to_num().long(), rows)
+        self._summed["bad_samples"] += (~finite).sum()
         latest = torch.where(finite, -1, indices).max().reshape(1)
-        self._latest["bad_sample"] = torch.maximum(self._latest["bad_sample"], latest)
+        self._largest["bad_sample"] = torch.maximum(self._largest["bad_sample"], latest)
 
     def add_step(self, nimg: int, gradient: GradientCheck) -> None:
-        """Take in what the gradient of the step that began at ``nimg`` was like."""
+        """Add the gradient of one step.
+
+        Args:
+            nimg: Image count at which the step began.
+            gradient: Norm of the gradient, and whether it was finite.
+        """
         finite = gradient.finite
-        self._same["gradient"][0] += torch.where(finite, gradient.norm, 0)
-        self._same["gradient"][1] += finite
-        row, longest, total, last = self._same["bad_steps"].unbind()
-        row = torch.where(finite, 0, row + 1)
-        self._same["bad_steps"] = torch.stack(
-            [row, torch.maximum(longest, row), total + ~finite, torch.where(finite, last, nimg)]
+        self._equal["gradient"][0] += torch.where(finite, gradient.norm, 0)
+        self._equal["gradient"][1] += finite
+        streak, longest, total, last = self._equal["bad_steps"].unbind()
+        streak = torch.where(finite, 0, streak + 1)
+        self._equal["bad_steps"] = torch.stack(
+            [
+                streak,
+                torch.maximum(longest, streak),
+                total + ~finite,
+                torch.where(finite, last, nimg),
+            ]
         )
 
-    def longest_bad_row(self) -> int:
-        """Most steps in a row without a finite gradient since the last line; waits for a GPU."""
-        return int(self._same["bad_steps"][1])
+    def longest_bad_streak(self) -> int:
+        """Largest number of steps in a row, since the last line, whose gradient was not finite.
+
+        Waits for a GPU.
+        """
+        return int(self._equal["bad_steps"][1])
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the sums over all ranks; every rank calls this."""
         return {
-            **{name: distributed.sum_(value.clone()) for name, value in self._own.items()},
-            **{name: distributed.max_(value.clone()) for name, value in self._latest.items()},
-            **{name: value.clone() for name, value in self._same.items()},
+            **{name: distributed.sum_(value.clone()) for name, value in self._summed.items()},
+            **{name: distributed.max_(value.clone()) for name, value in self._largest.items()},
+            **{name: value.clone() for name, value in self._equal.items()},
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Continue from :meth:`state`; rank 0 takes the sums that ranks add up."""
-        for name, value in self._own.items():
+        """Continue from what :meth:`state` returned; rank 0 takes the sums over ranks."""
+        for name, value in self._summed.items():
             value.copy_(state[name]) if distributed.rank() == 0 else value.zero_()
-        for part in (self._latest, self._same):
+        for part in (self._largest, self._equal):
             for name, value in part.items():
                 value.copy_(state[name])
 
-    def finish(self) -> dict[str, Any]:
-        """The line of the tick, and a new start; every rank calls this.
+    def finish_tick(self) -> dict[str, Any]:
+        """The values of the tick, which ends here; every rank calls this.
 
         Returns:
-            ``loss`` per element; ``ln_sigma``, ``loss_at`` and ``u_at``: [12] centre of each range
+            ``loss`` per element; ``ln_sigma``, ``loss_at`` and ``u_at``: [12] center of each range
             of noise levels, mean of ``lambda L`` and mean of u in it, None where no sample fell;
-            ``grad_norm``, of the steps where it was finite; ``nonfinite_steps`` and
+            ``grad_norm``, mean over the steps where it was finite; ``nonfinite_steps`` and
             ``nonfinite_samples`` since the start of the run, and the latest of each as
             ``last_bad_nimg`` and ``last_bad_sample``, None if there were none.
         """
         state = {name: value.tolist() for name, value in self.state().items()}
         for name in ("loss", "levels"):
-            self._own[name].zero_()
-        self._same["gradient"].zero_()
-        self._same["bad_steps"][1] = self._same["bad_steps"][0]
+            self._summed[name].zero_()
+        self._equal["gradient"].zero_()
+        self._equal["bad_steps"][1] = self._equal["bad_steps"][0]
         (total, count), (norm, steps) = state["loss"], state["gradient"]
         _, _, bad_steps, bad_nimg = state["bad_steps"]
         samples = state["bad_samples"][0]

@@ -1,56 +1,48 @@
-"""The figures of a run for TensorBoard: the same as in ``stats.jsonl``."""
+"""TensorBoard as a sink: the numbers of ``stats.jsonl`` and the pictures, over images seen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .sink import Sink, flat
 
-class Board:
-    """Writes scalars and pictures over images seen.
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
-    Args:
-        folder: Of the event files.
-        nimg: Where the run continues; later events of an interrupted run are hidden.
 
-    Raises:
-        ImportError: TensorBoard is not installed.
-    """
+@dataclass(kw_only=True)
+class TensorBoard(Sink):
+    """Writes event files to ``RUN/tensorboard``; later events of an interrupted run are hidden."""
 
-    def __init__(self, folder: Path, nimg: int):
-        self._writer = _writer_class()(str(folder), purge_step=nimg + 1)
+    kind: Literal["tensorboard"] = "tensorboard"
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Every figure of a tick; one curve for each noise level of a list."""
-        nimg = line["nimg"]
-        for name, value in line.items():
-            if isinstance(value, list):
-                for level, item in zip(line["ln_sigma"], value, strict=True):
-                    if name != "ln_sigma" and item is not None:
-                        self._writer.add_scalar(f"{name}/ln_sigma {level:+.2f}", item, nimg)
-            elif isinstance(value, Mapping):
-                for key, item in value.items():
-                    self._writer.add_scalar(f"{name}/{key}", item, nimg)
-            elif value is not None and name != "nimg":
-                self._writer.add_scalar(name, value, nimg)
+    def check(self) -> None:
+        """Raise ImportError, saying what to install, unless TensorBoard is installed."""
+        _writer_class()
+
+    def start(self, trainer: Trainer) -> None:
+        """Begin an event file that replaces what is later than the run's image count."""
+        folder = trainer.run_dir / "tensorboard"
+        self._writer = _writer_class()(str(folder), purge_step=trainer.nimg + 1)
+
+    def scalars(self, line: Mapping[str, Any]) -> None:
+        """Add every number of a line; a list becomes one curve per noise level."""
+        for name, value in flat(line):
+            self._writer.add_scalar(name, value, line["nimg"])
         self._writer.flush()
 
-    def add_picture(self, name: str, picture: NDArray[np.uint8], nimg: int) -> None:
-        """[H, W, C] uint8."""
+    def picture(self, name: str, picture: NDArray[np.uint8], nimg: int) -> None:
+        """Add a picture [H, W, C] uint8."""
         self._writer.add_image(name, picture, nimg, dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Flush and close the event file."""
         self._writer.close()
-
-
-def check_installed() -> None:
-    """Raise ImportError, saying what to install, unless TensorBoard is."""
-    _writer_class()
 
 
 def _writer_class() -> Any:

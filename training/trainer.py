@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
-from edm2lite.dataset import open_dataset
+from edm2lite import processes
 from edm2lite.diffusion.objective import LossTerms
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.network.layers import normalize_weights_
 from edm2lite.seeding import Purpose, rng
 
-from . import distributed, tensorboard
+from . import distributed
 from .checkpoint import Checkpoints
-from .compatibility import check_fit, with_encoder
 from .config import RunConfig
-from .data import Batch, BatchSource
-from .magnitudes import MagnitudeLog
-from .monitor import Monitor
-from .optimizer import adam, full_precision, mend_gradients
+from .data import Batch, BatchSource, LossInputs
+from .hook import Hook
+from .optimizer import adam, full_precision, zero_nonfinite_gradients
 from .outputs import Outputs
-from .parallel import Shared
-from .run_folder import check_run, check_world, open_run
+from .parallel import ParallelLoss
+from .preparation import prepare
+from .run_folder import open_run
 from .schedule import learning_rate
 from .signals import StopSignal
-from .statistics import Figures
+from .sink import Sink
+from .state import restore, state_of
+from .statistics import NAMES, Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -44,116 +43,145 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """One training run in one folder; continues from its newest checkpoint, if there is one.
 
+    Attributes:
+        config: Configuration of the run, with what the data set adds to it.
+        run_dir: Folder of the run.
+        device: Device of this process.
+        is_main: Whether this process has rank 0, which writes the files.
+        dataset: Training data.
+        net: The denoiser; the shards of it that this process has under ``parallel: fsdp``.
+        ema: The tracked averages.
+        nimg: Number of images seen.
+        stopped_by: Name of the signal that ends the run, None while there is none.
+        last_inputs: What the loss was given last in this process; None before the first step.
+
     Args:
-        config: What to train.
+        config: Configuration of the run.
         run_dir: ``config.yaml``, ``stats.jsonl``, ``snapshots/``, ``checkpoints/`` and
             ``last.safetensors`` (the raw weights) go here.
-        device: Where to train.
+        device: Device to train on. [default: the GPU of this process if there is one]
+        hooks: Hooks besides those of the configuration.
+        sinks: Sinks besides those of the configuration.
 
     Raises:
-        ValueError: The data does not fit the network, or ``run_dir`` belongs to another run.
-            Nothing has been written then.
+        FileNotFoundError: If the data set does not exist.
+        ValueError: If the data does not fit the network, a hook does not fit the run, or
+            ``run_dir`` belongs to another run. Nothing has been written then.
+        ImportError: If a sink needs a package that is not installed; nothing has been written.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.training import Trainer, load_config
+        >>> tiny = ["net.backbone.model_channels=16", "net.backbone.head_channels=16"]
+        >>> config = load_config("digits", [*tiny, "optim.rampup_nimg=0"])
+        >>> trainer = Trainer(config, Path(tempfile.mkdtemp()) / "run", torch.device("cpu"))
+        >>> trainer.train_step().shape
+        torch.Size([64])
+        >>> trainer.batches.close()
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, device: torch.device):
-        dataset = open_dataset(config.data.source)
-        config = with_encoder(config, dataset)
-        self.config, self.run_dir, self.device = config, run_dir, device
-        check_fit(config, dataset)
-        check_world(config, distributed.world_size())
-        check_run(config, run_dir)
-        if config.tensorboard:
-            tensorboard.check_installed()
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        device: torch.device | None = None,
+        *,
+        hooks: Sequence[Hook] = (),
+        sinks: Sequence[Sink] = (),
+    ):
+        rank, world_size = distributed.rank(), distributed.world_size()
+        prepared = prepare(config, run_dir, world_size, hooks, sinks)
+        config, self.dataset, self.hooks = prepared.config, prepared.dataset, prepared.hooks
+        self.sinks = prepared.sinks if rank == 0 else []
+        self.config, self.run_dir = config, run_dir
+        self.device, self.is_main = device or processes.device(), rank == 0
         full_precision()
         torch.manual_seed(config.seed)
         self.net = Precond(config.net).train()
-        self.shared = Shared(self.net, config.weighting, config.parallel, config.compile, device)
-        self.optimizer = adam(self.net, config.optim, device)
+        self.loss = ParallelLoss(self.net, config, self.device)
+        self.optimizer = adam(self.net, config.optim, self.device)
         self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=open_run(config, run_dir))
-        self.outputs = Outputs(
-            config, run_dir, self.net, self.ema, is_sharded=self.shared.is_sharded
-        )
-        self.figures = Figures(config.loss, device)
+        self.outputs = Outputs(config, run_dir, self.net, self.ema, is_sharded=self.loss.is_sharded)
+        self.statistics = Statistics(config.loss, self.device)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
         self.nimg = 0
+        self.stopped_by: str | None = None
+        self.last_inputs: LossInputs | None = None
+        self.reported: dict[str, Any] = {}
         self._restore()
-        self.magnitudes = MagnitudeLog(self.net, run_dir, config.magnitudes_nimg, self.nimg)
         self.batches = BatchSource(
-            dataset,
+            self.dataset,
             seed=config.seed,
             batch_size=config.batch_size,
             microbatch=config.microbatch,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
+            rank=rank,
+            world_size=world_size,
             data=config.data,
+            names=config.net.backbone.condition_names,
         )
 
     def train(self) -> None:
         """Run to ``config.total_nimg``, or until SIGTERM or SIGUSR1.
 
         Raises:
-            FloatingPointError: Gradients were not finite for too many steps in a row.
-            OSError: A file could not be written.
+            FloatingPointError: If gradients were not finite for too many steps in a row.
+            OSError: If a file could not be written.
         """
-        config, signal_name = self.config, None
-        with closing(self.batches), self._monitor() as monitor, StopSignal() as stop:
-            while self.nimg < config.total_nimg and signal_name is None:
-                with self.magnitudes.around(self.nimg + config.batch_size):
-                    self.train_step()
-                    self.nimg += config.batch_size
-                    self.ema.update(self.nimg)
-                    normalize_weights_(self.net)  # Eq. 66; the average takes weights before it
-                monitor.advance(config.batch_size)
-                signal_name = stop.agreed()
-                is_bad = self._has_bad_row()
-                if self.due(config.status_nimg) or is_bad:
-                    monitor.report(self.nimg, figures := self._tick_figures(monitor.nimg))
-                if is_bad:
-                    raise FloatingPointError(
-                        f"gradients must be finite, they were not in {config.max_bad_steps} steps"
-                        f" in a row (max_bad_steps){self._culprit(figures['last_bad_sample'])};"
-                        " lower optim.ref_lr, or look at that data"
-                    )
-                if self.due(config.snapshot_nimg):
-                    self.outputs.save_snapshots()
-                if config.sample_nimg and self.due(config.sample_nimg):
-                    for sigma_rel, picture in self.outputs.samples():
-                        monitor.show_samples(self.nimg, sigma_rel, picture)
-                if self.due(config.checkpoint_nimg) or signal_name is not None:
-                    self._save_checkpoint()
-            self.checkpoints.flush()
-        if self.nimg >= config.total_nimg:
+        total_nimg, batch_size = self.config.total_nimg, self.config.batch_size
+        with contextlib.closing(self.batches), self._open_sinks(), StopSignal() as stop:
+            for hook in self.hooks:
+                hook.start(self)
+            while self.nimg < total_nimg and self.stopped_by is None:
+                for hook in self.hooks:
+                    if hook.is_due(self.nimg + batch_size, total_nimg):
+                        hook.before_step(self)
+                self.train_step()
+                self.nimg += batch_size
+                self.ema.update(self.nimg)
+                normalize_weights_(self.net)  # Eq. 66; the average takes weights before it
+                self.stopped_by = stop.agreed()
+                for sink in self.sinks:
+                    sink.advance(self.nimg)
+                with torch.no_grad():
+                    for hook in self.hooks:
+                        if hook.is_due(self.nimg, total_nimg) or hook.is_needed(self):
+                            hook.run(self)
+            for hook in self.hooks:
+                hook.finish(self)
+        if self.nimg >= total_nimg:
             self.outputs.save_last(self.nimg)
         else:
             logger.info(
                 "stopped for %s at nimg = %d of %d, with a checkpoint in %s; the same command"
                 " continues",
-                signal_name, self.nimg, config.total_nimg, self.checkpoints.folder,
+                self.stopped_by, self.nimg, total_nimg, self.checkpoints.folder,
             )  # fmt: skip
 
     def train_step(self) -> Tensor:
-        """One optimizer step over the batch at ``self.nimg``; per-element losses of this rank."""
-        config = self.config
+        """One optimizer step over the batch at :attr:`nimg`.
+
+        Returns:
+            [N] loss per element of each sample of this process, without gradient.
+        """
         micro = self.batches.batch(self.nimg)
-        share = config.batch_size // distributed.world_size()
-        terms: list[LossTerms] = []
-        sigmas = []
+        losses, u, sigma = [], [], []
         for i, batch in enumerate(micro):
-            sigma = config.loss.sigma(batch.z.to(self.device, non_blocking=True))
-            sigmas.append(sigma)
-            with nullcontext() if i + 1 == len(micro) else self.shared.gradients_kept():
-                terms.append(self._backward(batch, sigma, share))
-        gradient = mend_gradients(self.shared, config.optim.loss_scale)
+            inputs = self._inputs(batch)
+            with self.loss.accumulating(is_last=i + 1 == len(micro)):
+                terms = self._backward(inputs, batch)
+            losses.append(terms.loss.detach() / inputs.images[0].numel())
+            u.append(terms.u)
+            sigma.append(inputs.sigma)
+        gradient = zero_nonfinite_gradients(self.loss, self.config.optim.loss_scale)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        losses, u = (torch.cat(parts) for parts in zip(*terms, strict=True))
-        indices = torch.cat([torch.from_numpy(batch.indices) for batch in micro])
+        indices = torch.from_numpy(np.concatenate([batch.indices for batch in micro]))
         indices = indices.to(self.device, non_blocking=True)
-        self.figures.add_losses(losses, u, torch.cat(sigmas), indices)
-        self.figures.add_step(self.nimg, gradient)
-        return losses
+        self.statistics.add_losses(torch.cat(losses), torch.cat(u), torch.cat(sigma), indices)
+        self.statistics.add_step(self.nimg, gradient)
+        return torch.cat(losses)
 
     def lr(self) -> float:
         """Learning rate of the step that starts now."""
@@ -166,23 +194,39 @@ class Trainer:
             rampup_nimg=optim.rampup_nimg,
         )
 
-    def due(self, interval: int) -> bool:
-        """Whether something that happens every ``interval`` images, and at the end, is due."""
-        return self.nimg % interval == 0 or self.nimg >= self.config.total_nimg
+    def report(self, name: str, value: float | Tensor | Mapping[str, Any]) -> None:
+        """Send a value to the sinks, with the line of ``stats.jsonl`` at :attr:`nimg` images.
 
-    def _backward(self, batch: Batch, sigma: Tensor, share: int) -> LossTerms:
-        """Add the gradient of the mean loss per sample; returns the loss per element, and u."""
-        # dropout masks follow the samples, not the process or the restart
-        seed = rng(self.config.seed, int(batch.indices[0]), Purpose.DROPOUT)
-        torch.manual_seed(int(seed.integers(2**63)))
+        Args:
+            name: Name of the value, which must not be one of the trainer's own.
+            value: A number, or a mapping of names to numbers or such mappings.
+
+        Raises:
+            ValueError: If the trainer writes a value of that name itself.
+        """
+        if name in NAMES:
+            raise ValueError(
+                f"a hook must report under a name of its own, {name} is one of the trainer's"
+            )
+        self.reported[name] = _plain(value)
+
+    def show(self, name: str, picture: NDArray[np.uint8]) -> None:
+        """Send a picture [H, W, C] uint8, C = 1 or 3, to the sinks."""
+        for sink in self.sinks:
+            sink.picture(name, picture, self.nimg)
+
+    def save_checkpoint(self) -> None:
+        """Copy the state and return while a thread writes it, after all snapshots so far."""
+        self.checkpoints.save(self.nimg, state_of(self), self.outputs.finish_snapshots)
+
+    def _inputs(self, batch: Batch) -> LossInputs:
+        """A batch on the device, with its noise levels."""
+        sigma = self.config.loss.sigma(batch.z.to(self.device, non_blocking=True))
         images = self._encoded(batch)
-        names = self.config.net.backbone.condition_names
-        told = batch.conditioning.only(names).to(self.device, non_blocking=True)
+        told = batch.conditioning.to(self.device, non_blocking=True)
         noise = batch.noise.to(self.device, non_blocking=True)
-        self.magnitudes.see(images, noise, sigma, told)
-        losses, u = self.shared.loss(images, told, sigma, noise)
-        (losses.sum() / share * self.config.optim.loss_scale).backward()
-        return LossTerms(losses.detach() / images[0].numel(), u)
+        self.last_inputs = LossInputs(images, told, sigma, noise)
+        return self.last_inputs
 
     def _encoded(self, batch: Batch) -> Tensor:
         raw = batch.images.to(self.device, non_blocking=True)
@@ -191,54 +235,41 @@ class Trainer:
             noise = noise.to(self.device, non_blocking=True)
         return self.config.encoder.encode(raw, noise)
 
-    def _monitor(self) -> Monitor:
-        total, board = self.config.total_nimg, self.config.tensorboard
-        return Monitor(self.run_dir, nimg=self.nimg, total_nimg=total, tensorboard=board)
+    def _backward(self, inputs: LossInputs, batch: Batch) -> LossTerms:
+        """Add the gradient of the mean loss per sample of this process."""
+        # dropout masks follow the samples, not the process or the restart
+        seed = rng(self.config.seed, int(batch.indices[0]), Purpose.DROPOUT)
+        torch.manual_seed(int(seed.integers(2**63)))
+        terms = self.loss(inputs)
+        mean = terms.loss.sum() / self.batches.local_batch_size
+        torch.autograd.backward(mean * self.config.optim.loss_scale)
+        return terms
 
-    def _tick_figures(self, since: int) -> dict[str, Any]:
-        """Everything that the line of a tick says of the run; every rank calls this."""
-        figures = {**self.figures.finish(), "lr": self.lr(), **self.magnitudes.figures()}
-        latest = figures["last_bad_nimg"]
-        if latest is not None and latest >= since:
-            logger.warning(
-                "%d steps so far had gradients that were not finite, set to 0; the last at nimg ="
-                " %d%s",
-                figures["nonfinite_steps"], latest, self._culprit(figures["last_bad_sample"]),
-            )  # fmt: skip
-        return figures
-
-    def _has_bad_row(self) -> bool:
-        """Whether too many steps in a row had no finite gradient; asks a GPU once a tick only."""
-        if self.device.type != "cpu" and not self.due(self.config.status_nimg):
-            return False
-        return self.figures.longest_bad_row() >= self.config.max_bad_steps
-
-    def _culprit(self, sample: int | None) -> str:
-        if sample is None:
-            return ""
-        name, row = self.config.data.source, self.batches.row(sample)
-        return f"; the loss of sample {sample}, image {row} of {name}, was not finite"
+    @contextlib.contextmanager
+    def _open_sinks(self) -> Iterator[None]:
+        """Within the block sinks take what is reported; they hear whether it failed."""
+        started: list[Sink] = []
+        failed = True
+        try:
+            for sink in self.sinks:
+                sink.start(self)
+                started.append(sink)
+            yield
+            failed = False
+        finally:
+            for sink in started:
+                sink.close(failed=failed)
 
     def _restore(self) -> None:
-        """Continue from the newest sound checkpoint, if there is one."""
-        state = self.checkpoints.load_latest(self._state)
+        """Continue from the newest intact checkpoint, if there is one."""
+        state = self.checkpoints.load_latest(partial(state_of, self))
         if state is not None:
-            set_model_state_dict(self.net, state["net"])
-            set_optimizer_state_dict(self.net, self.optimizer, state["optimizer"])
-            self.ema.load_state_dict(state["ema"])
-            self.figures.load(state["figures"])
-            self.nimg = state["nimg"]
-        self.outputs.set_aside_after(self.nimg)
+            restore(self, state)
+        self.outputs.archive_after(self.nimg)
 
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds; every rank calls this."""
-        return {
-            "net": get_model_state_dict(self.net),
-            "optimizer": get_optimizer_state_dict(self.net, self.optimizer),
-            "ema": self.ema.state_dict(),
-            "figures": self.figures.state(),
-            "nimg": self.nimg,
-        }
 
-    def _save_checkpoint(self) -> None:
-        self.checkpoints.save(self.nimg, self._state(), self.outputs.finish_snapshots)
+def _plain(value: Any) -> Any:
+    """A reported value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value if isinstance(value, int) else float(value)

@@ -81,7 +81,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(message, tmp
     assert names(tmp_path) == [100] and (tmp_path / "000000000200.damaged").is_dir()
 
 
-def test_no_sound_checkpoint_is_an_error_and_no_new_start(tmp_path):
+def test_no_intact_checkpoint_is_an_error_and_no_new_start(tmp_path):
     filled(tmp_path, 100, 200)
     for folder in finished(tmp_path):
         flip(folder / "__0_0.distcp")
@@ -97,7 +97,7 @@ def test_the_newest_ones_are_kept_and_damaged_ones_do_not_count(tmp_path):
     assert names(tmp_path) == [200, 300, 400]
     flip(tmp_path / "000000000300" / "__0_0.distcp")
     filled(tmp_path, 500, keep=3)
-    assert names(tmp_path) == [200, 300, 400, 500]  # 300 is damaged: three sound ones remain
+    assert names(tmp_path) == [200, 300, 400, 500]  # 300 is damaged: three intact ones remain
 
 
 def test_a_checkpoint_waits_for_what_comes_before_it(tmp_path):
@@ -139,19 +139,19 @@ def test_snapshots_that_the_rerun_does_not_repeat_are_kept_apart(run_dir, tmp_pa
     shutil.copytree(run_dir / "snapshots", folder)
     last = list_snapshots(folder)[-1].path
     stale.archive(folder, 1120)
-    aside = folder / "superseded"
-    assert {p.name for p in aside.iterdir()} == {p.name for p in folder.parent.rglob("*1280*")}
+    archive = folder / "superseded"
+    assert {p.name for p in archive.iterdir()} == {p.name for p in folder.parent.rglob("*1280*")}
     earlier = list_snapshots(folder)[0]
     # as if the rerun had written other bytes in the place of the last one
     altered = earlier.path.read_bytes()
     last.write_bytes(altered)
     shutil.copy(run_dir / "snapshots" / last.name.replace("0.10000", "0.05000"), folder)
-    assert stale.delete_reproduced(folder) == [aside / last.name]
-    assert [p.name for p in aside.iterdir()] == [last.name]
+    assert stale.delete_reproduced(folder) == [archive / last.name]
+    assert [p.name for p in archive.iterdir()] == [last.name]
     original = (run_dir / "snapshots" / last.name).read_bytes()
     os.replace(last, folder / "x")
     shutil.copy(run_dir / "snapshots" / last.name, folder)
-    (aside / last.name).write_bytes(altered)
+    (archive / last.name).write_bytes(altered)
     stale.archive(folder, 1120)  # a second restart: both versions stay
-    assert (aside / f"{last.stem}.2.safetensors").read_bytes() == original
-    assert (aside / last.name).read_bytes() == altered
+    assert (archive / f"{last.stem}.2.safetensors").read_bytes() == original
+    assert (archive / last.name).read_bytes() == altered

@@ -2,7 +2,8 @@
 
 import pytest
 
-from edm2lite.training.config import differing_keys, load_config, shipped
+from edm2lite.training.config import load_config, shipped
+from edm2lite.training.fields import differing
 from edm2lite.training.schedule import learning_rate
 
 
@@ -65,8 +66,8 @@ def test_missing_file_lists_the_shipped_ones(tmp_path):
 
 def test_only_what_changes_the_course_of_a_run_counts_as_different():
     a = load_config("digits")
-    assert differing_keys(a, load_config("digits", ["total_nimg=128Ki", "microbatch=16"])) == []
-    different = differing_keys(a, load_config("digits", ["optim.ref_lr=0.5", "seed=1"]))
+    assert differing(a, load_config("digits", ["total_nimg=128Ki", "microbatch=16"])) == []
+    different = differing(a, load_config("digits", ["optim.ref_lr=0.5", "seed=1"]))
     assert [text.split(" ")[0] for text in different] == ["optim.ref_lr", "seed"]
 
 

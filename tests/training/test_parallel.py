@@ -94,7 +94,7 @@ def test_gradients_of_an_accumulated_batch_are_exchanged_once(tmp_path, monkeypa
 
     with distributed.process_group() as device:
         trainer = Trainer(tiny_config("microbatch=8"), tmp_path / "a", device)
-        trainer.shared.loss.register_comm_hook(None, count)
+        trainer.loss.module.register_comm_hook(None, count)
         trainer.train_step()
         trainer.batches.close()
     assert sum(exchanged) == sum(p.numel() for p in trainer.net.parameters())

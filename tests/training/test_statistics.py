@@ -1,4 +1,4 @@
-"""Figures of a tick against NumPy; the uncertainty head; samples; curves."""
+"""Statistics of a tick against NumPy; the uncertainty head; curves."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import torch
 from click.testing import CliRunner
 from conftest import tiny_config
 from PIL import Image
-from training_runs import stats
 
 from edm2lite.diffusion.noise_density import LogNormal
 from edm2lite.diffusion.objective import DenoisingLoss
@@ -18,9 +17,7 @@ from edm2lite.network.layers import normalize_weights_
 from edm2lite.plotting.run_curves import plot_run, read_stats
 from edm2lite.tools.plot import main as plot
 from edm2lite.training.optimizer import GradientCheck
-from edm2lite.training.samples import sample_grids, tile
-from edm2lite.training.statistics import NUM_LEVELS, Figures
-from edm2lite.training.trainer import Trainer
+from edm2lite.training.statistics import NUM_LEVELS, Statistics
 
 CPU = torch.device("cpu")
 
@@ -31,11 +28,11 @@ def test_means_by_noise_level_are_those_of_the_samples():
     sigma = np.exp(rng.normal(-0.5, 2.5, size=400))  # wider than the ranges
     u, error = rng.normal(size=400), rng.uniform(0.5, 2, size=400)
     loss = error / np.exp(u) + u
-    figures = Figures(noise, CPU)
+    statistics = Statistics(noise, CPU)
     for part in np.array_split(np.arange(400), 7):
         tensors = [torch.tensor(a[part], dtype=torch.float32) for a in (loss, u, sigma)]
-        figures.add_losses(*tensors, torch.from_numpy(part))
-    line = figures.finish()
+        statistics.add_losses(*tensors, torch.from_numpy(part))
+    line = statistics.finish_tick()
     assert line["loss"] == pytest.approx(loss.mean(), rel=1e-6)
     centers = -0.5 + 1.5 * (np.arange(12) - 5.5) / 2
     np.testing.assert_allclose(line["ln_sigma"], centers, atol=1e-6)
@@ -45,25 +42,25 @@ def test_means_by_noise_level_are_those_of_the_samples():
         assert line["u_at"][level] == pytest.approx(u[inside].mean(), rel=1e-5)
         assert line["loss_at"][level] == pytest.approx(error[inside].mean(), rel=1e-5)
     assert line["nonfinite_samples"] == 0 and line["last_bad_sample"] is None
-    assert figures.finish()["loss_at"] == [None] * NUM_LEVELS  # a new tick
+    assert statistics.finish_tick()["loss_at"] == [None] * NUM_LEVELS  # a new tick
 
 
 def test_bad_samples_and_steps_are_counted_and_left_out():
-    figures = Figures(LogNormal(), CPU)
+    statistics = Statistics(LogNormal(), CPU)
     losses = torch.tensor([1.0, math.nan, 3.0, math.inf])
-    figures.add_losses(losses, torch.zeros(4), torch.ones(4), torch.arange(40, 44))
+    statistics.add_losses(losses, torch.zeros(4), torch.ones(4), torch.arange(40, 44))
     for nimg, norm in enumerate([3.0, math.nan, math.inf, 5.0, math.nan]):
         value = torch.tensor(norm, dtype=torch.float64)
-        figures.add_step(nimg, GradientCheck(value, value.isfinite()))
-    assert figures.longest_bad_row() == 2
-    again = Figures(LogNormal(), CPU)
-    again.load(figures.state())
-    for found in (figures, again):
-        line = found.finish()
+        statistics.add_step(nimg, GradientCheck(value, value.isfinite()))
+    assert statistics.longest_bad_streak() == 2
+    again = Statistics(LogNormal(), CPU)
+    again.load(statistics.state())
+    for found in (statistics, again):
+        line = found.finish_tick()
         assert line["loss"] == 2 and line["grad_norm"] == 4
         assert line["nonfinite_samples"] == 2 and line["last_bad_sample"] == 43
         assert line["nonfinite_steps"] == 3 and line["last_bad_nimg"] == 4
-        assert found.longest_bad_row() == 1  # the row that is still going on
+        assert found.longest_bad_streak() == 1  # the row that is still going on
     json.dumps(line, allow_nan=False)
 
 
@@ -90,55 +87,6 @@ def test_uncertainty_trained_on_fixed_losses_becomes_the_log_of_the_weighted_los
     goal = torch.log(weight * (0.1 + sigma))
     # Adam with a rate that falls to 0 comes to the minimum; five values, 128 features
     torch.testing.assert_close(net.logvar(sigma).detach(), goal, atol=2e-3, rtol=0)
-
-
-def test_grids_show_samples_of_each_average_and_leave_the_network_alone(tmp_path):
-    trainer = Trainer(tiny_config("total_nimg=320"), tmp_path / "a", CPU)
-    trainer.train()
-    before = {n: p.clone() for n, p in trainer.net.named_parameters()}
-    arguments = {"num_steps": 2, "batch_size": 4}
-    whole = dict(
-        sample_grids(trainer.net, trainer.ema, trainer.config.encoder, count=8, **arguments)
-    )
-    assert list(whole) == [0.05, 0.10]
-    assert not np.array_equal(whole[0.05], whole[0.10])
-    assert trainer.net.training
-    assert all(p.equal(before[n]) for n, p in trainer.net.named_parameters())
-    first = dict(
-        sample_grids(trainer.net, trainer.ema, trainer.config.encoder, count=2, **arguments)
-    )
-    side = first[0.05].shape[0]  # enlarged; two images side by side are the first two of eight
-    small = first[0.05][:: side // 8, :: side // 8]
-    scale = whole[0.05].shape[1] // 32
-    np.testing.assert_array_equal(small, whole[0.05][::scale, ::scale][:8, :16])
-
-
-def test_a_picture_holds_the_images_row_by_row():
-    images = np.arange(5 * 3 * 200 * 100, dtype=np.uint32).astype(np.uint8).reshape(5, 3, 200, 100)
-    picture = tile(images)
-    assert picture.shape == (400, 400, 3)  # four columns, and too large to be enlarged
-    np.testing.assert_array_equal(picture[200:400, 0:100], images[4].transpose(1, 2, 0))
-    assert not picture[200:, 100:].any()
-
-
-def test_pictures_and_tensorboard_hold_what_the_run_saw(tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    changes = ("total_nimg=640", "sample_nimg=320", "sample_count=6", "sample_steps=2")
-    folder = tmp_path / "a"
-    Trainer(tiny_config(*changes, "tensorboard=true"), folder, CPU).train()
-    pictures = sorted(p.name for p in (folder / "samples").iterdir())
-    assert pictures == [f"{n:010d}-{s}.png" for n in (320, 640) for s in ("0.05000", "0.10000")]
-    with Image.open(folder / "samples" / pictures[0]) as picture:
-        assert picture.mode == "L" and picture.size == (512, 256)  # 4 x 2 images of 8 x 8
-    found = events.EventAccumulator(str(folder / "tensorboard"))
-    found.Reload()
-    scalars = [(e.step, e.value) for e in found.Scalars("loss")]
-    assert scalars == [(s["nimg"], pytest.approx(s["loss"])) for s in stats(folder)]
-    tags = found.Tags()
-    assert {"lr", "grad_norm", "mem_gib", "img_per_sec", "u_at/ln_sigma +0.50"} <= set(
-        tags["scalars"]
-    )
-    assert tags["images"] == ["samples/sigma_rel 0.05000", "samples/sigma_rel 0.10000"]
 
 
 def test_curves_are_drawn_from_the_lines_of_a_run(run_dir, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from conftest import TINY
@@ -53,3 +54,9 @@ def digests(folder):
 def names(folder):
     """Relative paths of everything in a folder."""
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+
+
+def user_module(folder, monkeypatch, name, text):
+    """Write a module of a user's, found by its name from now on; names are not used twice."""
+    (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(folder)

@@ -179,7 +179,7 @@ def importing(page):
     hub = Hub()
     page.monkeypatch.setattr(edm2lite.models.hub, "_huggingface_hub", lambda: hub)
     hub.hf_hub_download = lambda repo_id, filename, revision: str(
-        save_pretrained(hub.content, "cache", licence="mit") / filename
+        save_pretrained(hub.content, "cache", license="mit") / filename
     )
     yield
     assert hub.made == {"me/edm2-digits": {"private": False, "exist_ok": True}}

@@ -103,7 +103,7 @@ def test_a_model_of_a_user_is_exported_and_its_card_names_the_module(model_file,
     assert result.exit_code == 0, result.output
     card = (folder / "README.md").read_text()
     assert "a network of the class `network_of_a_user:OneConv`" in card
-    assert "edm2lite generate FOLDER --plugin network_of_a_user --seeds" in card
+    assert "--seeds 0-15 --plugin network_of_a_user --out images" in card
     assert "network of EDM2" not in card
 
 

@@ -25,6 +25,7 @@ FILES = sorted(
 # public function and class that is defined in it.
 DOCUMENTED = (
     "edm2lite.atomic",
+    "edm2lite.dtypes",
     "edm2lite.ema",
     "edm2lite.ema.doctor",
     "edm2lite.ema.planning",
@@ -38,6 +39,12 @@ DOCUMENTED = (
     "edm2lite.interop.ema_pytorch",
     "edm2lite.interop.formats",
     "edm2lite.lazy",
+    "edm2lite.models",
+    "edm2lite.models.encoders",
+    "edm2lite.models.model_card",
+    "edm2lite.sampling",
+    "edm2lite.sampling.condition_table",
+    "edm2lite.sampling.conditions",
     "edm2lite.seeding",
     "edm2lite.tensorfile",
     "edm2lite.tensorheader",

@@ -34,6 +34,17 @@ class Encoder(abc.ABC):
 
     Attributes:
         kind: Name in :data:`ENCODERS`, or ``module:Class`` of an encoder of yours.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Halves(Encoder):
+        ...     kind: str = "my_module:Halves"
+        ...     def encode(self, raw, noise=None):
+        ...         return raw.float() / 2
+        ...     def decode(self, x):
+        ...         return (2 * x).to(torch.uint8)
+        >>> Halves().to_json()
+        '{"kind":"my_module:Halves"}'
     """
 
     kind: str
@@ -220,7 +231,18 @@ def encoder_from_json(text: str) -> Encoder:
 
 
 def encoder_from_dict(values: dict[str, Any]) -> Encoder:
-    """The encoder of a parsed description; see :func:`encoder_from_json`."""
+    """The encoder of a parsed description; see :func:`encoder_from_json`.
+
+    Args:
+        values: Fields of the encoder, with its ``kind``.
+
+    Raises:
+        ValueError: If this version does not know the kind or a setting.
+
+    Example:
+        >>> encoder_from_dict({"kind": "latents", "mean": [0.5], "std": [2.0]}).std
+        (2.0,)
+    """
     cls: Any = ENCODERS.find(str(values.get("kind")), trusted=False, name="encoder kind")
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:

@@ -78,12 +78,13 @@ def save_pretrained(
     return folder
 
 
-def from_pretrained(source: str | Path, *, revision: str | None = None) -> Model:
+def from_pretrained(source: str | Path, *, revision: str | None = None, hub: Any = None) -> Model:
     """Load the model in a folder, or in a repository of the Hub; no code in it is executed.
 
     Args:
         source: Folder that :func:`save_pretrained` wrote, or ``user/name`` on the Hub.
         revision: Branch, tag or commit on the Hub. [default: the newest]
+        hub: Module to use in place of huggingface_hub.
 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a file on the Hub, or no
@@ -100,7 +101,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Model
                 f"revision must be left out for a folder, {source} is not a repository of the Hub"
             )
         return load(source)
-    hub = _huggingface_hub()
+    hub = _huggingface_hub() if hub is None else hub
     try:
         path = hub.hf_hub_download(str(source), EXPORTED, revision=revision)
     except _errors(hub) as error:

@@ -16,7 +16,6 @@ from huggingface_hub import HfApi
 from edm2lite import load
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.ema import reconstruct, sigma_rel_to_gamma
-from edm2lite.models import hub as hub_module
 from edm2lite.models.hub import from_pretrained, push_to_hub, save_pretrained
 from edm2lite.models.model_card import model_card
 from edm2lite.network.unet import UNetConfig
@@ -129,6 +128,12 @@ def test_an_upload_sends_the_folder_and_reports_the_commit(run_dir):
     assert hub.content.identity == load(f"{run_dir}@sigma_rel=0.1").identity
 
 
+def install(monkeypatch, hub):
+    """Stand in for the package, as if it were installed."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
+
+
 @pytest.mark.parametrize(
     "error", [OSError("no\ntoken"), ValueError("no\ntoken"), RuntimeError("no token")]
 )
@@ -136,7 +141,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(run_dir, tmp_path, monkeypatch
     with pytest.raises(OSError, match="the Hub did not accept the model .no token.") as caught:
         push_to_hub(run_dir, "me/digits", license="mit", hub=Hub(error))
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(hub_module, "_huggingface_hub", lambda: Hub(error))
+    install(monkeypatch, Hub(error))
     with pytest.raises(FileNotFoundError, match="no folder me/digits, and the Hub .*: no token"):
         from_pretrained("me/digits")
     words = ("export", run_dir, "--out", tmp_path / "a", "--license", "mit", "--push", "me/d")
@@ -147,7 +152,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(run_dir, tmp_path, monkeypatch
 def test_a_repository_is_downloaded_and_loaded(run_dir, tmp_path, monkeypatch):
     hub = Hub()
     hub.made["me/digits"] = save_pretrained(run_dir, tmp_path / "cache", license="mit")
-    monkeypatch.setattr(hub_module, "_huggingface_hub", lambda: hub)
+    install(monkeypatch, hub)
     assert from_pretrained("me/digits", revision="main").identity == load(run_dir).identity
     with pytest.raises(ValueError, match="revision must be left out for a folder"):
         from_pretrained(tmp_path / "cache", revision="main")
@@ -174,13 +179,13 @@ class Folder(Hub):
         return str(self.path / repo_id / filename)
 
 
-def test_what_is_pushed_to_a_local_directory_comes_back(run_dir, tmp_path, monkeypatch):
+def test_what_is_pushed_to_a_local_directory_comes_back(run_dir, tmp_path):
     hub, name = Folder(tmp_path / "hub"), f"{run_dir}@sigma_rel=0.13"
     url = push_to_hub(name, "me/digits", license="mit", hub=hub)
     assert url == f"file://{tmp_path}/hub/me/digits"
-    monkeypatch.setattr(hub_module, "_huggingface_hub", lambda: hub)
     original = load(name)
-    for back in (from_pretrained("me/digits"), from_pretrained(tmp_path / "hub" / "me" / "digits")):
+    for source in ("me/digits", tmp_path / "hub" / "me" / "digits"):
+        back = from_pretrained(source, hub=hub)
         assert back.identity == original.identity
         for key, value in original.net.state_dict().items():
             assert torch.equal(back.net.state_dict()[key], value), key

@@ -101,9 +101,8 @@ def sampling(page):
     first = next(text for name, text in page.printed.items() if name == "import torch")
     assert len(first.splitlines()) == 32
     names = page.names
-    assert torch.equal(names["told"], names["same"]) and not torch.equal(
-        names["told"], names["few"]
-    )
+    assert torch.equal(names["told"], names["same"])
+    assert not torch.equal(names["told"], names["few"])
     assert names["guided"].shape == (64, 1, 8, 8) and names["mine"].shape == (1, 1, 8, 8)
     assert len(list(Path("images").rglob("*.png"))) == 50
     assert names["image"].dtype == torch.uint8 and names["image"].shape == (1, 1, 8, 8)

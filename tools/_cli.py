@@ -207,7 +207,10 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 class CountBar:
-    """A progress bar that is called with the number done and the total."""
+    """A progress bar that is called with the number done and the total.
+
+    Used in ``with``, it ends its line on errors too.
+    """
 
     _options: ClassVar[dict[str, Any]] = {}
 
@@ -222,9 +225,16 @@ class CountBar:
         if done >= total:
             self._bar.close()
 
+    def __enter__(self) -> CountBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
 
 class ImageBar(CountBar):
-    """A progress callback ``(done, total)`` in images."""
+    """A progress bar that is called with the images done and the total."""
 
     _options: ClassVar[dict[str, Any]] = {"unit": "img"}
 

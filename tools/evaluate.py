@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ._cli import COUNT, user_errors
+from ._cli import COUNT, plugin_option, user_errors
 
 METRICS = ("fid", "fd_dinov2", "kid", "prc")
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -84,6 +84,7 @@ def stats(
               help="Folder to keep features in: an interrupted evaluation continues. Needed under"
               " torchrun, where processes share the images.")
 @_BATCH
+@plugin_option
 @user_errors
 # fmt: on
 def score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,8 @@ def _fill(generators: list[ImageGenerator], out: Path) -> list[ImageFolder]:
     if len(set(names)) < len(names):
         raise ValueError(f"models must have different names, got {', '.join(names)}")
     folders = [ImageFolder(out if len(names) == 1 else out / name) for name in names]
-    fill(generators, folders, ImageBar("generate") if processes.rank() == 0 else None)
+    with ImageBar("generate") if processes.rank() == 0 else nullcontext() as bar:
+        fill(generators, folders, bar)
     return folders
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._cli import table, user_errors
+from ._cli import table, plugin_option, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ _PATH = click.Path(path_type=Path, dir_okay=False)
 @click.option("--all", "every", is_flag=True, help="Show every layer, not only blocks.")
 @click.option("--out", type=_PATH, help="PNG to draw into.")
 @click.option("--flops", is_flag=True, help="Count parameters and multiply-accumulates instead.")
+@plugin_option
 @user_errors
 def main(
     model: str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._cli import table, user_errors
+from ._cli import table, plugin_option, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.diffusion.objective import Objective
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="PNG to draw into.",
 )
+@plugin_option
 @user_errors
 def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
     """Draw how much weight the objectives of CONFIGS give to each noise level.

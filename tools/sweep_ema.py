@@ -9,7 +9,7 @@ import click
 
 from edm2lite.version import __version__
 
-from ._cli import COUNT, COUNTS, FLOATS, GUIDE, RANGE, user_errors
+from ._cli import COUNT, COUNTS, FLOATS, GUIDE, RANGE, plugin_option, user_errors
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -45,6 +45,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
               help="File with the extractor's weights. [default: as the reference was made]")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Folder for tables, pictures and the ledger. [default: RUN]")
+@plugin_option
 @click.version_option(__version__)
 @user_errors
 # fmt: on

@@ -131,7 +131,8 @@ class Precond(nn.Module):
         super().__init__()
         self.config = config
         self.is_prepared = False
-        self.add_module(config.backbone.tensor_prefix, config.backbone.build())
+        # not by add_module, which refuses the name of the property below
+        self._modules[config.backbone.tensor_prefix] = config.backbone.build()
         self.logvar_fourier = MPFourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1)
         normalize_weights_(self)
@@ -139,7 +140,8 @@ class Precond(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The network F."""
-        net: Backbone = getattr(self, self.config.backbone.tensor_prefix)
+        net = self._modules[self.config.backbone.tensor_prefix]
+        assert isinstance(net, Backbone)
         return net
 
     def forward(

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 from edm2lite.lazy import exports
 
 if TYPE_CHECKING:
+    from edm2lite.models.encoders import Encoder as Encoder
     from edm2lite.models.encoders import LatentEncoder as LatentEncoder
     from edm2lite.models.encoders import PixelEncoder as PixelEncoder
     from edm2lite.models.hub import from_pretrained as from_pretrained
+    from edm2lite.models.hub import push_to_hub as push_to_hub
+    from edm2lite.models.hub import save_pretrained as save_pretrained
     from edm2lite.models.loading import Model as Model
     from edm2lite.models.loading import load as load
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "edm2lite.models.encoders": "LatentEncoder PixelEncoder",
-        "edm2lite.models.hub": "from_pretrained",
+        "edm2lite.models.encoders": "Encoder LatentEncoder PixelEncoder",
+        "edm2lite.models.hub": "from_pretrained push_to_hub save_pretrained",
         "edm2lite.models.loading": "Model load",
     },
 )

@@ -1,4 +1,4 @@
-"""Any diffusers AutoencoderKL, from a folder or the hub: images to latents and back."""
+"""Autoencoders of diffusers (AutoencoderKL), from a folder or the Hub: latents and back."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from edm2lite.messages import one_line
 
 DECODE_BATCH = 8
-"""Latents decoded at a time: at 512x512 pixels the activations of one image take about 1 GiB."""
+"""Number of latents that are decoded at a time: the activations of one image of 512x512 pixels take
+about 1 GiB."""
 MOVED = "EDM2LITE_VAE"
-"""Environment variable: where an autoencoder is whose folder was on another machine."""
+"""Environment variable: the place of an autoencoder whose folder was on another machine."""
 
 _LOADING = threading.Lock()
 
@@ -28,8 +29,8 @@ class Autoencoder:
     """A loaded autoencoder, in evaluation mode and float32.
 
     Attributes:
-        name: Folder or hub name.
-        model: The diffusers module.
+        name: Folder or Hub name.
+        model: Module of diffusers.
         digest: xxh3-64 of its weights, hexadecimal.
     """
 
@@ -40,7 +41,7 @@ class Autoencoder:
     @property
     def factor(self) -> int:
         """Pixels per latent along each side."""
-        return 2 ** (len(self.model.config.block_out_channels) - 1)
+        return 1 << (len(self.model.config.block_out_channels) - 1)
 
     @property
     def channels(self) -> int:
@@ -48,7 +49,14 @@ class Autoencoder:
         return int(self.model.config.latent_channels)
 
     def check_digest(self, expected: str | None) -> None:
-        """Raise ValueError unless the weights are those that ``expected`` was made of."""
+        """Compare with the weights that made the latents.
+
+        Args:
+            expected: Digest of those weights; None for any.
+
+        Raises:
+            ValueError: If these are other weights.
+        """
         if expected is not None and expected != self.digest:
             raise ValueError(
                 f"the autoencoder {self.name} must be the one that made the latents (digest"
@@ -57,7 +65,16 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor, input_range: str) -> Tensor:
-        """uint8 [N, 1 or 3, H, W] -> [N, 2C, h, w] float32: means, then standard deviations."""
+        """The latent distributions of images.
+
+        Args:
+            images: uint8 [N, 1 or 3, H, W].
+            input_range: Range of the pixel values that the autoencoder takes: ``-1..1`` or
+                ``0..1``.
+
+        Returns:
+            [N, 2C, h, w] float32, means and then standard deviations.
+        """
         x = images.float() / 255
         if input_range == "-1..1":
             x = x * 2 - 1
@@ -67,12 +84,19 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, input_range: str) -> Tensor:
-        """[N, C, h, w] -> images, uint8.
+        """Images of latents.
 
-        Images of -1..1 are rounded to the nearest value; those of 0..1 are cut off to whole
-        numbers, as the EDM2 paper's code does.
+        Args:
+            latents: [N, C, h, w].
+            input_range: Range of the pixel values that the autoencoder gives. Values of ``-1..1``
+                are rounded to the nearest pixel value; those of ``0..1`` are rounded down, as in
+                the EDM2 paper's code.
+
+        Returns:
+            uint8 [N, 1 or 3, H, W].
         """
-        images = torch.cat([self.model.decode(z).sample for z in latents.split(DECODE_BATCH)])
+        parts = torch.split(latents, DECODE_BATCH)
+        images = torch.cat([self.model.decode(part).sample for part in parts])
         if input_range == "-1..1":
             images = (images * 127.5 + 128).clamp(0, 255)
         else:
@@ -81,27 +105,31 @@ class Autoencoder:
 
 
 def load_autoencoder(name: str, device: str) -> Autoencoder:
-    """The autoencoder in a folder (its own, or that of a pipeline) or of that name on the hub.
+    """Load an autoencoder; only safetensors weights are read.
 
-    Only safetensors weights are read. A folder that is not on this machine is looked for where the
-    environment variable EDM2LITE_VAE says. The last two are kept loaded, for all threads.
+    In place of a folder that is not on this machine, the one in the environment variable
+    EDM2LITE_VAE is taken. The last two autoencoders stay loaded, for all threads.
+
+    Args:
+        name: Folder of an autoencoder or of a pipeline that contains one, or name on the Hub.
+        device: Device that computes.
 
     Raises:
-        ValueError: There is none, or it is damaged.
-        ImportError: diffusers is not installed.
+        ValueError: If there is no such autoencoder, or it is damaged.
+        ImportError: If diffusers is not installed.
     """
     with _LOADING:
         return _load(_located(name), device)
 
 
 def _located(name: str) -> str:
-    """``name``, or what the variable says of a folder that is not on this machine."""
+    """The name, or the content of the variable if it is a folder that is not on this machine."""
     if not Path(name).is_absolute() or Path(name).is_dir():
         return name
     if MOVED not in os.environ:
         raise ValueError(
             f"the autoencoder must be in the folder {name}, which is not there; set {MOVED} to the"
-            " folder or hub name where it is now"
+            " folder or Hub name where it is now"
         )
     return os.environ[MOVED]
 
@@ -114,16 +142,17 @@ def _load(name: str, device: str) -> Autoencoder:
         raise ImportError("latents need diffusers; pip install 'edm2lite[latents]'") from error
     from safetensors import SafetensorError
 
+    kind: Any = AutoencoderKL  # diffusers annotates only a part of it
     folder, options = Path(name), {}
     if (folder / "vae" / "config.json").is_file():
         options["subfolder"] = "vae"
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(
             f"{name} must hold an autoencoder saved by diffusers, it has no config.json; give the"
-            " folder that save_pretrained wrote, or a hub name"
+            " folder that save_pretrained wrote, or a Hub name"
         )
     try:
-        model = AutoencoderKL.from_pretrained(
+        model = kind.from_pretrained(
             name,
             **options,
             use_safetensors=True,
@@ -134,7 +163,7 @@ def _load(name: str, device: str) -> Autoencoder:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = one_line(error, 200)
         raise ValueError(
-            f"the autoencoder {name} must be a folder or hub name of a diffusers AutoencoderKL with"
+            f"the autoencoder {name} must be a folder or Hub name of a diffusers AutoencoderKL with"
             f" safetensors weights; loading it failed: {reason}"
         ) from error
     return Autoencoder(name, model.to(device).eval().requires_grad_(False), _digest(model))

@@ -1,4 +1,4 @@
-"""Between what a data set stores and the space of the denoiser (standard deviation sigma_data).
+"""Encoders between what a data set stores and what the denoiser sees, of deviation sigma_data.
 
 An encoder is a description: a few numbers and, for latents, the name of an autoencoder. It travels
 as JSON in every model file, so that a model can always turn its output into images.
@@ -33,7 +33,18 @@ class Encoder(abc.ABC):
     """Description of the way between stored images and what the network sees.
 
     Attributes:
-        kind: Name in :data:`ENCODERS`.
+        kind: Name in :data:`ENCODERS`, or ``module:Class`` of an encoder of yours.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Halves(Encoder):
+        ...     kind: str = "my_module:Halves"
+        ...     def encode(self, raw, noise=None):
+        ...         return raw.float() / 2
+        ...     def decode(self, x):
+        ...         return (2 * x).to(torch.uint8)
+        >>> Halves().to_json()
+        '{"kind":"my_module:Halves"}'
     """
 
     kind: str
@@ -41,23 +52,28 @@ class Encoder(abc.ABC):
     kinds: ClassVar[Kinds[type[Encoder]]] = ENCODERS
 
     is_random: ClassVar[bool] = False
-    """Whether :meth:`encode` draws from a distribution that is stored, with the noise given."""
+    """Whether the data set stores a distribution for each image, from which :meth:`encode` draws
+    with the noise that it is given."""
 
     @abc.abstractmethod
     def encode(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
-        """What the network sees, [N, C, H, W] float32, of what is stored.
+        """What the network sees, [N, C, H, W] float32.
 
         Args:
-            raw: [N, ...] as the data set stores it.
-            noise: [N, C, H, W] standard normal; without it, encoders that draw give the mean.
+            raw: [N, ...] images as the data set stores them.
+            noise: [N, C, H, W] standard normal; without it, encoders that draw take the mean.
         """
 
     @abc.abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """Float [N, C, H, W] -> images, uint8 on the device of ``x``."""
+        """Images of what the network sees, uint8 on the device of ``x``.
+
+        Args:
+            x: [N, C, H, W] floating-point values in the space of the denoiser.
+        """
 
     def to_json(self) -> str:
-        """Description that travels in every model file."""
+        """The description that travels in every model file."""
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 
 
@@ -67,6 +83,17 @@ class PixelEncoder(Encoder):
 
     The defaults map 0..255 to -1..1. For a data set of other contrast, shift by its mean and scale
     by its standard deviation / sigma_data.
+
+    Attributes:
+        kind: ``pixels``.
+        shift: Pixel value that becomes 0.
+        scale: Difference of pixel values that becomes 1.
+
+    Example:
+        >>> encoder = PixelEncoder()
+        >>> x = encoder.encode(torch.tensor([0, 255], dtype=torch.uint8))
+        >>> x, encoder.decode(x)
+        (tensor([-1.,  1.]), tensor([  0, 255], dtype=torch.uint8))
     """
 
     kind: Literal["pixels"] = "pixels"
@@ -78,7 +105,7 @@ class PixelEncoder(Encoder):
             raise ValueError(f"encoder.scale must be positive, got {self.scale}")
 
     def encode(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
-        """uint8 [N, C, H, W] -> float32. Pixels are exact: ``noise`` plays no part."""
+        """uint8 [N, C, H, W] -> float32. Pixels are exact, ``noise`` is not used."""
         return (raw.float() - self.shift) / self.scale
 
     def decode(self, x: Tensor) -> Tensor:
@@ -90,16 +117,24 @@ class PixelEncoder(Encoder):
 class LatentEncoder(Encoder):
     """Latents of an autoencoder: ``x = (latent - mean) / std * sigma_data``, per channel.
 
-    The data set holds mean and standard deviation of each image's latent distribution, so a fresh
-    latent is drawn every time an image is used. The autoencoder is loaded when something is first
-    decoded. A configuration may leave out any field; the data set then says it.
+    The data set holds mean and standard deviation of the latent distribution of each image, and a
+    new latent is drawn every time an image is used. The autoencoder is loaded when something is
+    first decoded. A configuration may leave out any field that the data set states.
 
     Attributes:
-        vae: Folder or hub name of a diffusers AutoencoderKL.
+        kind: ``latents``.
+        vae: Folder or Hub name of a diffusers AutoencoderKL.
         vae_digest: Digest of its weights, checked before decoding; None for any weights.
-        mean, std: One of each per latent channel, over the data set.
+        mean: Mean of each latent channel over the data set.
+        std: Standard deviation of each latent channel over the data set.
         sigma_data: Standard deviation of what the denoiser sees.
-        input_range: Of the images that the autoencoder takes and gives.
+        input_range: Range of the pixel values that the autoencoder takes and gives.
+
+    Example:
+        >>> encoder = LatentEncoder(mean=(1.0,), std=(4.0,))
+        >>> mean_and_std = torch.tensor([5.0, 2.0]).reshape(1, 2, 1, 1)
+        >>> encoder.encode(mean_and_std).item(), encoder.encode(mean_and_std, torch.ones(1)).item()
+        (0.5, 0.75)
     """
 
     is_random: ClassVar[bool] = True
@@ -124,7 +159,7 @@ class LatentEncoder(Encoder):
             raise ValueError(f"encoder.std must be positive, got {list(self.std)}")
 
     def completed(self, other: LatentEncoder) -> LatentEncoder:
-        """This description, with what it leaves out taken from ``other``."""
+        """This description, with the fields that it leaves out taken from ``other``."""
         own_vae = self.vae is not None and self.vae != other.vae
         return LatentEncoder(
             vae=self.vae or other.vae,
@@ -149,10 +184,15 @@ class LatentEncoder(Encoder):
         )
 
     def decode(self, x: Tensor) -> Tensor:
-        """Float [N, C, H, W] -> images, uint8 on the device of ``x``; loads the autoencoder.
+        """Images of latents, uint8 on the device of ``x``; loads the autoencoder.
+
+        Args:
+            x: [N, C, H, W] floating-point values in the space of the denoiser.
 
         Raises:
-            ValueError, ImportError: As :func:`edm2lite.models.autoencoder.load_autoencoder`.
+            ValueError: If a field is missing, or the autoencoder cannot be loaded or has other
+                weights.
+            ImportError: If diffusers is not installed.
         """
         from edm2lite.models.autoencoder import load_autoencoder
 
@@ -171,20 +211,38 @@ EDM2_LATENTS = LatentEncoder(
     std=(4.17, 4.62, 3.71, 3.28),
     input_range="0..1",
 )
-"""What the EDM2 paper's latents are: images of 0..1 where that autoencoder was made for -1..1."""
+"""Encoder of the EDM2 paper: it gives images of 0..1 to an autoencoder made for -1..1."""
 
 
 def encoder_from_json(text: str) -> Encoder:
-    """The encoder described in a model file.
+    """The encoder that a model file describes.
+
+    Args:
+        text: Description, as :meth:`Encoder.to_json` gives it.
 
     Raises:
-        ValueError: A kind or a setting that this version does not know.
+        ValueError: If this version does not know the kind or a setting.
+
+    Example:
+        >>> encoder_from_json('{"kind": "pixels", "scale": 100}')
+        PixelEncoder(kind='pixels', shift=127.5, scale=100)
     """
     return encoder_from_dict(json.loads(text))
 
 
 def encoder_from_dict(values: dict[str, Any]) -> Encoder:
-    """As :func:`encoder_from_json`, from the parsed description."""
+    """The encoder of a parsed description; see :func:`encoder_from_json`.
+
+    Args:
+        values: Fields of the encoder, with its ``kind``.
+
+    Raises:
+        ValueError: If this version does not know the kind or a setting.
+
+    Example:
+        >>> encoder_from_dict({"kind": "latents", "mean": [0.5], "std": [2.0]}).std
+        (2.0,)
+    """
     cls: Any = ENCODERS.find(str(values.get("kind")), trusted=False, name="encoder kind")
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
@@ -196,5 +254,5 @@ def encoder_from_dict(values: dict[str, Any]) -> Encoder:
 
 @lru_cache(maxsize=8)
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """[C, 1, 1], copied to a device once."""
+    """A value per channel as [C, 1, 1], copied to a device once."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]

@@ -1,7 +1,7 @@
 """Models as folders for the Hugging Face Hub: ``model.safetensors`` and a model card.
 
 A folder is complete without the Hub: :func:`save_pretrained` writes it, :func:`from_pretrained` and
-:func:`edm2lite.load` read it, and neither needs a network.
+:func:`edm2lite.load` read it, and none of them needs a connection.
 """
 
 from __future__ import annotations
@@ -23,68 +23,90 @@ CARD = "README.md"
 
 
 def save_pretrained(
-    model: str | Path | Model, folder: str | Path, *, licence: str, name: str | None = None
+    model: str | Path | Model, folder: str | Path, *, license: str, name: str | None = None
 ) -> Path:
     """Write a model and its card to a folder.
 
     Args:
-        model: A name as :func:`edm2lite.load` takes it (weights keep the types in which they are
-            stored), or a loaded model.
-        folder: Without either of them so far.
-        licence: Of the weights, as the Hub calls it: ``apache-2.0``, ``cc-by-nc-sa-4.0``, ...
-        name: In the card. [default: that of the folder]
+        model: Name of the model, as :func:`edm2lite.load` takes it (weights keep the types in which
+            they are stored), or a loaded model.
+        folder: Folder that has neither of them so far.
+        license: License of the weights, as the Hub calls it: ``apache-2.0``, ``cc-by-nc-sa-4.0``.
+        name: Name of the model in the card. [default: that of the folder]
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`edm2lite.load`; the licence is no such name, or the
-            folder has a card or a model.
+        FileNotFoundError: If there is no such model.
+        ValueError: If the model is damaged or not one of ours, the license is not such a name, or
+            the folder has a card or a model.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.diffusion.precond import PrecondConfig
+        >>> from edm2lite.models import PixelEncoder
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,),
+        ...                   num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> config = PrecondConfig(backbone=unet)
+        >>> model = Model("tiny", Precond(config), PixelEncoder(), {"model": config.to_json()})
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = save_pretrained(model, f"{place}/tiny", license="apache-2.0")
+        ...     sorted(path.name for path in folder.iterdir()), from_pretrained(folder).num_classes
+        (['README.md', 'model.safetensors'], 0)
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise ValueError(
-            "licence must be one as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
-            f" got {licence!r}"
+            "license must be named as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
+            f" got {license!r}"
         )
     if isinstance(model, Model):
         tensors, metadata = model.net.state_dict(), model.metadata
     else:
         tensors, metadata = read(model)
-        Precond.from_tensors(tensors, metadata, str(model))  # that it is whole and one of ours
+        Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
     folder = Path(folder)
     name = name or folder.resolve().name
     taken = [folder / file for file in (EXPORTED, CARD) if (folder / file).exists()]
     if taken:
         raise ValueError(f"the result must go to a new folder, {taken[0]} exists; give another")
-    model_card(metadata, licence, name)  # that one can be written
+    model_card(metadata, license, name)  # fails before anything is written
     path = save_tensors(folder / EXPORTED, tensors, {**metadata, "format": MODEL_FORMAT})
     with replacing(folder / CARD) as file:
-        file.write(model_card(read_header(path).metadata, licence, name))
+        file.write(model_card(read_header(path).metadata, license, name))
     return folder
 
 
-def from_pretrained(source: str | Path, *, revision: str | None = None) -> Model:
-    """The model in a folder, or in a repository of the Hub; no code in it is executed.
+def from_pretrained(source: str | Path, *, revision: str | None = None, hub: Any = None) -> Model:
+    """Load the model in a folder, or in a repository of the Hub; no code in it is executed.
 
     Args:
-        source: A folder that :func:`save_pretrained` wrote, or ``user/name`` on the Hub.
+        source: Folder that :func:`save_pretrained` wrote, or ``user/name`` on the Hub.
         revision: Branch, tag or commit on the Hub. [default: the newest]
+        hub: Module to use in place of huggingface_hub.
 
     Raises:
-        FileNotFoundError: There is no such folder, nor such a file on the Hub, or no connection.
-        ValueError: The model is damaged or not one of ours.
-        ImportError: There is no such folder, and huggingface_hub is not installed.
+        FileNotFoundError: If there is neither such a folder nor such a file on the Hub, or no
+            connection.
+        ValueError: If the model is damaged or not one of ours.
+        ImportError: If there is no such folder, and huggingface_hub is not installed.
+
+    Example:
+        >>> from_pretrained("me/edm2-digits", revision="main")  # doctest: +SKIP
     """
     if Path(source).exists():
         if revision is not None:
-            raise ValueError(f"a revision is one of a repository of the Hub, {source} is a folder")
+            raise ValueError(
+                f"revision must be left out for a folder, {source} is not a repository of the Hub"
+            )
         return load(source)
-    hub = _huggingface_hub()
+    hub = _huggingface_hub() if hub is None else hub
     try:
         path = hub.hf_hub_download(str(source), EXPORTED, revision=revision)
     except _errors(hub) as error:
         raise FileNotFoundError(
-            f"there is no folder {source}, and the Hub does not give such a model: {_line(error)}"
+            f"there is no folder {source}, and the Hub does not have such a model: {_line(error)}"
         ) from error
     return load(path)
 
@@ -93,39 +115,44 @@ def push_to_hub(
     model: str | Path | Model,
     repo_id: str,
     *,
-    licence: str,
+    license: str,
     private: bool = False,
     message: str = "Upload a model of edm2lite",
     hub: Any = None,
 ) -> str:
-    """Upload a model with its card; the repository is made if there is none.
+    """Upload a model with its card; the repository is created if there is none.
 
     Args:
-        model: A name as :func:`edm2lite.load` takes it, or a loaded model.
-        repo_id: ``user/name``.
-        licence: Of the weights, as in :func:`save_pretrained`.
-        private: Whether a repository that is made now is.
-        message: Of the commit.
-        hub: In place of the package huggingface_hub, whose ``HfApi()`` takes the token that ``hf
-            auth login`` stored.
+        model: Name of the model, as :func:`edm2lite.load` takes it, or a loaded model.
+        repo_id: Repository, ``user/name``.
+        license: License of the weights, as in :func:`save_pretrained`.
+        private: Whether a repository that is created now is private.
+        message: Message of the commit.
+        hub: Module to use in place of huggingface_hub, whose ``HfApi()`` takes the token that ``hf
+            auth login`` has stored.
 
     Returns:
         Address of the commit.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`save_pretrained`.
-        OSError: The Hub refuses, or cannot be reached.
-        ImportError: huggingface_hub is not installed.
+        FileNotFoundError: If there is no such model.
+        ValueError: As :func:`save_pretrained`.
+        OSError: If the Hub refuses, or cannot be reached.
+        ImportError: If huggingface_hub is not installed.
+
+    Example:
+        >>> push_to_hub("runs/digits@sigma_rel=0.13", "me/digits",
+        ...             license="apache-2.0")  # doctest: +SKIP
     """
     hub = _huggingface_hub() if hub is None else hub
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, licence=licence, name=repo_id)
+        save_pretrained(model, folder, license=license, name=repo_id)
         try:
             api = hub.HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except _errors(hub) as error:
-            reason = f"the Hub did not take the model ({_line(error)})"
+            reason = f"the Hub did not accept the model ({_line(error)})"
             raise OSError(errno.EIO, reason, repo_id) from error
     return str(commit.commit_url)
 
@@ -139,7 +166,7 @@ def _huggingface_hub() -> Any:
 
 
 def _errors(hub: Any) -> tuple[type[BaseException], ...]:
-    """What the package raises for bad names, refusals, and from its HTTP library."""
+    """The errors that the package raises for bad names, refusals, and from its HTTP library."""
     return OSError, ValueError, *hub.utils.HfHubHTTPError.__bases__
 
 

@@ -1,4 +1,4 @@
-"""Finding a model by its name: a file, a folder, or an average of any length of a run.
+"""Loading a model by its name: a file, a folder, or an average of any length of a run.
 
 | name                                 | model                                                    |
 |--------------------------------------|----------------------------------------------------------|
@@ -6,7 +6,7 @@
 | ``RUN``                              | the raw weights at the end of the run                    |
 | ``FOLDER``                           | an exported model (:mod:`edm2lite.models.hub`)           |
 | ``RUN@sigma_rel=0.13``               | an average rebuilt on the spot, at the latest snapshot   |
-| ``RUN@gamma=4.6,nimg=64Mi``          | the same by exponent, at another time                    |
+| ``RUN@gamma=4.6,nimg=64Mi``          | an average by its exponent, at another time              |
 | ``RUN@sigma_rel=0.25,max_error=0.1`` | even if its predicted error is above 0.02                |
 """
 
@@ -37,13 +37,22 @@ _IN_FOLDERS = ("last.safetensors", EXPORTED)
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser with what is needed to use it.
+    """A denoiser with everything that is needed to use it.
 
     Attributes:
-        name: As it was asked for.
-        net: In evaluation mode.
-        encoder: Between images and what ``net`` works on.
-        metadata: What its file says: run, nimg, sigma_rel, ...
+        name: Name by which it was loaded.
+        net: The denoiser, in evaluation mode.
+        encoder: Encoder between images and what ``net`` works on.
+        metadata: Metadata of its file: run, nimg, sigma_rel, ...
+
+    Example:
+        >>> from edm2lite.diffusion.precond import PrecondConfig
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, label_dim=10, model_channels=8,
+        ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> model = Model("untrained", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
+        >>> model.num_classes
+        10
     """
 
     name: str
@@ -67,9 +76,12 @@ class Model:
 
     @property
     def identity(self) -> str:
-        """Hash of the weights' origin, the same for an average rebuilt now or read from a file."""
+        """Hash of where the weights come from: of the snapshots of an average, or of the file.
+
+        It is equal for an average that is rebuilt now and one that is read from a file.
+        """
         source = self.metadata.get("inputs") or self.metadata.get("digest")
-        if source is None:  # a file of another tool: the weights themselves
+        if source is None:  # a file that another tool has written: hash the weights themselves
             state = xxhash.xxh3_64()
             for name, value in self.net.state_dict().items():
                 state.update(name.encode())
@@ -79,12 +91,29 @@ class Model:
 
 
 def load(spec: str | Path) -> Model:
-    """Load a model by name (see the module); no code in a file is executed.
+    """Load a model by its name; no code in a file is executed.
+
+    A network of a class of yours is found if its module is imported already.
+
+    Args:
+        spec: Name of the model, see :mod:`edm2lite.models.loading`.
 
     Raises:
-        FileNotFoundError: There is no such file or run.
-        ValueError: The name is malformed, a file is damaged or not one of our models, or an average
-            cannot be rebuilt as exactly as asked.
+        FileNotFoundError: If there is no such file or run.
+        ValueError: If the name is malformed, a file is damaged or not one of our models, the class
+            of its network is not imported, or an average cannot be rebuilt exactly enough.
+
+    Example:
+        >>> import tempfile
+        >>> from edm2lite.diffusion.precond import PrecondConfig
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,),
+        ...                   num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Precond(PrecondConfig(backbone=unet)).save(f"{folder}/net.safetensors")
+        ...     model = load(path)
+        >>> model.encoder, model.net.config.backbone.img_resolution
+        (PixelEncoder(kind='pixels', shift=127.5, scale=127.5), 8)
     """
     tensors, metadata = read(spec)
     net = Precond.from_tensors(tensors, metadata, str(spec))
@@ -92,10 +121,14 @@ def load(spec: str | Path) -> Model:
 
 
 def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, in the types in which they are stored, and metadata of a model by name.
+    """Tensors, in the types in which they are stored, and metadata of a model by its name.
+
+    Args:
+        spec: Name of the model, as :func:`load` takes it.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`load`, but any tensors will do.
+        FileNotFoundError: If there is no such file or run.
+        ValueError: As :func:`load`, but the tensors may be of any model.
     """
     text = str(spec)
     run, at, query = text.rpartition("@")
@@ -112,7 +145,12 @@ def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def from_reconstruction(rebuilt: Reconstruction, name: str) -> Model:
-    """A model of a reconstruction that carries its ``state_dict``."""
+    """The model of a reconstruction that carries its ``state_dict``.
+
+    Args:
+        rebuilt: Reconstruction of one of our models.
+        name: Name of the model.
+    """
     assert rebuilt.state_dict is not None, name
     net = Precond.from_tensors(rebuilt.state_dict, rebuilt.metadata, name)
     return Model(name, net, _encoder(rebuilt.metadata), rebuilt.metadata)
@@ -125,7 +163,7 @@ def _rebuild(run: str, query: str, text: str) -> Reconstruction:
         known = key in ("sigma_rel", "gamma", "nimg", "max_error")
         if not run or not known or not equals or key in values:
             raise ValueError(
-                f"{text} is no file and must name its average as RUN@sigma_rel=0.10 or"
+                f"{text} is not a file and must name an average as RUN@sigma_rel=0.10 or"
                 " RUN@gamma=6.9,nimg=64Mi"
             )
         values[key] = value

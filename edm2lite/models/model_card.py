@@ -1,29 +1,40 @@
-"""The model card of a model file: what the weights are an average of, and how well."""
+"""The card of a model: what it is, which snapshots its weights average, and how exactly."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 
-import torch
-
-from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
 
 _SHOWN = 12  # snapshots in the table; the file names all of them
 
 
-def model_card(metadata: Mapping[str, str], licence: str, name: str) -> str:
-    """Markdown with the Hub's front matter.
+def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
+    """The card of a model, Markdown with the front matter of the Hub.
 
     Args:
-        metadata: Of the model file.
-        licence: Of the weights, as the Hub calls it.
-        name: Of the model, or of its repository.
+        metadata: Metadata of the model file.
+        license: License of the weights, as the Hub calls it.
+        name: Name of the model, or of its repository.
+
+    Raises:
+        ValueError: If the metadata does not describe one of our models.
+
+    Example:
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,),
+        ...                   num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> metadata = {"model": PrecondConfig(backbone=unet).to_json(), "sigma_rel": "0.13"}
+        >>> print(model_card(metadata, "apache-2.0", "digits")[:28])
+        ---
+        license: apache-2.0
+        libr
     """
     config = PrecondConfig.from_json(metadata["model"])
     parts = [
-        f"---\nlicense: {licence}\nlibrary_name: edm2lite\ntags:\n- edm2\n- diffusion\n---",
+        f"---\nlicense: {license}\nlibrary_name: edm2lite\ntags:\n- edm2\n- diffusion\n---",
         f"# {_text(name)}",
         _network(config, metadata),
         "## Weights",
@@ -36,23 +47,32 @@ def model_card(metadata: Mapping[str, str], licence: str, name: str) -> str:
 
 
 def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
-    shape = config.backbone
-    with torch.device("meta"):
-        count = sum(p.numel() for p in Precond(config).parameters())
-    size = f"{shape.img_resolution} x {shape.img_resolution} x {shape.img_channels}"
-    told = " and ".join(c.describe() for c in shape.conditions)
-    told = f"conditioned on {told}" if told else "unconditional"
-    encoder = metadata.get("encoder")
-    pixels = f"\n\nFrom images to what the network sees: `{_text(encoder)}`." if encoder else ""
-    return (
-        "A denoiser with the magnitude-preserving network of EDM2 (config G,"
-        f" [arXiv 2312.02696](https://arxiv.org/abs/2312.02696)): {count / 1e6:.3f} M parameters,"
-        f" {size}, {told}, computes in {config.dtype}.{pixels}"
-    )
+    network = config.backbone
+    module, is_foreign, _ = network.kind.partition(":")
+    if is_foreign:
+        kind = f"A denoiser with a network of the class `{_text(network.kind)}`"
+    else:
+        kind = (
+            "A denoiser with the magnitude-preserving network of EDM2 (config G,"
+            " [arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
+        )
+    size = f"{network.img_resolution} x {network.img_resolution} x {network.img_channels}"
+    conditions = " and ".join(c.describe() for c in network.conditions)
+    told = f"conditioned on {conditions}" if conditions else "unconditional"
+    lines = [
+        f"{kind}: {config.num_parameters() / 1e6:.3f} M parameters, {size}, {told}, computes in"
+        f" {config.dtype}."
+    ]
+    if "encoder" in metadata:
+        encoder = _text(metadata["encoder"])
+        lines.append(f"Encoder between images and what the network sees: `{encoder}`.")
+    if is_foreign:
+        lines.append(f"Loading it needs the module `{_text(module)}`, imported before.")
+    return "\n\n".join(lines)
 
 
 def _facts(metadata: Mapping[str, str]) -> list[list[str]]:
-    """Rows of what is known of the average."""
+    """Rows with what is known about the average."""
     length = metadata.get("sigma_rel", metadata.get("average", "not recorded"))
     error = metadata.get("predicted_error")
     values = {
@@ -64,14 +84,14 @@ def _facts(metadata: Mapping[str, str]) -> list[list[str]]:
         "solver": metadata.get("solver"),
         "run": metadata.get("run"),
         "made from": metadata.get("source"),
-        "xxh3-128 of that": metadata.get("source_digest"),
+        "xxh3-128 of the source": metadata.get("source_digest"),
         "xxh3-128 of the weights": metadata.get("digest"),
     }
     return [[title, f"`{_text(value)}`"] for title, value in values.items() if value is not None]
 
 
 def _inputs(metadata: Mapping[str, str]) -> list[str]:
-    """The snapshots that the weights were rebuilt from, those with the largest coefficients."""
+    """The snapshots from which the weights were rebuilt: those with the largest coefficients."""
     if "inputs" not in metadata:
         return []
     try:
@@ -81,8 +101,8 @@ def _inputs(metadata: Mapping[str, str]) -> list[str]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            "inputs in the metadata must list files with digests and coefficients, and do not"
-            f" ({type(error).__name__}); the file was altered"
+            "inputs in the metadata must list files with digests and coefficients, found something"
+            f" else ({type(error).__name__}); the file was altered"
         ) from error
     shown = sorted(inputs, key=lambda entry: -abs(entry[2]))[:_SHOWN]
     rows = [[f"`{file}`", f"`{digest}`", f"{x:+.6f}"] for file, digest, x in shown]
@@ -90,23 +110,28 @@ def _inputs(metadata: Mapping[str, str]) -> list[str]:
     return [
         "## Rebuilt from",
         f"A weighted sum of {len(inputs)} snapshots; the coefficients sum to 1, their absolute"
-        f" values to {total:.3f}. The metadata of the file has all of them"
+        f" values to {total:.3f}. The metadata of the file lists all of them"
         + (f"; the {_SHOWN} largest:" if len(inputs) > _SHOWN else ":"),
         _table(["snapshot", "xxh3-128", "coefficient"], rows),
     ]
 
 
 def _use(config: PrecondConfig, name: str) -> str:
-    told = ", conditioning" if config.backbone.conditions else ""
+    network = config.backbone
+    told = ", conditioning" if network.conditions else ""
+    module, is_foreign, _ = network.kind.partition(":")
+    options = f" --plugin {module}" if is_foreign else ""
+    if any(condition.is_required for condition in network.conditions):
+        options += " --conditions DATASET"
     return f"""```python
-from edm2lite.models.hub import from_pretrained
+from edm2lite.models import from_pretrained
 
 model = from_pretrained({name!r})  # or the path of a folder with these files
 D_x = model.net(x, sigma{told})  # x: clean images plus noise of standard deviation sigma
 ```
 
 From the shell, with a folder of these files:
-`edm2lite generate FOLDER --seeds 0-15 --out images`."""
+`edm2lite generate FOLDER --seeds 0-15{options} --out images`."""
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
@@ -115,5 +140,5 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def _text(value: object) -> str:
-    """In one line, and without what would end a cell of a table."""
+    """Text in one line, without the characters that would end a cell of a table."""
     return one_line(value).replace("|", "/").replace("`", "'")

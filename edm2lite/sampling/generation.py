@@ -77,17 +77,14 @@ def generate(
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Tensor | Path:
-    """Generate one image per seed.
-
-    An image depends on its seed, its conditions, the settings and the weights alone; on a CPU to
-    the last bit.
+    """Generate one image per seed: a function of seed, conditions, settings and weights alone.
 
     Args:
         model: The model, or its name as :func:`edm2lite.load` takes it.
         seeds: Seeds of the images, each at least 0.
         conditioning: What the network is told. [default: drawn from the seeds]
-        classes: Class of every image, ``"all"`` for all classes in turn, or one class per seed; in
-            place of those in ``conditioning``.
+        classes: Class of every image, ``"all"`` for all in turn, or one per seed; used in place of
+            those in ``conditioning``.
         sampling: Sampler settings. [default: 32 steps of Heun's method]
         guide: Denoiser to guide away from: a model, its name, or ``"unconditional"`` for ``model``
             without its conditions; with a weight in ``sampling.guidance``.
@@ -96,16 +93,14 @@ def generate(
         compiled: Whether torch.compile makes kernels for the networks first.
         out: Folder, or ZIP file, to write to; images that are there already are kept. Under
             torchrun, processes share the seeds, and the first one waits for the others.
-            [default: images are returned]
         progress: Called with (images made, images to make) after each batch.
 
     Returns:
-        [N, C, H, W] uint8 images on the CPU, or ``out``.
+        [N, C, H, W] uint8 images on the CPU; or ``out``, if it is given.
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If settings, conditions or guide do not fit the model, or ``out`` holds images
-            of other settings.
+        ValueError: If the arguments do not fit the model, or ``out`` holds other images.
 
     Example:
         >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
@@ -122,14 +117,19 @@ def generate(
         model, seeds, conditioning=conditioning, classes=classes, sampling=sampling, guide=guide,
         batch_size=batch_size, device=device, compiled=compiled,
     )  # fmt: skip
-    if out is not None:
-        fill([generator], [ImageFolder(Path(out))], progress)
-        return Path(out)
-    images = []
+    if out is None:
+        return _collected(generator, progress)
+    fill([generator], [ImageFolder(Path(out))], progress)
+    return Path(out)
+
+
+def _collected(generator: ImageGenerator, progress: Progress | None) -> Tensor:
+    """All images of a generator, in memory."""
+    images: list[Tensor] = []
     for batch in generator:
         images.append(batch.images)
         if progress is not None:
-            progress(sum(map(len, images)), len(seeds))
+            progress(sum(map(len, images)), len(generator.seeds))
     return torch.cat(images) if images else torch.empty(0, *generator.shape, dtype=torch.uint8)
 
 
@@ -181,7 +181,7 @@ def fill(
 
     Args:
         generators: One per folder.
-        folders: Where the images go.
+        folders: Folders and ZIP files for the images.
         progress: Called with (images made, images to make).
 
     Raises:

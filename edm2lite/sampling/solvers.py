@@ -51,6 +51,12 @@ class State:
         sigma: Noise level of ``x``.
         x: [N, C, H, W], clean images plus noise of standard deviation sigma.
         D_x: [N, C, H, W], the denoised images at the beginning of the step: a preview.
+
+    Example:
+        >>> sigmas = torch.tensor([2.0, 1.0])
+        >>> (state,) = euler_steps(lambda x, sigma: x / 2, torch.ones(1), sigmas)
+        >>> state.sigma, state.x, state.D_x
+        (1.0, tensor([0.7500]), tensor([0.5000]))
     """
 
     step: int
@@ -103,6 +109,9 @@ class Solver:
 
 def last(states: Iterator[State]) -> Tensor:
     """Run a solver to its end and return the last x.
+
+    Args:
+        states: The states after its steps.
 
     Raises:
         ValueError: If there is no step.
@@ -161,6 +170,11 @@ def euler_steps(denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor) -> Itera
         denoise: The denoiser.
         x: [N, C, H, W], noise at the first level.
         sigmas: [N + 1] decreasing noise levels.
+
+    Example:
+        >>> states = euler_steps(lambda x, sigma: x / 2, torch.ones(1), torch.tensor([4.0, 2.0, 0]))
+        >>> [(state.step, state.sigma, state.x.item()) for state in states]
+        [(0, 2.0, 0.75), (1, 0.0, 0.375)]
     """
     for i, (denoise_i, sigma, sigma_next) in enumerate(each_step(denoise, sigmas)):
         D_x = denoise_i(x, sigma)
@@ -196,6 +210,11 @@ def heun_steps(
 
     Raises:
         ValueError: If there is churn without ``noise``.
+
+    Example:
+        >>> states = heun_steps(lambda x, sigma: x / 2, torch.ones(1), torch.tensor([4.0, 2.0, 0]))
+        >>> [(state.sigma, state.x.item()) for state in states]
+        [(2.0, 0.6875), (0.0, 0.34375)]
     """
     if S_churn and noise is None:
         raise ValueError("churn needs noise: give a function that returns values shaped like x")
@@ -226,6 +245,12 @@ def dpmpp_2m_steps(denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor) -> It
         denoise: The denoiser.
         x: [N, C, H, W], noise at the first level.
         sigmas: [N + 1] decreasing noise levels.
+
+    Example:
+        >>> sigmas = torch.tensor([4.0, 2.0, 1.0])
+        >>> states = dpmpp_2m_steps(lambda x, sigma: x / 2, torch.ones(1), sigmas)
+        >>> [(state.sigma, state.x.item()) for state in states]
+        [(2.0, 0.75), (1.0, 0.53125)]
     """
     D_before, h_before = None, math.inf
     for i, (denoise_i, sigma, sigma_next) in enumerate(each_step(denoise, sigmas)):

@@ -233,7 +233,7 @@ def test_an_autoencoder_that_is_none_is_explained(vae, tmp_path):
     weights = broken / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(
-        ValueError, match="broken must be a folder or hub name .* loading it failed"
+        ValueError, match="broken must be a folder or Hub name .* loading it failed"
     ):
         load_autoencoder(str(broken), "cpu")
 

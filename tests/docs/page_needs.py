@@ -111,6 +111,10 @@ def sampling(page):
     first = next(text for name, text in page.printed.items() if name == "import torch")
     assert len(first.splitlines()) == 32
     names = page.names
+    assert torch.equal(names["told"], names["same"])
+    assert not torch.equal(names["told"], names["few"])
+    assert names["guided"].shape == (64, 1, 8, 8) and names["mine"].shape == (1, 1, 8, 8)
+    assert len(list(Path("images").rglob("*.png"))) == 50
     assert names["image"].dtype == torch.uint8 and names["image"].shape == (1, 1, 8, 8)
     assert torch.equal(names["filled"][:, :, 4:], names["x"][:, :, 4:])
     assert not torch.equal(names["filled"][:, :, :4], names["x"][:, :, :4])
@@ -182,9 +186,8 @@ def objectives(page):
 
 def importing(page):
     from interop.official_files import SMALL, random_net, write
-    from models.test_hub import Hub
+    from models.test_hub import Hub, install
 
-    import edm2lite.models.hub
     from edm2lite.models.hub import save_pretrained
 
     page.finished_run()
@@ -193,9 +196,9 @@ def importing(page):
         for length in ("0.050", "0.100"):
             write(Path("00000-edm2-img512-xs", f"n-{kimg:07d}-{length}.pkl"), random_net(SMALL))
     hub = Hub()
-    page.monkeypatch.setattr(edm2lite.models.hub, "_huggingface_hub", lambda: hub)
+    install(page.monkeypatch, hub)
     hub.hf_hub_download = lambda repo_id, filename, revision: str(
-        save_pretrained(hub.content, "cache", licence="mit") / filename
+        save_pretrained(hub.content, "cache", license="mit") / filename
     )
     yield
     assert hub.made == {"me/edm2-digits": {"private": False, "exist_ok": True}}

@@ -16,7 +16,6 @@ from huggingface_hub import HfApi
 from edm2lite import load
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.ema import reconstruct, sigma_rel_to_gamma
-from edm2lite.models import hub as hub_module
 from edm2lite.models.hub import from_pretrained, push_to_hub, save_pretrained
 from edm2lite.models.model_card import model_card
 from edm2lite.network.unet import UNetConfig
@@ -32,7 +31,7 @@ def rows(card):
 
 def test_an_exported_average_comes_back_with_all_it_knows(run_dir, tmp_path):
     name = f"{run_dir}@sigma_rel=0.13"
-    folder = save_pretrained(name, tmp_path / "digits", licence="apache-2.0")
+    folder = save_pretrained(name, tmp_path / "digits", license="apache-2.0")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.safetensors"]
     original, back = load(name), from_pretrained(folder)
     for key, value in original.net.state_dict().items():
@@ -40,7 +39,7 @@ def test_an_exported_average_comes_back_with_all_it_knows(run_dir, tmp_path):
     assert back.encoder == original.encoder and back.identity == original.identity
     assert original.metadata.items() <= back.metadata.items()
     assert load(folder).identity == back.identity, "the folder is a model name too"
-    again = save_pretrained(back, tmp_path / "again", licence="mit", name="me/digits")
+    again = save_pretrained(back, tmp_path / "again", license="mit", name="me/digits")
     assert load(again).metadata == back.metadata
     card = (again / "README.md").read_text()
     assert "license: mit" in card and "from_pretrained('me/digits')" in card
@@ -48,7 +47,7 @@ def test_an_exported_average_comes_back_with_all_it_knows(run_dir, tmp_path):
 
 def test_the_card_states_length_time_error_coefficients_and_digests(run_dir, tmp_path):
     (built,) = reconstruct(run_dir, sigma_rel=0.13, out=tmp_path / "ema")
-    folder = save_pretrained(built.path, tmp_path / "digits", licence="cc-by-nc-sa-4.0")
+    folder = save_pretrained(built.path, tmp_path / "digits", license="cc-by-nc-sa-4.0")
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "cc-by-nc-sa-4.0" and front["library_name"] == "edm2lite"
@@ -69,10 +68,10 @@ def test_the_card_states_length_time_error_coefficients_and_digests(run_dir, tmp
 
 
 def test_raw_weights_and_half_precision_stay_what_they_are(run_dir, tmp_path):
-    folder = save_pretrained(run_dir, tmp_path / "raw", licence="mit")
+    folder = save_pretrained(run_dir, tmp_path / "raw", license="mit")
     assert rows((folder / "README.md").read_text())["EMA length (sigma_rel)"] == "none"
     (built,) = reconstruct(run_dir, gamma=7.0, out=tmp_path, dtype=torch.float16)
-    folder = save_pretrained(built.path, tmp_path / "half", licence="mit")
+    folder = save_pretrained(built.path, tmp_path / "half", license="mit")
     assert load_tensors(folder / "model.safetensors")[0]["unet.out_gain"].dtype == torch.float16
     assert load(folder).metadata["digest"] == load(built.path).metadata["digest"]
 
@@ -93,15 +92,17 @@ def test_what_a_file_says_cannot_break_out_of_its_place_in_the_card():
 class Hub:
     """The part of huggingface_hub that is used, without a network."""
 
-    class utils:
-        class HfHubHTTPError(RuntimeError, OSError):
-            pass
+    utils = types.SimpleNamespace(
+        HfHubHTTPError=type("HfHubHTTPError", (RuntimeError, OSError), {})
+    )
 
     def __init__(self, error=None):
         self.error, self.made, self.content = error, {}, None
 
-    def HfApi(self):
+    def api(self):
         return self
+
+    HfApi = api
 
     def create_repo(self, repo_id, **options):
         self.made[repo_id] = options
@@ -121,42 +122,39 @@ class Hub:
 
 def test_an_upload_sends_the_folder_and_reports_the_commit(run_dir):
     hub = Hub()
-    url = push_to_hub(f"{run_dir}@sigma_rel=0.1", "me/digits", licence="mit", private=True, hub=hub)
+    url = push_to_hub(f"{run_dir}@sigma_rel=0.1", "me/digits", license="mit", private=True, hub=hub)
     assert url == "https://hub/me/digits/commit/1"
     assert hub.made == {"me/digits": {"private": True, "exist_ok": True}}
     assert hub.content.identity == load(f"{run_dir}@sigma_rel=0.1").identity
+
+
+def install(monkeypatch, hub):
+    """Stand in for the package, as if it were installed."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
 
 
 @pytest.mark.parametrize(
     "error", [OSError("no\ntoken"), ValueError("no\ntoken"), RuntimeError("no token")]
 )
 def test_what_the_hub_refuses_is_said_in_one_line(run_dir, tmp_path, monkeypatch, error):
-    with pytest.raises(OSError, match="the Hub did not take the model .no token.") as caught:
-        push_to_hub(run_dir, "me/digits", licence="mit", hub=Hub(error))
+    with pytest.raises(OSError, match="the Hub did not accept the model .no token.") as caught:
+        push_to_hub(run_dir, "me/digits", license="mit", hub=Hub(error))
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(hub_module, "_huggingface_hub", lambda: Hub(error))
+    install(monkeypatch, Hub(error))
     with pytest.raises(FileNotFoundError, match="no folder me/digits, and the Hub .*: no token"):
         from_pretrained("me/digits")
-    words = [
-        "export",
-        str(run_dir),
-        "--out",
-        str(tmp_path / "a"),
-        "--licence",
-        "mit",
-        "--push",
-        "me/d",
-    ]
-    result = CliRunner().invoke(edm2lite, words)
-    assert result.exit_code == 1 and "did not take the model (no token): me/d" in result.output
+    words = ("export", run_dir, "--out", tmp_path / "a", "--license", "mit", "--push", "me/d")
+    result = CliRunner().invoke(edm2lite, [str(word) for word in words])
+    assert result.exit_code == 1 and "did not accept the model (no token): me/d" in result.output
 
 
 def test_a_repository_is_downloaded_and_loaded(run_dir, tmp_path, monkeypatch):
     hub = Hub()
-    hub.made["me/digits"] = save_pretrained(run_dir, tmp_path / "cache", licence="mit")
-    monkeypatch.setattr(hub_module, "_huggingface_hub", lambda: hub)
+    hub.made["me/digits"] = save_pretrained(run_dir, tmp_path / "cache", license="mit")
+    install(monkeypatch, hub)
     assert from_pretrained("me/digits", revision="main").identity == load(run_dir).identity
-    with pytest.raises(ValueError, match="revision is one of a repository"):
+    with pytest.raises(ValueError, match="revision must be left out for a folder"):
         from_pretrained(tmp_path / "cache", revision="main")
 
 
@@ -181,29 +179,29 @@ class Folder(Hub):
         return str(self.path / repo_id / filename)
 
 
-def test_what_is_pushed_to_a_local_directory_comes_back(run_dir, tmp_path, monkeypatch):
+def test_what_is_pushed_to_a_local_directory_comes_back(run_dir, tmp_path):
     hub, name = Folder(tmp_path / "hub"), f"{run_dir}@sigma_rel=0.13"
-    url = push_to_hub(name, "me/digits", licence="mit", hub=hub)
+    url = push_to_hub(name, "me/digits", license="mit", hub=hub)
     assert url == f"file://{tmp_path}/hub/me/digits"
-    monkeypatch.setattr(hub_module, "_huggingface_hub", lambda: hub)
     original = load(name)
-    for back in (from_pretrained("me/digits"), from_pretrained(tmp_path / "hub" / "me" / "digits")):
+    for source in ("me/digits", tmp_path / "hub" / "me" / "digits"):
+        back = from_pretrained(source, hub=hub)
         assert back.identity == original.identity
         for key, value in original.net.state_dict().items():
             assert torch.equal(back.net.state_dict()[key], value), key
     card = (tmp_path / "hub" / "me" / "digits" / "README.md").read_text()
     assert "from_pretrained('me/digits')" in card and "license: mit" in card
-    push_to_hub(name, "me/digits", licence="apache-2.0", hub=hub)  # a second commit replaces both
+    push_to_hub(name, "me/digits", license="apache-2.0", hub=hub)  # a second commit replaces both
     card = (tmp_path / "hub" / "me" / "digits" / "README.md").read_text()
     assert "license: apache-2.0" in card
 
 
 def test_without_the_extra_only_the_hub_itself_is_missing(run_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert from_pretrained(save_pretrained(run_dir, tmp_path, licence="mit"))
+    assert from_pretrained(save_pretrained(run_dir, tmp_path, license="mit"))
     for call in (
         lambda: from_pretrained("me/x"),
-        lambda: push_to_hub(run_dir, "me/x", licence="mit"),
+        lambda: push_to_hub(run_dir, "me/x", license="mit"),
     ):
         with pytest.raises(ImportError, match=r"edm2lite\[hub\]"):
             call()
@@ -214,7 +212,7 @@ def test_the_command_writes_a_folder_that_generates(run_dir, tmp_path):
         return CliRunner().invoke(edm2lite, [str(word) for word in words])
 
     name, folder = f"{run_dir}@sigma_rel=0.1", tmp_path / "digits"
-    result = run("export", name, "--licence", "mit", "--out", folder)
+    result = run("export", name, "--license", "mit", "--out", folder)
     assert result.exit_code == 0 and result.stdout.strip() == str(folder), result.output
     images = tmp_path / "images"
     result = run("generate", folder, name, "--seeds", "0-1", "--steps", 2, "--out", images)
@@ -225,13 +223,16 @@ def test_the_command_writes_a_folder_that_generates(run_dir, tmp_path):
     assert len(first) == len(second) == 2
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert (
-        "as the Hub calls it" in run("export", name, "--licence", "My own", "--out", folder).output
+        "as the Hub calls it" in run("export", name, "--license", "My own", "--out", folder).output
     )
     before = (folder / "README.md").read_bytes()
     (folder / "model.safetensors").unlink()
-    taken = run("export", name, "--licence", "mit", "--out", folder)
+    taken = run("export", name, "--license", "mit", "--out", folder)
     assert "README.md exists" in taken.output and (folder / "README.md").read_bytes() == before
     assert not (folder / "model.safetensors").exists()
-    assert run("export", name, "--out", folder).exit_code == 2
-    assert "no model at" in run("export", "nowhere", "--licence", "mit", "--out", "x").output
-    assert run("export", name, "--licence", "mit", "--out", folder, "--private").exit_code == 2
+    assert "Missing option '--license'" in run("export", name, "--out", folder).output
+    older = run("export", name, "--licence", "mit", "--out", tmp_path / "older")
+    assert older.exit_code == 0 and (tmp_path / "older" / "README.md").is_file()
+    assert "--licence" not in run("export", "--help").output
+    assert "no model at" in run("export", "nowhere", "--license", "mit", "--out", "x").output
+    assert run("export", name, "--license", "mit", "--out", folder, "--private").exit_code == 2

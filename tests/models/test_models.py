@@ -25,10 +25,10 @@ def test_names_work_where_folders_have_an_at_sign(run_dir, tmp_path):
     shutil.copytree(run_dir, folder)
     assert load(folder).identity == load(run_dir).identity
     assert load(f"{folder}@sigma_rel=0.05").metadata["sigma_rel"] == "0.05"
-    with pytest.raises(ValueError, match="is no file and must name its average"):
+    with pytest.raises(ValueError, match="is not a file and must name an average"):
         load(tmp_path / "me@lab" / "other.safetensors")
     for name in ("@sigma_rel=0.05", "run@", "run@sigma_rel=0.1,", "run@nimg"):
-        with pytest.raises(ValueError, match="must name its average"):
+        with pytest.raises(ValueError, match="must name an average"):
             load(name)
     with pytest.raises(FileNotFoundError, match="no model at .*nowhere; give"):
         load(tmp_path / "nowhere")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from edm2lite.network.conditioning import Conditioning
+from edm2lite.sampling.editing import Inpaint
 from edm2lite.sampling.guidance import (
     APG,
     Conditioned,
     Guided,
-    Inpaint,
     Mixed,
     Rescale,
     interval_steps,
@@ -55,8 +55,14 @@ def test_weight_one_never_calls_the_guide():
 @pytest.mark.parametrize(
     "bounds, steps",
     # as printed in arXiv 2404.07724, and the steps of 32 that were meant
-    [((0.19, 1.61), (17, 22)), ((0.28, 2.90), (15, 21)), ((0.60, 5.00), (13, 19))]
-    + [((0, math.inf), (0, 31)), ((0, 2.9), (15, 31)), ((0.002, 80), (0, 30))],
+    [
+        ((0.19, 1.61), (17, 22)),
+        ((0.28, 2.90), (15, 21)),
+        ((0.60, 5.00), (13, 19)),
+        ((0, math.inf), (0, 31)),
+        ((0, 2.9), (15, 31)),
+        ((0.002, 80), (0, 30)),
+    ],
 )
 def test_printed_intervals_mean_the_steps_that_were_meant(bounds, steps):
     assert interval_steps(karras_sigmas(32), *bounds) == steps
@@ -112,6 +118,16 @@ def test_one_network_is_called_once_for_both():
         x, user_sigmas([2, 1]),
     )  # fmt: skip
     torch.testing.assert_close(together, apart)
+
+
+def test_guidance_of_a_single_call_is_refused_where_it_depends_on_the_step():
+    x, sigma = torch.randn(SHAPE, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    D_main, D_guide = 0.9 * x / 1.49, 0.4 * x / 1.49  # 1 + sigma^2
+    got = Guided(shrink(0.9), shrink(0.4), 3.0)(x, sigma)
+    torch.testing.assert_close(got, D_main + 2 * (D_main - D_guide), rtol=1e-13, atol=0)
+    for more in ({"interval": (0, 1)}, {"apg": APG(momentum=-0.5)}):
+        with pytest.raises(ValueError, match="must take its denoisers from each_step"):
+            Guided(shrink(0.9), shrink(0.4), 3.0, **more)(x, sigma)
 
 
 def test_a_mixed_guide_combines_two_kinds_of_guidance():

@@ -1,7 +1,5 @@
 """What docs/compare.md says of the averages of other tools, seen on what is installed."""
 
-import inspect
-
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -75,10 +73,3 @@ def test_buffers_are_kept_as_the_page_says():
     assert len(others["diffusers"][1]()) == 1
     assert 8 < others["ema-pytorch"][1]()["seen"].item() < 10
     assert ours.state_dict_of(0.1)["seen"].item() == 10
-
-
-def test_post_hoc_snapshots_of_ema_pytorch_are_half_precision_unless_told_otherwise():
-    from ema_pytorch import PostHocEMA
-
-    default = inspect.signature(PostHocEMA).parameters["checkpoint_dtype"].default
-    assert default == torch.float16

@@ -1,4 +1,4 @@
-"""The commands as a person types them: help, the happy road, mistakes, interruption."""
+"""The commands as a person types them: help, results, mistakes, interruption."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -99,9 +100,10 @@ def test_results_have_the_type_of_the_snapshots_and_its_rounding_in_their_error(
         assert str(header.tensors["unet.out_gain"].dtype) == f"torch.{kind}"
         assert float(header.metadata["predicted_error"]) == rows[0]["predicted_error"]
         errors[kind] = rows[0]["predicted_error"]
-    # Relative RMS error of rounding to 11 bits, averaged over all mantissas (design, section 5).
     added = math.sqrt(errors["float16"] ** 2 - errors["float32"] ** 2)
-    assert added == pytest.approx(2.05e-4, rel=0.01)
+    weights = torch.cat([v.flatten() for v in load_tensors(info.path)[0].values()])
+    measured = (weights.half().float() - weights).norm() / weights.norm()
+    assert added == pytest.approx(measured.item(), rel=0.05)  # of 64 thousand numbers
 
 
 @pytest.mark.parametrize(

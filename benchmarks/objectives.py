@@ -1,7 +1,7 @@
-"""Digits under different objectives at equal cost, each with the EMA length that suits it.
+"""Digits under different objectives at equal cost, each with its best EMA length.
 
-The protocol of ``edm2lite demo``: 1000 steps of the digits preset, rebuilt averages of eight
-lengths, 1000 images for each in 16 steps of Heun's method. Started again, it continues.
+The protocol is that of ``edm2lite demo``: 1000 steps of the digits preset, reconstructed averages
+of eight lengths, 1000 images for each in 16 steps of Heun's method. Started again, it continues.
 
 Example:
   python benchmarks/objectives.py --out runs/objectives
@@ -62,7 +62,7 @@ def main(out: Path, num: int, lengths: str) -> None:
 
 
 def distances(path: Path) -> dict[str, float]:
-    """EMA length as it stands there ("" for the raw weights) -> Fréchet distance."""
+    """EMA length as written in the CSV file ("" for the raw weights) -> Fréchet distance."""
     with open(path, encoding="utf-8", newline="") as file:
         return {row["sigma_rel"]: float(row["value"]) for row in csv.DictReader(file)}
 

@@ -1,9 +1,9 @@
-"""What a training step spends on anything but the network: averages, logging, weights, files, data.
+"""Time that a training step spends outside the network: averages, logging, weights, files, data.
 
-The trainer itself runs, on random 64x64 images, with the width of the XXS preset; every part is
-timed inside its loop, by the clock and in processor time of the training thread (on a machine that
-does other things too, only the latter is to be trusted). A line is logged after every step and
-snapshots are written after every other one, far more often than in a real run.
+The trainer runs on random 64x64 images with the width of the XXS preset. Every part is timed inside
+its loop, by the clock and in processor time of the training thread (on a machine that does other
+things as well, trust only the latter). A line is logged after every step and snapshots are written
+after every second one, far more often than in a real run.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from PIL import Image
 
 from edm2lite.training import trainer as loop
 from edm2lite.training.config import load_config
-from edm2lite.training.monitor import Monitor
-from edm2lite.training.statistics import Figures
+from edm2lite.training.hooks import Status
+from edm2lite.training.sinks import ProgressBar
+from edm2lite.training.statistics import Statistics
 
 CLAIM = 0.05  # averages, logging and weight norm, of a step
 IMAGES = 256
 STEP = "forward, backward, Adam"
-PARTS = ("averages", "forced weight norm", "figures, bar, stats.jsonl")
+LOGGING = "statistics, bar, stats.jsonl"
+PARTS = ("averages", "forced weight norm", LOGGING)
 
 Times = dict[str, list[tuple[float, float]]]
 """Part -> seconds of every call, by the clock and of the processor."""
@@ -82,12 +84,12 @@ def train(run_dir: Path, data: Path, batch: int, microbatch: int, steps: int) ->
     timed(trainer.batches, "batch", "waiting for data", times)
     timed(trainer.ema, "update", "averages", times)
     timed(loop, "normalize_weights_", "forced weight norm", times)
-    timed(loop, "mend_gradients", "gradient norm and check", times)
+    timed(loop, "zero_nonfinite_gradients", "gradient norm and check", times)
     for owner, name in (
-        (Figures, "add_losses"), (Figures, "add_step"), (Figures, "finish"),
-        (Monitor, "report"), (Monitor, "advance"),
+        (Statistics, "add_losses"), (Statistics, "add_step"), (Status, "run"),
+        (ProgressBar, "advance"),
     ):  # fmt: skip
-        timed(owner, name, "figures, bar, stats.jsonl", times)
+        timed(owner, name, LOGGING, times)
     timed(trainer.outputs, "save_snapshots", "snapshot: call", times)
     timed(trainer.checkpoints, "save", "checkpoint: call", times)
     trainer.train()
@@ -97,7 +99,9 @@ def train(run_dir: Path, data: Path, batch: int, microbatch: int, steps: int) ->
 @click.command()
 @click.option("--batch", default=32, show_default=True, help="Images per step.")
 @click.option("--microbatch", default=8, show_default=True, help="Images per forward pass.")
-@click.option("--steps", default=5, show_default=True, help="Of which the first is not counted.")
+@click.option(
+    "--steps", default=5, show_default=True, help="Number of steps; the first is not counted."
+)
 @click.option("--threads", default=0, help="CPU threads. [default: as torch chooses]")
 def main(batch: int, microbatch: int, steps: int, threads: int) -> None:
     """Time the parts of a training step and print a Markdown table.
@@ -129,7 +133,7 @@ def print_table(times: Times, steps: int, title: str) -> dict[str, tuple[float, 
         sums = [tuple(map(sum, zip(*group, strict=True))) for group in rounds]
         medians[part] = tuple(map(statistics.median, zip(*(sums[1:] or sums), strict=True)))
     whole = medians[STEP]
-    medians["**averages + weight norm + figures**"] = tuple(
+    medians["**averages + weight norm + logging**"] = tuple(
         map(sum, zip(*(medians[part] for part in PARTS), strict=True))
     )
     click.echo(f"{title}, {steps} steps,")

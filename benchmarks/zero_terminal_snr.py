@@ -1,4 +1,4 @@
-"""What zero terminal SNR is for: digits on black and on white, trained with it and without.
+"""The effect of zero terminal SNR: digits on black and on white, trained with it and without.
 
 Even classes are white on black, odd ones black on white, so that the mean brightness of an image
 follows from its class. A schedule that ends at a finite level lets training see that brightness
@@ -40,7 +40,7 @@ RESCALED = {"guidance": 3.0, "rescale": 0.7}
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default="runs/zero_terminal_snr")
 @click.option("--num", default=20, show_default=True, help="Images per class.")
-@click.option("--steps", default=10, show_default=True, help="Of Heun's method.")
+@click.option("--steps", default=10, show_default=True, help="Number of steps of Heun's method.")
 @click.option("--picture", type=click.Path(path_type=Path), help="[default: OUT/samples.png]")
 def main(out: Path, num: int, steps: int, picture: Path | None) -> None:
     """Train both, print the mean brightness of each class, and draw samples."""

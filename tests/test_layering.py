@@ -49,6 +49,15 @@ SUBCLASSES = (  # modules with a subclass of what an extra has; they are importe
     "edm2lite.integrations.lightning",
     "edm2lite.integrations.transformers",
 )
+TORCH_DISTRIBUTED = {
+    "edm2lite.ema.shards": "averages of sharded weights are sharded like them (DTensor)",
+    "edm2lite.integrations.recorder": "restores averages into shards (DTensor)",
+    "edm2lite.training.checkpoint": "the format of checkpoints (torch.distributed.checkpoint)",
+    "edm2lite.training.distributed": "how torchrun is met: its store, its record of errors",
+    "edm2lite.training.parallel": "shards the network (FSDP2)",
+    "edm2lite.training.staging": "copies shards to host memory (DTensor)",
+    "edm2lite.training.state": "state dicts of a sharded network and its optimizer",
+}
 TORCH_FREE = (
     "edm2lite",
     "edm2lite.config_file",
@@ -148,9 +157,19 @@ def test_the_package_of_integrations_loads_no_framework():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_only_one_file_talks_to_torch_distributed():
-    users = {path.name for path in files() if "torch.distributed" in imports(path)}
-    assert users == {"distributed.py"}
+def test_processes_talk_to_each_other_in_one_module():
+    """Groups and collective operations; the root of torch.distributed has nothing else."""
+    users = {module_name(path) for path in files() if "torch.distributed" in imports(path)}
+    assert users == {"edm2lite.training.distributed"}
+
+
+def test_what_else_torch_distributed_has_is_used_for_a_reason():
+    users = {
+        module_name(path)
+        for path in files()
+        if any(module.startswith("torch.distributed.") for module in imports(path))
+    }
+    assert users == set(TORCH_DISTRIBUTED)
 
 
 # The oracle of these tests is the graph; what follows is its own oracle, on files made for it.

@@ -55,6 +55,9 @@ def read_stats(run_dir: Path) -> list[Line]:
 def plot_run(path: Path, lines: Sequence[Line], title: str) -> None:
     """Draw the loss, its split over noise levels, the learning rate, the gradient norm and speed.
 
+    A run with validation gets two more panels: the loss on held-out images over time, and by noise
+    level at the end, of the raw weights and of every average.
+
     Args:
         path: Name of the PNG file.
         lines: Statistics of the run, from :func:`read_stats`.
@@ -70,8 +73,10 @@ def plot_run(path: Path, lines: Sequence[Line], title: str) -> None:
         >>> path.is_file()
         True
     """
-    figure = new_figure((13, 7), dpi=110)
-    axes = figure.subplots(2, 3)
+    validated = [line for line in lines if "validation" in line]
+    columns = 4 if validated else 3
+    figure = new_figure((13 * columns / 3, 7), dpi=110)
+    axes = figure.subplots(2, columns)
     figure.suptitle(title)
     _over_time(axes[0, 0], lines, "loss", "loss per element", log=False)
     _by_level(axes[0, 1], lines)
@@ -80,6 +85,9 @@ def plot_run(path: Path, lines: Sequence[Line], title: str) -> None:
     _over_time(axes[1, 1], lines, "grad_norm", "gradient norm", log=True)
     _over_time(axes[1, 2], lines, "img_per_sec", "images per second", log=False)
     axes[1, 2].set_ylim(bottom=0)
+    if validated:
+        _validation(axes[0, 3], validated)
+        _validation_by_level(axes[1, 3], validated[-1])
     figure.tight_layout()
     save_figure(path, figure, crop=False)
 
@@ -120,6 +128,27 @@ def _uncertainty(axes: Axes, lines: Sequence[Line]) -> None:
             title=f"at {format_amount(found[-1]['nimg'])} images", frameon=False, fontsize=8
         )
     _label(axes, "ln sigma", "uncertainty")
+
+
+def _validation(axes: Axes, lines: Sequence[Line]) -> None:
+    marker = "o" if len(lines) < 2 else ""
+    for name in lines[-1]["validation"]:
+        found = [(s["nimg"], s["validation"][name]) for s in lines if name in s["validation"]]
+        axes.plot([n for n, _ in found], [v for _, v in found], marker=marker, lw=1.2, label=name)
+    axes.set_yscale("log")
+    _label(axes, "images seen", "validation loss, mean over levels")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _validation_by_level(axes: Axes, line: Line) -> None:
+    for name, by_level in line["validation_at"].items():
+        levels = [float(level.removeprefix("sigma ")) for level in by_level]
+        axes.plot(levels, list(by_level.values()), "o-", ms=3, lw=1, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _label(axes, "sigma", "validation loss")
+    title = f"at {format_amount(line['nimg'])} images"
+    axes.legend(title=title, frameon=False, fontsize=8)
 
 
 def _points(line: Line, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

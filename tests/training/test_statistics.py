@@ -1,4 +1,4 @@
-"""Statistics of a tick against NumPy; the uncertainty head; curves."""
+"""Statistics of a tick against NumPy; the uncertainty head."""
 
 import json
 import math
@@ -6,16 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from conftest import tiny_config
-from PIL import Image
 
 from edm2lite.diffusion.noise_density import LogNormal
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond
 from edm2lite.network.layers import normalize_weights_
-from edm2lite.plotting.run_curves import plot_run, read_stats
-from edm2lite.tools.plot import main as plot
 from edm2lite.training.optimizer import GradientCheck
 from edm2lite.training.statistics import NUM_LEVELS, Statistics
 
@@ -87,27 +83,3 @@ def test_uncertainty_trained_on_fixed_losses_becomes_the_log_of_the_weighted_los
     goal = torch.log(weight * (0.1 + sigma))
     # Adam with a rate that falls to 0 comes to the minimum; five values, 128 features
     torch.testing.assert_close(net.logvar(sigma).detach(), goal, atol=2e-3, rtol=0)
-
-
-def test_curves_are_drawn_from_the_lines_of_a_run(run_dir, tmp_path):
-    done = CliRunner().invoke(plot, [str(run_dir), "--out", str(tmp_path / "a.png")])
-    assert done.exit_code == 0, done.output
-    assert done.output.strip() == str(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (1430, 770)
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    blue = (np.abs(pixels - [31, 119, 180]).sum(2) < 90).reshape(2, 385, -1)
-    panels = [part.any() for row in blue for part in np.array_split(row, 3, axis=1)]
-    assert all(panels)  # a line in each of the six
-    plot_run(tmp_path / "b.png", read_stats(run_dir), str(run_dir) + ", 1280 images")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_a_run_without_lines_is_explained(tmp_path):
-    for text, message in (
-        (None, "there is no"), ("", "has no line yet"), ('{"a": 1}\n{"b"', "line 2 of"),
-    ):  # fmt: skip
-        if text is not None:
-            (tmp_path / "stats.jsonl").write_text(text)
-        done = CliRunner().invoke(plot, [str(tmp_path)])
-        assert done.exit_code == 1 and message in done.output and "Traceback" not in done.output

@@ -140,9 +140,9 @@ class Precond(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The network F."""
-        net = self._modules[self.config.backbone.tensor_prefix]
-        assert isinstance(net, Backbone)
-        return net
+        net: Any = self._modules[self.config.backbone.tensor_prefix]
+        backbone: Backbone = net
+        return backbone
 
     def forward(
         self,

@@ -41,6 +41,7 @@ DOCUMENTED = (
     "edm2lite.interop.edm2",
     "edm2lite.interop.ema_pytorch",
     "edm2lite.interop.formats",
+    "edm2lite.kinds",
     "edm2lite.lazy",
     "edm2lite.messages",
     "edm2lite.plotting.figure",

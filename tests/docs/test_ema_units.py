@@ -96,7 +96,7 @@ def test_the_commands_of_the_units_page_run_and_its_tables_are_theirs(tmp_path, 
     assert table == rows("--sigma-rel", ",".join(row[0] for row in table[1:]))
     checked = 0
     for at, batch, half_life, sigma_rel, *gamma in cells[start + 12 :]:
-        count, unit = at.split()
+        count, _ = at.split()
         size = 1 if batch == "any" else batch
         arguments = ("--decay", 0.9999, "--at", count, "--batch", size)
         if sigma_rel.startswith("refused: 21 %"):

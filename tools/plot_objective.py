@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._cli import table, plugin_option, user_errors
+from ._cli import plugin_option, table, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.diffusion.objective import Objective

@@ -10,9 +10,9 @@ from conftest import tiny_config
 from torch import nn
 
 from edm2lite.diffusion.precond import Precond
+from edm2lite.network.block import Block
 from edm2lite.network.layers import MPConv, mp_weights, normalize_weights_
 from edm2lite.network.magnitudes import Meter, by_bucket, copies, read_log, relative_updates
-from edm2lite.network.block import Block
 from edm2lite.training.config import load_config
 from edm2lite.training.trainer import Trainer
 

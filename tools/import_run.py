@@ -17,7 +17,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("source", type=_PATH, metavar="FILE.pkl|FOLDER")
+@click.argument("source", type=_PATH, metavar="FILE|FOLDER")
 @click.option("--out", type=_PATH, help="Output file or folder. [default: beside the source]")
 @click.option("--batch-size", type=COUNT, help="Images per step. [default: 2048; ema-pytorch: 1]")
 @click.option("--sigma-rel", type=FLOATS, help="ema-pytorch: widths in the order of training.")
@@ -28,6 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--skip-unusable", is_flag=True, help="ema-pytorch: leave out averages that cannot be used."
 )
+@click.option("--importer", metavar="MODULE:FUNCTION", help="Read FILE by a function of yours.")
 @user_errors
 def main(
     source: Path,
@@ -37,6 +38,7 @@ def main(
     gamma: list[float] | None,
     update_every: int | None,
     skip_unusable: bool,
+    importer: str | None,
 ) -> None:
     """Import networks and snapshots of official EDM2 or of ema-pytorch.
 
@@ -45,13 +47,24 @@ def main(
     the checkpoint folder of ema-pytorch's PostHocEMA (<index>.<step>.pt), whose files do not record
     what they hold: give the settings of training. Nothing in any file is executed.
 
+    Any other FILE is read by a function of yours, see docs/extending.md.
+
     \b
     Examples:
       edm2lite import edm2-img64-s-1073741-0.075.pkl --out edm2-img64-s.safetensors
       edm2lite import 00000-edm2-img512-xs --out runs/xs
       edm2lite import post-hoc-ema-checkpoints --out runs/imported --sigma-rel 0.05,0.28 \\
           --update-every 10 --batch-size 256 --skip-unusable
+      edm2lite import theirs.npz --importer my_importer:read --out theirs.safetensors
     """
+    settings = [batch_size, sigma_rel, gamma, update_every, skip_unusable or None]
+    if importer is not None:
+        if settings != [None] * 5:
+            raise click.UsageError("--importer reads everything from the file: give only --out")
+        from edm2lite.interop.importers import import_with
+
+        click.echo(import_with(importer, source, out))
+        return
     from edm2lite.interop import edm2, ema_pytorch
     from edm2lite.interop.formats import written_by
 

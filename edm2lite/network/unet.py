@@ -133,6 +133,9 @@ class UNet(Backbone):
 
     config: UNetConfig
 
+    block_class: ClassVar[type[Block]] = Block
+    """Class of the residual blocks; a subclass of the network may have another one."""
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
@@ -201,7 +204,7 @@ class UNet(Backbone):
     ) -> Block:
         """A block with what all blocks of the network have in common."""
         config = self.config
-        return Block(
+        return self.block_class(
             in_channels,
             out_channels,
             emb_channels=config.emb_channels,
@@ -218,19 +221,20 @@ class UNet(Backbone):
         _, *encoder = self.enc.values()
         return [*encoder, *self.dec.values()]
 
-    def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
+    def embed(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """Embedding of noise level and class, which modulates every block.
 
         Args:
             c_noise: [N] float32.
-            label: [N] class indices or [N, label_dim] vectors; without it a conditional network
-                sees the zero vector, as in EDM2.
+            conditioning: What the network is told. Without ``label`` a conditional network sees the
+                zero vector, as in EDM2.
 
         Returns:
-            [N, C_emb] float32.
+            [N, C_emb] float32, of magnitude 1.
         """
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
+            label = conditioning.get("label")
             vectors = emb.new_zeros(1, self.config.label_dim)
             if label is not None:
                 vectors = ClassLabel(self.config.label_dim).vectors(label)
@@ -240,7 +244,7 @@ class UNet(Backbone):
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""
-        emb = self.embed(c_noise, conditioning.get("label"))
+        emb = self.embed(c_noise, conditioning)
         image = conditioning.get("image")
         inputs = [x] if image is None else [x, image.to(x.dtype)]
         x = torch.cat([*inputs, torch.ones_like(x[:, :1])], dim=1)

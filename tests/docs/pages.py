@@ -114,6 +114,16 @@ def run(line):
     return result.output
 
 
+def is_file(block):
+    """Whether the first line of a Python block names a file."""
+    return block.language == "python" and re.fullmatch(r"# \w+\.py", block.name) is not None
+
+
+def save(block):
+    """Write a Python block to the file that its first line names."""
+    Path(block.name.removeprefix("# ")).write_text(block.text, encoding="utf-8")
+
+
 def configure(block):
     """A block of YAML: written, if a comment names its file; else part of a configuration."""
     if named := re.match(r"# ([\w-]+\.yaml)", block.text):

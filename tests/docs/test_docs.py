@@ -8,7 +8,20 @@ import click
 import pytest
 import test_examples
 from page_needs import NEEDS, Page
-from pages import COMMANDS, DOCS, MODULES, PAGES, PROGRAMS, blocks, check, configure, prose, run
+from pages import (
+    COMMANDS,
+    DOCS,
+    MODULES,
+    PAGES,
+    PROGRAMS,
+    blocks,
+    check,
+    configure,
+    is_file,
+    prose,
+    run,
+    save,
+)
 
 LIST = (DOCS.parent / "tests/commands_not_run.txt").read_text(encoding="utf-8")
 REASONS = set(re.findall(r"^#   (\w+)  ", LIST, re.M))
@@ -34,6 +47,7 @@ def with_blocks():
 @pytest.mark.parametrize("name", list(with_blocks()))
 def test_the_page_runs_as_written(name, request, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     page = Page(request, monkeypatch)
     course = NEEDS[name](page) if name in NEEDS else iter(())
     next(course, None)
@@ -42,6 +56,8 @@ def test_the_page_runs_as_written(name, request, tmp_path, monkeypatch, capsys):
             for line in block.commands:
                 if line not in NOT_RUN and line not in test_examples.SHOWN:
                     page.printed[line] = run(page.small(line))
+        elif is_file(block):
+            save(block)
         elif block.language == "python" and not (block.name in NOT_RUN or is_excerpt(block)):
             exec(compile(block.text, name, "exec"), page.names)
             page.printed[block.name] = capsys.readouterr().out

@@ -243,7 +243,7 @@ def test_continuous_condition_of_norm_one_keeps_the_embedding_at_magnitude_one()
     config = UNetConfig(**{**UNET.__dict__, "label_dim": 64, "model_channels": 64})
     net = Precond(PrecondConfig(backbone=config))
     vectors = nn.functional.normalize(torch.randn(512, 64), dim=1)
-    emb = net.backbone.embed(torch.randn(512), vectors)
+    emb = net.backbone.embed(torch.randn(512), Conditioning.of(vectors))
     assert emb.square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ class Precond(nn.Module):
         super().__init__()
         self.config = config
         self.is_prepared = False
-        self.add_module(config.backbone.tensor_prefix, config.backbone.build())
+        self._modules[config.backbone.tensor_prefix] = config.backbone.build()  # may be "backbone"
         self.logvar_fourier = MPFourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1)
         normalize_weights_(self)
@@ -139,8 +139,7 @@ class Precond(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The network F."""
-        net: Backbone = getattr(self, self.config.backbone.tensor_prefix)
-        return net
+        return cast(Backbone, self._modules[self.config.backbone.tensor_prefix])
 
     def forward(
         self,

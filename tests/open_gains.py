@@ -1,12 +1,13 @@
-"""A network whose every layer reaches the output, as gains of 0 at initialisation do not let it."""
+"""A network whose every layer reaches the output, which gains of 0 at initialization prevent."""
 
 import torch
 
-from edm2lite.diffusion.precond import Precond
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 
 
-def open_network(config):
-    net = Precond(config)
+def open_network(backbone, **settings):
+    """A denoiser of that backbone with every gain at 0.7; settings are those of PrecondConfig."""
+    net = Precond(PrecondConfig(backbone=backbone, **settings))
     with torch.no_grad():
         for name, p in net.named_parameters():
             if name.endswith("gain"):

@@ -79,8 +79,11 @@ def fourier(x, freqs, phases):
     return np.sqrt(2) * np.cos(np.outer(x, freqs) + phases)
 
 
-def unet(state, x, c_noise, one_hot, head_channels):
-    """F_x; ``state`` holds the weights as 'enc.8x8_conv.weight' and so on."""
+def unet(state, x, c_noise, one_hot, head_channels, image=None):
+    """F_x; ``state`` holds the weights as 'enc.8x8_conv.weight' and so on.
+
+    A condition image joins the input as further channels, before the channel of ones.
+    """
     emb = conv(
         fourier(c_noise, state["emb_fourier.freqs"], state["emb_fourier.phases"]),
         state["emb_noise.weight"],
@@ -89,7 +92,8 @@ def unet(state, x, c_noise, one_hot, head_channels):
         label = conv(one_hot * np.sqrt(one_hot.shape[1]), state["emb_label.weight"])
         emb = mp_sum(emb, label, 0.5)
     emb = silu(emb)
-    x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
+    ones = np.ones_like(x[:, :1])
+    x = np.concatenate([x, ones] if image is None else [x, image, ones], axis=1)
     skips = []
     for side in ("enc", "dec"):
         names = dict.fromkeys(k.split(".")[1] for k in state if k.startswith(side + "."))

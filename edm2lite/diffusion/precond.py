@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +140,7 @@ class Precond(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The network F."""
-        net: Any = self._modules[self.config.backbone.tensor_prefix]
-        backbone: Backbone = net
-        return backbone
+        return cast(Backbone, self._modules[self.config.backbone.tensor_prefix])
 
     def forward(
         self,

@@ -54,7 +54,7 @@ def count_macs(config: BackboneConfig, height: int | None = None, width: int | N
     Example:
         >>> from edm2lite.network.unet import UNetConfig
         >>> count_macs(UNetConfig(img_resolution=64, img_channels=4, model_channels=64)).total
-        14146969600
+        11344773120
     """
     saved: list[int] = []
 

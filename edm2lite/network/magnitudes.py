@@ -219,8 +219,8 @@ def relative_updates(module: nn.Module, before: Mapping[str, Tensor]) -> dict[st
         >>> net = nn.Sequential(nn.Linear(2, 2))
         >>> before = copies(net)
         >>> _ = net[0].weight.data.mul_(1.25)
-        >>> relative_updates(net, before)
-        {'0': 0.25}
+        >>> f"{relative_updates(net, before)['0']:.4f}"
+        '0.2500'
     """
     change = {}
     for name, old in before.items():

@@ -128,7 +128,7 @@ class UNet(Backbone):
         >>> net = UNet(config)
         >>> F_x = net(torch.randn(2, 1, 8, 8), torch.zeros(2), Conditioning())
         >>> F_x.shape, len(net.blocks())
-        (torch.Size([2, 1, 8, 8]), 9)
+        (torch.Size([2, 1, 8, 8]), 10)
     """
 
     config: UNetConfig

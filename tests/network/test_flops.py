@@ -1,6 +1,9 @@
-"""Multiply-accumulates of the presets against the paper's table."""
+"""Multiply-accumulates of the presets against the paper's table, and of any other network."""
+
+import dataclasses
 
 import pytest
+from plain_backbone import MLPConfig
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.network.flops import count_macs
@@ -23,6 +26,21 @@ def test_convolutions_are_those_of_the_paper_to_its_last_digit(channels):
 
 def test_matrix_products_of_the_largest_preset():
     assert count_macs(config(448).backbone).matmul / 1e9 == pytest.approx(1.428, abs=5e-4)
+
+
+def test_a_condition_image_costs_its_channels_in_the_first_convolution():
+    plain = UNetConfig(img_resolution=16, img_channels=4, label_dim=3, model_channels=64)
+    told = dataclasses.replace(plain, cond_channels=2)
+    extra = count_macs(told).convolution - count_macs(plain).convolution
+    assert extra == 9 * 2 * 64 * 16 * 16  # 3x3 weights from 2 to 64 channels, for every pixel
+    assert count_macs(told).matmul == count_macs(plain).matmul
+
+
+def test_any_backbone_can_be_counted():
+    config = MLPConfig(img_resolution=4, img_channels=2, width=10, num_classes=3)
+    macs = count_macs(config)
+    assert macs.convolution == 0
+    assert macs.matmul == (32 + 1 + 3) * 10 + 2 * 10 * 10 + 10 * 32
 
 
 def test_cost_follows_the_number_of_pixels():

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from plain_backbone import MLPConfig
 from torch import nn
 
-from edm2lite.diffusion.precond import Precond
+from edm2lite.diffusion.measure import measure_denoiser
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.network.block import Block
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.layers import MPConv, mp_weights, normalize_weights_
 from edm2lite.network.magnitudes import Meter, by_bucket, copies, read_log, relative_updates
+from edm2lite.network.unet import UNetConfig
 from edm2lite.training.config import load_config
 from edm2lite.training.trainer import Trainer
 
@@ -53,6 +57,62 @@ def test_vectors_are_measured_over_samples():
     layer = meter.magnitudes()[-1]
     assert layer.resolution == ""
     assert layer.activation == pytest.approx(y.square().mean(0).sqrt().mean().item(), rel=1e-4)
+
+
+def test_any_backbone_can_be_measured():
+    config = MLPConfig(img_resolution=4, img_channels=2, width=24, num_classes=3)
+    net = Precond(PrecondConfig(backbone=config))
+    images, labels = torch.randn(96, 2, 4, 4) * 0.5, torch.arange(96) % 3
+    kept = {}
+    for i, block in enumerate(net.backbone.hidden):
+        block.register_forward_hook(lambda m, args, out, i=i: kept.setdefault(i, []).append(out))
+    found = {
+        m.name.removeprefix("backbone."): m
+        for m in measure_denoiser(net, images, Conditioning.of(labels))
+    }
+    assert [name for name, m in found.items() if m.is_block] == ["hidden.0", "hidden.1"]
+    assert set(found) - {"hidden.0", "hidden.1"} == {
+        "first", "hidden.0.0", "hidden.0.2", "hidden.1.0", "hidden.1.2", "last",
+    }  # fmt: skip
+    for i, outputs in kept.items():
+        features = torch.cat(outputs).detach().numpy()
+        rms = np.sqrt(np.mean(features**2, axis=0))
+        assert found[f"hidden.{i}"].activation == pytest.approx(rms.mean(), rel=1e-5)
+        assert found[f"hidden.{i}"].largest == pytest.approx(rms.max(), rel=1e-5)
+    # rows of nn.Linear are uniform within 1 / sqrt(fan_in): of norm 1 / sqrt(3)
+    assert found["last"].weight == pytest.approx(3**-0.5, rel=0.05)
+    assert found["hidden.0.0"].weight == 1  # the factors of a layer norm
+    assert set(by_bucket(found.values())) == {"hidden"}
+    before = copies(net)
+    with torch.no_grad():
+        net.backbone.last.weight.mul_(1.5)
+    assert relative_updates(net, before)["backbone.last"] == pytest.approx(0.5)
+
+
+def test_features_of_tokens_are_their_last_dimension():
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), torch.randn(5, 7, 4)
+    with Meter(net) as meter:
+        y = net(x)
+    *_, layer = meter.magnitudes()
+    rms = np.sqrt(np.mean(y.detach().numpy() ** 2, axis=1)).mean(0)  # over tokens, then samples
+    assert layer.resolution == "7"
+    assert (layer.activation, layer.largest) == pytest.approx((rms.mean(), rms.max()), rel=1e-5)
+
+
+def test_networks_with_a_condition_image_are_measured():
+    config = UNetConfig(
+        img_resolution=8, img_channels=1, cond_channels=2, model_channels=16, channel_mult=(1,),
+        num_blocks=1, attn_resolutions=(), head_channels=16,
+    )  # fmt: skip
+    net, image = Precond(PrecondConfig(backbone=config)), torch.randn(6, 2, 8, 8)
+    images = torch.randn(6, 1, 8, 8) * 0.5
+    found = measure_denoiser(net, images, Conditioning({"image": image}), batch_size=4)
+    louder = measure_denoiser(net, images, Conditioning({"image": image * 9}), batch_size=4)
+    quiet, loud = (
+        next(m.activation for m in layers if m.name == "unet.enc.8x8_conv")
+        for layers in (found, louder)
+    )
+    assert loud > 3 * quiet
 
 
 def test_layers_out_of_the_regime_are_flagged_and_closed_gains_are_not():

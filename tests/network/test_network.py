@@ -1,27 +1,32 @@
 """Layers, U-Net and preconditioning against float64 NumPy, closed forms and published counts."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import reference_network as ref
 import torch
+from open_gains import open_network
 
 from edm2lite.diffusion.precond import Precond, PrecondConfig, Scalings
 from edm2lite.network.attention import cosine_attention
 from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.kernels.prepared import PreparedConv
+from edm2lite.network.kernels.unit_rms import EPS, unit_rms
 from edm2lite.network.layers import (
-    EPS,
     MPConv,
     MPFourier,
     MPUpConv,
+    mp_weights,
+    normalize_weights_,
+)
+from edm2lite.network.operations import (
     mp_cat,
     mp_silu,
     mp_sum,
-    mp_weights,
-    normalize_weights_,
+    mp_sum_of_shares,
     pixel_norm,
-    unit_rms,
     upsample,
 )
 from edm2lite.network.unet import UNetConfig
@@ -35,16 +40,6 @@ COUNTS = {
     64: 31_309_029, 128: 124_713_253, 192: 280_212_837, 256: 497_807_781, 320: 777_498_085,
     384: 1_119_283_749, 448: 1_523_164_773,
 }  # fmt: skip
-
-
-def net_with_open_gains(config=SMALL):
-    """Float64, gains away from their initial zero, so that every path reaches the output."""
-    net = Precond(PrecondConfig(backbone=config)).double()
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            if name.endswith("gain"):
-                p.fill_(0.7)
-    return net
 
 
 def as_numpy(module):
@@ -74,9 +69,10 @@ def test_edm2_wiring_has_36_blocks_and_15_attend():
 
 
 @pytest.mark.parametrize("labels", [True, False])
-def test_network_equals_the_numpy_reference(labels):
-    net = net_with_open_gains()
-    x, c_noise = torch.randn(3, 2, 8, 8, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+@pytest.mark.parametrize("size", [(8, 8), (4, 12)])
+def test_network_equals_the_numpy_reference(labels, size):
+    net = open_network(SMALL).double()
+    x, c_noise = torch.randn(3, 2, *size).double(), torch.randn(3).double()
     one_hot = torch.eye(5, dtype=torch.float64)[[0, 3, 4]] if labels else torch.zeros(3, 5).double()
     got = net.unet(x, c_noise, Conditioning.of(one_hot if labels else None))
     state = as_numpy(net.unet)
@@ -85,10 +81,19 @@ def test_network_equals_the_numpy_reference(labels):
     np.testing.assert_allclose(got.detach().numpy(), expected, atol=2e-6)
 
 
-def test_non_square_input_keeps_its_shape():
-    net = net_with_open_gains().float()
-    x = torch.randn(1, 2, 4, 12)
-    assert net(x, 1.0, torch.tensor([1])).shape == x.shape
+def test_denoiser_sees_the_condition_image_as_it_is_beside_the_scaled_input():
+    net = open_network(dataclasses.replace(SMALL, cond_channels=3))
+    x, image = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 8, 8)
+    sigma, labels = torch.tensor([0.3, 4.0]), torch.tensor([1, 4])
+    got = net(x, sigma, Conditioning({"label": labels, "image": image}))
+    x, level = x.double().numpy(), sigma.double().numpy()
+    total = (level**2 + 0.25)[:, None, None, None]  # Eqs. 5 to 8 with sigma_data = 0.5
+    F_x = ref.unet(
+        as_numpy(net.unet), x / np.sqrt(total), np.log(level) / 4, np.eye(5)[labels], 16,
+        image.double().numpy(),
+    )  # fmt: skip
+    expected = 0.25 / total * x + level[:, None, None, None] * 0.5 / np.sqrt(total) * F_x
+    np.testing.assert_allclose(got.detach().numpy(), expected, atol=2e-5)  # float32 throughout
 
 
 @pytest.mark.parametrize("kernel", [(), (1, 1), (3, 3)])
@@ -112,8 +117,8 @@ def test_doubling_convolution_is_the_convolution_of_doubled_pixels(size):
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)  # weight norm is float32
     with torch.no_grad():
-        up.float().prepare(torch.float32)
-        torch.testing.assert_close(up(x.float()), plain.float()(upsample(x.float())))
+        prepared = PreparedConv(up, torch.float32)
+        torch.testing.assert_close(prepared(x.float()), plain.float()(upsample(x.float())))
 
 
 def test_output_and_gradient_ignore_the_length_of_the_weight():
@@ -128,7 +133,7 @@ def test_output_and_gradient_ignore_the_length_of_the_weight():
     assert (radial / length).max() < 1e-4  # tangential, up to eps
 
 
-def test_forced_normalisation_sets_rows_to_rms_one_and_spares_gains():
+def test_forced_normalization_sets_rows_to_rms_one_and_spares_gains():
     net = Precond(PrecondConfig(backbone=SMALL))
     with torch.no_grad():
         for p in net.parameters():
@@ -142,7 +147,7 @@ def test_forced_normalisation_sets_rows_to_rms_one_and_spares_gains():
     assert sum(1 for _ in mp_weights(net)) + len(gains) == len(list(net.parameters()))
 
 
-def test_forced_normalisation_leaves_rows_of_zeros():
+def test_forced_normalization_leaves_rows_of_zeros():
     layer = MPConv(4, 2)
     with torch.no_grad():
         layer.weight[0] = 0
@@ -180,12 +185,18 @@ def test_mp_sum_and_mp_cat_weights():
     assert y[0, -1].item() == pytest.approx(1.080123, abs=1e-6)
 
 
+def test_a_branch_that_carries_its_share_is_added_as_in_mp_sum():
+    a, b = torch.randn(2, 1000)
+    share = 0.3 / math.sqrt(0.7**2 + 0.3**2)  # Eq. 88
+    torch.testing.assert_close(mp_sum_of_shares(a, b * share, 0.3), mp_sum(a, b, 0.3))
+
+
 def test_fourier_features_have_rms_one():
     y = MPFourier(4096)(torch.tensor([0.3, -1.7]))
     torch.testing.assert_close(y.square().mean(1), torch.ones(2), atol=0.05, rtol=0)
 
 
-def test_attention_of_one_pixel_returns_its_normalised_value():
+def test_attention_of_one_pixel_returns_its_normalized_value():
     qkv = torch.randn(2, 3 * 32, 1, 1)
     v = qkv.reshape(2, 3, 2, 16)[:, 2]
     expected = unit_rms(v, 2).reshape(2, 32, 1, 1)
@@ -199,21 +210,21 @@ def test_preconditioning_vectors():
         np.testing.assert_allclose(got, values, atol=1e-6)
 
 
-def test_network_is_c_skip_x_at_initialisation():
+def test_network_is_c_skip_x_at_initialization():
     net = Precond(PrecondConfig(backbone=SMALL))
     x = torch.randn(2, 2, 8, 8)
     torch.testing.assert_close(net(x, 1.0, torch.tensor([0, 1])), 0.2 * x)
 
 
 def test_class_indices_and_one_hot_vectors_agree():
-    net = net_with_open_gains().float()
+    net = open_network(SMALL)
     x, sigma = torch.randn(3, 2, 8, 8), torch.tensor([0.1, 1.0, 10.0])
     labels = torch.tensor([4, 0, 2])
     torch.testing.assert_close(net(x, sigma, labels), net(x, sigma, torch.eye(5)[labels]))
 
 
 def test_class_minus_one_is_no_class():
-    net = net_with_open_gains().float()
+    net = open_network(SMALL)
     x, sigma = torch.randn(2, 2, 8, 8), torch.tensor([0.3, 2.0])
     mixed = net(x, sigma, torch.tensor([3, -1]))
     torch.testing.assert_close(mixed[:1], net(x, sigma, torch.tensor([3, 3]))[:1])
@@ -235,7 +246,7 @@ def test_labels_that_do_not_fit_are_refused(labels, message):
 
 
 def test_forward_has_no_side_effects():
-    net = net_with_open_gains().float().train()
+    net = open_network(SMALL).train()
     before = {n: t.clone() for n, t in net.state_dict().items()}
     x = torch.randn(2, 2, 8, 8)
     a = net(x, 1.0, torch.tensor([0, 1]))
@@ -246,7 +257,7 @@ def test_forward_has_no_side_effects():
 
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 2e-2), ("bfloat16", 1.5e-1)])
 def test_half_precision_stays_within_its_rounding(dtype, tolerance):
-    net = net_with_open_gains().float()
+    net = open_network(SMALL)
     half = Precond(PrecondConfig(backbone=SMALL, dtype=dtype))
     half.load_state_dict(net.state_dict())
     x, labels = torch.randn(4, 2, 8, 8), torch.arange(4)
@@ -255,15 +266,8 @@ def test_half_precision_stays_within_its_rounding(dtype, tolerance):
     assert low.dtype == torch.float32 and (full - low).abs().max() < tolerance
 
 
-def test_prepared_network_gives_the_same_images():
-    net = net_with_open_gains().float()
-    x, sigma, labels = torch.randn(3, 2, 8, 8), torch.tensor([0.1, 1.0, 10.0]), torch.arange(3)
-    before = net(x, sigma, labels)
-    torch.testing.assert_close(net.prepare_for_sampling()(x, sigma, labels), before)
-
-
 def test_save_and_load_give_the_same_network(tmp_path):
-    net = net_with_open_gains().float()
+    net = open_network(SMALL)
     path = net.save(tmp_path / "net.safetensors", {"nimg": "7"})
     loaded = Precond.load(path)
     assert loaded.config == net.config and not loaded.training

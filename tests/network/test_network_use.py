@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from open_gains import open_network
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,23 +23,13 @@ UNET = UNetConfig(
 )  # fmt: skip
 
 
-def open_net(config=UNET, **settings):
-    """Gains away from their initial zero, so that every path reaches the output."""
-    net = Precond(PrecondConfig(backbone=config, **settings))
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            if name.endswith("gain"):
-                p.fill_(0.7)
-    return net
-
-
 def inputs():
     return torch.randn(3, 2, 8, 8), torch.tensor([0.1, 1.0, 10.0]), torch.tensor([4, 0, 2])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on first use
 def test_jvp_is_the_directional_derivative():
-    net, (x, sigma, labels) = open_net().double(), inputs()
+    net, (x, sigma, labels) = open_network(UNET).double(), inputs()
     along, ahead = torch.randn_like(x), torch.ones(3)
 
     def at(x, sigma):
@@ -55,7 +46,7 @@ def test_jvp_is_the_directional_derivative():
 
 
 def test_vjp_and_functional_call_give_the_gradients_of_backward():
-    net, (x, sigma, labels) = open_net(), inputs()
+    net, (x, sigma, labels) = open_network(UNET), inputs()
     seen = torch.randn(3, 2, 8, 8)
     (net(x.requires_grad_(), sigma, labels) * seen).sum().backward()
     _, pull = torch.func.vjp(lambda x: net(x, sigma, labels), x.detach())
@@ -74,7 +65,7 @@ def test_vjp_and_functional_call_give_the_gradients_of_backward():
 def body():
     """The U-Net in float64, its input, and a direction."""
     torch.manual_seed(0)
-    unet = open_net().double().unet
+    unet = open_network(UNET).double().unet
     c_noise, told = torch.tensor([0.3, -0.2]).double(), Conditioning.of(torch.tensor([1, 3]))
     x, along = torch.randn(2, 2, 2, 8, 8).double()
     return lambda x: unet(x, c_noise[: len(x)], told.rows(slice(len(x)))), x, along
@@ -115,7 +106,7 @@ def test_gradients_of_every_sample_equal_those_of_a_loop():
 
 
 def test_vmap_over_two_sets_of_weights_gives_both_networks():
-    nets, (x, sigma, labels) = [open_net(), open_net()], inputs()
+    nets, (x, sigma, labels) = [open_network(UNET), open_network(UNET)], inputs()
     stacked, buffers = torch.func.stack_module_state(nets)
     labels = nn.functional.one_hot(labels, 5).float()
 
@@ -128,7 +119,7 @@ def test_vmap_over_two_sets_of_weights_gives_both_networks():
 
 
 def test_activation_checkpointing_gives_the_same_gradients():
-    net, (x, sigma, labels) = open_net(), inputs()
+    net, (x, sigma, labels) = open_network(UNET), inputs()
     net(x, sigma, labels).square().sum().backward()
     expected = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
@@ -138,7 +129,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
 
 
 def test_no_grad_pass_between_forward_and_backward_changes_no_gradient():
-    net, (x, sigma, labels) = open_net().train(), inputs()
+    net, (x, sigma, labels) = open_network(UNET).train(), inputs()
     loss = net(x, sigma, labels).square().sum()
     loss.backward(retain_graph=True)
     expected = net.backbone.out_conv.weight.grad.clone()
@@ -150,7 +141,7 @@ def test_no_grad_pass_between_forward_and_backward_changes_no_gradient():
 
 
 def test_copies_and_shared_layers_stay_themselves():
-    net, (x, sigma, labels) = open_net().train(), inputs()
+    net, (x, sigma, labels) = open_network(UNET).train(), inputs()
     twin = copy.deepcopy(net)
     assert twin(x, sigma, labels).equal(net(x, sigma, labels))
     layer = MPConv(16, 16)
@@ -162,7 +153,7 @@ def test_copies_and_shared_layers_stay_themselves():
 
 
 def test_evaluating_an_average_in_training_mode_leaves_it_alone():
-    net, (x, sigma, labels) = open_net().train(), inputs()
+    net, (x, sigma, labels) = open_network(UNET).train(), inputs()
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(0.7)  # averages of rows of norm 1 are shorter
@@ -172,7 +163,7 @@ def test_evaluating_an_average_in_training_mode_leaves_it_alone():
 
 
 def test_whole_network_traces_without_a_graph_break_forward_and_backward():
-    net, (x, sigma, labels) = open_net(), inputs()
+    net, (x, sigma, labels) = open_network(UNET), inputs()
     compiled = torch.compile(DenoisingLoss(net), fullgraph=True, backend="aot_eager")
     noise = torch.randn_like(x)
     for images, level in ((x, sigma), (x[:, :, :4], sigma + 1)):  # also another shape
@@ -197,7 +188,7 @@ def test_compiled_network_equals_the_eager_one_to_rounding():
         num_blocks=1, attn_resolutions=(4,), head_channels=8,
     )  # fmt: skip
     torch.compiler.reset()  # shapes that other tests compiled for would make ours dynamic
-    net = open_net(config)
+    net = open_network(config)
     x, sigma, labels = torch.randn(2, 1, 4, 4), torch.tensor([0.1, 3.0]), torch.tensor([1, 0])
     expected = net(x.requires_grad_(), sigma, labels)
     expected.square().sum().backward()
@@ -210,7 +201,7 @@ def test_compiled_network_equals_the_eager_one_to_rounding():
 
 
 def test_prepared_network_traces_without_a_graph_break():
-    net, (x, sigma, labels) = open_net().prepare_for_sampling(), inputs()
+    net, (x, sigma, labels) = open_network(UNET).prepared(), inputs()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, sigma, labels), net(x, sigma, labels))
 
@@ -223,20 +214,18 @@ def test_ddp_and_fsdp_give_the_gradients_of_one_process():
     assert done.returncode == 0, done.stderr
 
 
-def test_conditioning_image_enters_the_network():
+def test_condition_images_that_do_not_fit_are_refused():
     config = UNetConfig(**{**UNET.__dict__, "cond_channels": 3})
-    net, (x, sigma, labels) = open_net(config), inputs()
-    told = Conditioning({"label": labels, "image": torch.randn(3, 3, 8, 8)})
-    plain, other = net(x, sigma, told), net(x, sigma, told.unconditional())
-    assert plain.shape == x.shape and not plain.equal(other)
+    net, (x, sigma, labels) = open_network(config), inputs()
+    image = torch.randn(3, 3, 8, 8)
     with pytest.raises(ValueError, match="image must be given: .* a condition image of 3 channels"):
         net(x, sigma, labels)
     with pytest.raises(
         ValueError, match=r"condition image must be \[3, 3, 8, 8\] .* \[2, 3, 8, 8\]"
     ):
-        net(x, sigma, {"label": labels, "image": told["image"][:2]})
+        net(x, sigma, {"label": labels, "image": image[:2]})
     with pytest.raises(ValueError, match="takes label besides x and sigma, got image"):
-        open_net()(x, sigma, told)
+        open_network(UNET)(x, sigma, {"label": labels, "image": image})
 
 
 def test_continuous_condition_of_norm_one_keeps_the_embedding_at_magnitude_one():
@@ -252,12 +241,12 @@ def test_images_that_do_not_fit_are_refused(shape):
     with pytest.raises(
         ValueError, match=r"images must be \[N, 2, H, W\] with H and W multiples of 2"
     ):
-        open_net()(torch.randn(shape), 1.0)
+        open_network(UNET)(torch.randn(shape), 1.0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_runs_on_a_cpu_with_float32_around_it(dtype):
-    net, (x, sigma, labels) = open_net(dtype=dtype), inputs()
+    net, (x, sigma, labels) = open_network(UNET, dtype=dtype), inputs()
     seen = {}
     for name, module in net.named_modules():
         if isinstance(module, MPConv):
@@ -272,11 +261,11 @@ def test_half_precision_runs_on_a_cpu_with_float32_around_it(dtype):
         assert dtypes == (wanted, wanted), name
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters())
     assert all(p.grad.isfinite().all() for p in net.parameters())
-    assert net.prepare_for_sampling()(x, sigma, labels).dtype == torch.float32
+    assert net.prepared()(x, sigma, labels).dtype == torch.float32
 
 
 def test_activations_are_clipped_before_half_precision_overflows():
-    net, (x, sigma, labels) = open_net(dtype="float16"), inputs()
+    net, (x, sigma, labels) = open_network(UNET, dtype="float16"), inputs()
     block = net.backbone.enc["8x8_block0"]
     with torch.no_grad():
         block.emb_gain.fill_(300)

@@ -1,19 +1,19 @@
 """The straightforward network that speed is measured against is the same network."""
 
-import sys
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from open_gains import open_network
 
 from edm2lite.diffusion.objective import DenoisingLoss
-from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.network.layers import normalize_weights_
 from edm2lite.network.unet import UNetConfig
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from reference import reference_denoiser, reference_of
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reference.py"
+reference = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 UNET = UNetConfig(
     img_resolution=16, img_channels=2, label_dim=5, model_channels=16, channel_mult=(1, 2, 2),
@@ -23,7 +23,7 @@ UNET = UNetConfig(
 
 @pytest.fixture
 def net():
-    return open_network(PrecondConfig(backbone=UNET))
+    return open_network(UNET)
 
 
 def batch():
@@ -35,13 +35,16 @@ def batch():
 def test_reference_and_ours_give_the_same_images(net, labels):
     x, _, sigma, _ = batch()
     torch.testing.assert_close(
-        reference_denoiser(net)(x, sigma, labels), net(x, sigma, labels), atol=1e-5, rtol=1e-5
+        reference.reference_denoiser(net)(x, sigma, labels),
+        net(x, sigma, labels),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
 def test_reference_and_ours_give_the_same_training_step(net):
-    """Two steps of Adam: theirs normalises weights in forward, ours after the step."""
-    ours, theirs = net.train(), reference_of(net).train()
+    """Two steps of Adam: theirs normalizes weights in forward, ours after the step."""
+    ours, theirs = net.train(), reference.reference_of(net).train()
     for step in range(2):
         torch.manual_seed(step)
         images, labels, sigma, noise = batch()

@@ -8,7 +8,7 @@ from edm2lite.network.kernels.unit_rms import EPS, unit_rms
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # of gradcheck
-@pytest.mark.parametrize(("shape", "dim"), [((3, 5), 1), ((2, 4, 3, 2), 1), ((4, 3, 2), (1, 2))])
+@pytest.mark.parametrize("shape, dim", [((3, 5), 1), ((2, 4, 3, 2), 1), ((4, 3, 2), (1, 2))])
 def test_derivatives_of_every_kind_equal_finite_differences(shape, dim):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from open_gains import open_network
 
-from edm2lite.diffusion.precond import PrecondConfig
-from edm2lite.network.kernels.winograd import winograd_conv2d, winograd_pays
+from edm2lite.network.kernels.winograd import winograd_conv2d, winograd_is_faster
 from edm2lite.network.unet import UNetConfig
 
 
@@ -50,17 +49,23 @@ def test_rounding_in_float32_is_that_of_well_chosen_points(channels):
     assert rounding < 8e-8 * channels**0.5
 
 
-def test_where_it_pays():
-    weight, x = torch.empty(64, 64, 3, 3), torch.empty(1, 64, 16, 16)
-    assert winograd_pays(x, weight)
-    wide, few = torch.empty(64, 384, 3, 3), x[:, :, :8]
-    assert not winograd_pays(few, weight) and winograd_pays(few, weight, prepared=True)
-    assert not winograd_pays(x, wide) and winograd_pays(x, wide, prepared=True)
-    assert not winograd_pays(x[:, :, :14], weight, prepared=True)  # not a multiple of 4
-    assert not winograd_pays(x, weight[:32]) and not winograd_pays(x, weight[:, :32])
-    assert not winograd_pays(x, weight[..., :1, :1])
-    assert not winograd_pays(x.bfloat16(), weight.bfloat16())
-    assert not winograd_pays(x.to("meta"), weight)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_it_is_chosen_only_where_it_is_the_convolution(prepared):
+    torch.manual_seed(0)
+    chosen = 0
+    for height, size, channels, dtype in itertools.product(
+        (6, 8, 14, 16, 20), (1, 3, 5), (3, 64), (torch.float32, torch.bfloat16, torch.float64)
+    ):
+        x = torch.randn(1, channels, height, 5).to(dtype)
+        weight = torch.randn(channels, channels, size, size) / (size**2 * channels) ** 0.5
+        if winograd_is_faster(x, weight.to(dtype), prepared=prepared):
+            chosen += 1
+            y = winograd_conv2d(x, weight.to(dtype)).double()
+            exact = F.conv2d(x.double(), weight.double(), padding=size // 2)
+            torch.testing.assert_close(y, exact, rtol=0, atol=5e-6)  # roundings of float32
+    assert chosen
+    wide = torch.empty(1, 64, 16, 16, device="meta")
+    assert not winograd_is_faster(wide, torch.empty(64, 64, 3, 3, device="meta"))  # for CPUs
 
 
 UNET = UNetConfig(
@@ -81,7 +86,7 @@ def recording(graphs):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_compiled_training_step_uses_it_in_float32_alone(dtype):
     torch.manual_seed(0)
-    net, graphs = open_network(PrecondConfig(backbone=UNET, dtype=dtype)), []
+    net, graphs = open_network(UNET, dtype=dtype), []
     inputs = torch.randn(2, 2, 16, 16), torch.tensor([0.2, 5.0]), torch.tensor([1, 4])
     compiled = torch.compile(net, fullgraph=True, backend=recording(graphs))
     results = []

@@ -34,10 +34,11 @@ class ConditionTable:
     digests: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, seeds: Sequence[int], told: Conditioning) -> ConditionTable:
+    def of(cls, seeds: Sequence[int], conditioning: Conditioning) -> ConditionTable:
         """The table of images with these conditions, one row per seed."""
-        classes = class_indices(told)
-        others = told.only([name for name in told if name != "label" or classes is None])
+        classes = class_indices(conditioning)
+        names = [name for name in conditioning if name != "label" or classes is None]
+        others = conditioning.only(names)
         return cls(
             {} if classes is None else dict(zip(seeds, classes, strict=True)),
             dict(zip(seeds, _digests(others), strict=True)) if others else {},
@@ -90,11 +91,11 @@ class ConditionTable:
             )
 
 
-def _digests(told: Conditioning) -> list[str]:
+def _digests(conditioning: Conditioning) -> list[str]:
     """A digest of the conditions of each image, over their names and bytes."""
     values = {
-        name: told[name].cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-        for name in sorted(told)
+        name: conditioning[name].cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+        for name in sorted(conditioning)
     }
     num = len(next(iter(values.values())))
     digests = []

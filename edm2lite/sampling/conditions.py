@@ -1,4 +1,4 @@
-"""What a network is told about the image of each seed: given values, a data set, or by chance.
+"""What a network is told about the image of each seed: values, a data set's rows, or chance.
 
 Conditions that a data set has are taken from its images one after the other: seed s gets those of
 image s mod N. Conditions that nothing gives are drawn from the seed where that is possible (the
@@ -25,7 +25,7 @@ def conditions_of_seeds(
     model: Model,
     seeds: Sequence[int],
     *,
-    given: Conditioning | None = None,
+    values: Conditioning | None = None,
     dataset: ImageDataset | None = None,
     classes: Classes | None = None,
 ) -> Conditioning:
@@ -34,7 +34,7 @@ def conditions_of_seeds(
     Args:
         model: The model that will generate.
         seeds: Seeds of the images.
-        given: Values for some of the conditions, one row per seed.
+        values: Values for some of the conditions, one row per seed.
         dataset: Data set with values for some of the conditions.
         classes: Classes of the images, in place of those of the data set.
 
@@ -53,14 +53,14 @@ def conditions_of_seeds(
         tensor([0, 1, 2, 0])
     """
     conditions = model.net.config.backbone.conditions
-    told = dict((given or Conditioning()).values)
+    found = dict((values or Conditioning()).values)
     if classes is not None:
         label = _class_label(model)
-        told[label.name] = _labels(classes, seeds, label)
+        found[label.name] = _labels(classes, seeds, label)
     if dataset is not None:
-        told = {**_from_dataset(model, dataset, seeds, without=told), **told}
-    rest = [condition for condition in conditions if condition.name not in told]
-    return Conditioning({**told, **values_of(rest, "drawn", seeds).values})
+        found = {**_from_dataset(model, dataset, seeds, without=found), **found}
+    rest = [condition for condition in conditions if condition.name not in found]
+    return Conditioning({**found, **values_of(rest, "drawn", seeds).values})
 
 
 def class_indices(conditioning: Conditioning) -> list[int] | None:
@@ -97,7 +97,7 @@ def _labels(classes: Classes, seeds: Sequence[int], label: ClassLabel) -> Tensor
 def _from_dataset(
     model: Model, dataset: ImageDataset, seeds: Sequence[int], without: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Rows of the data set for what the network takes, except for what is given already."""
+    """Rows of the data set for what the network takes, except for what is known already."""
     conditions = model.net.config.backbone.conditions
     offered = {c.name: c for c in dataset.conditions}
     taken = [c for c in conditions if c.name in offered and c.name not in without]
@@ -107,8 +107,8 @@ def _from_dataset(
             f"{dataset.name} must have what {model.name} takes"
             f" ({_described(unequal or conditions)}), it has {_described(dataset.conditions)}"
         )
-    told = dataset.conditioning([seed % len(dataset) for seed in seeds])
-    return told.only([c.name for c in taken]).values
+    rows = dataset.conditioning([seed % len(dataset) for seed in seeds])
+    return rows.only([c.name for c in taken]).values
 
 
 def _described(conditions: Sequence[Condition]) -> str:

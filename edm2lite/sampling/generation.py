@@ -24,7 +24,7 @@ from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.settings import Sampling
 
 Progress = Callable[[int, int], None]
-Told = Conditioning | Mapping[str, Tensor] | Tensor | ImageDataset
+ConditioningSource = Conditioning | Mapping[str, Tensor] | Tensor | ImageDataset
 """Conditions with one row per seed (a tensor stands for labels), or a data set to take them from,
 image after image."""
 
@@ -34,7 +34,7 @@ def generate(
     model: Model | str | Path,
     seeds: Sequence[int],
     *,
-    conditioning: Told | None = None,
+    conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
@@ -51,7 +51,7 @@ def generate(
     model: Model | str | Path,
     seeds: Sequence[int],
     *,
-    conditioning: Told | None = None,
+    conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
@@ -67,7 +67,7 @@ def generate(
     model: Model | str | Path,
     seeds: Sequence[int],
     *,
-    conditioning: Told | None = None,
+    conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
@@ -137,7 +137,7 @@ def image_generator(
     model: Model | str | Path,
     seeds: Sequence[int],
     *,
-    conditioning: Told | None = None,
+    conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
@@ -145,15 +145,17 @@ def image_generator(
     device: torch.device | str | None = None,
     compiled: bool = False,
 ) -> ImageGenerator:
-    """The generator of images that :func:`generate` runs; arguments and errors are the same."""
+    """The generator of images that :func:`generate` runs; see there for arguments and errors."""
     model = model if isinstance(model, Model) else load(model)
     dataset = conditioning if isinstance(conditioning, ImageDataset) else None
-    given = None if isinstance(conditioning, ImageDataset) else Conditioning.of(conditioning)
-    told = conditions_of_seeds(model, seeds, given=given, dataset=dataset, classes=classes)
+    values = None if isinstance(conditioning, ImageDataset) else Conditioning.of(conditioning)
+    conditioning = conditions_of_seeds(
+        model, seeds, values=values, dataset=dataset, classes=classes
+    )
     return ImageGenerator(
         model,
         seeds,
-        told,
+        conditioning,
         sampling or Sampling(),
         loaded_guide(guide),
         batch_size,
@@ -189,7 +191,7 @@ def fill(
     """
     rank, world = processes.rank(), processes.world_size()
     missing = [
-        folder.open(generator.settings, generator.seeds, generator.told)
+        folder.open(generator.settings, generator.seeds, generator.seed_conditioning)
         for generator, folder in zip(generators, folders, strict=True)
     ]
     done, total = 0, sum(map(len, missing))

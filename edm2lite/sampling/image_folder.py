@@ -62,14 +62,14 @@ class ImageFolder:
         self,
         settings: Mapping[str, Any],
         seeds: Sequence[int],
-        told: Conditioning | None = None,
+        conditioning: Conditioning | None = None,
     ) -> list[int]:
         """Check that the place is free or holds images of these settings; begin to fill it.
 
         Args:
             settings: Settings that the images are made with, as JSON can hold them.
             seeds: Seeds of the images that should be there in the end.
-            told: What the network is told about each of them.
+            conditioning: What the network is told about each of them.
 
         Returns:
             Positions in ``seeds`` of the images that are missing.
@@ -83,7 +83,7 @@ class ImageFolder:
         if not self.is_zip and self.path.is_file():
             raise ValueError(f"{self.path} is a file; give a folder, or a name that ends in .zip")
         self._check_settings(json.loads(json.dumps(settings)))
-        self._table = ConditionTable.of(seeds, told or Conditioning())
+        self._table = ConditionTable.of(seeds, conditioning or Conditioning())
         self._table.check(self._table_there(), self.path)
         with self._archive() as archive:
             packed = set(archive.namelist()) if archive is not None else set()

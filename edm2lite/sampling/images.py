@@ -97,7 +97,7 @@ class ImageGenerator:
             object.__setattr__(self, "conditioning", found)
         images = torch.empty(len(self.seeds), *self.shape, device="meta")
         try:
-            check_conditioning(self.told, self._backbone.conditions, images)
+            check_conditioning(self.seed_conditioning, self._backbone.conditions, images)
         except ValueError as error:
             raise ValueError(f"{self.model.name}: {error}") from None
         check_sampling(self.model, self.guide, self.sampling)
@@ -109,7 +109,7 @@ class ImageGenerator:
         return shape.img_channels, *(self.sampling.size or (shape.img_resolution,) * 2)
 
     @property
-    def told(self) -> Conditioning:
+    def seed_conditioning(self) -> Conditioning:
         """What the network is told about the image of each seed."""
         assert self.conditioning is not None  # set at construction
         return self.conditioning
@@ -129,7 +129,7 @@ class ImageGenerator:
     @property
     def labels(self) -> list[int] | None:
         """Class of each seed, None for a model without classes."""
-        return class_indices(self.told)
+        return class_indices(self.seed_conditioning)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -145,7 +145,9 @@ class ImageGenerator:
     def part(self, positions: Sequence[int]) -> ImageGenerator:
         """A generator of some of the images, by their positions in :attr:`seeds`."""
         seeds = [self.seeds[i] for i in positions]
-        return dataclasses.replace(self, seeds=seeds, conditioning=self.told.rows(positions))
+        return dataclasses.replace(
+            self, seeds=seeds, conditioning=self.seed_conditioning.rows(positions)
+        )
 
     def __len__(self) -> int:
         return math.ceil(len(self.seeds) / self.rows)
@@ -178,16 +180,16 @@ class ImageGenerator:
     @torch.no_grad()
     def _batch(self, net: Network, other: Network | None, part: slice) -> GeneratedBatch:
         seeds = list(self.seeds[part])
-        conditioning = self.told.rows(part)
+        conditioning = self.seed_conditioning.rows(part)
         empty = self.rows - len(seeds)  # filled with copies of the last image
         generators = [rng(s, 0, Purpose.GENERATION) for s in seeds + seeds[-1:] * empty]
 
         def noise() -> Tensor:
             return normals(generators, self.shape).to(self.device)
 
-        told = conditioning.rows([*range(len(seeds)), *[len(seeds) - 1] * empty]).to(self.device)
+        filled = conditioning.rows([*range(len(seeds)), *[len(seeds) - 1] * empty]).to(self.device)
         x = first_state(noise(), self.sampling.levels())
-        x = self.sampling.solve(self._denoiser(net, other, told), x, noise)
+        x = self.sampling.solve(self._denoiser(net, other, filled), x, noise)
         if not x.isfinite().all():
             raise ValueError(
                 f"images of seeds {seeds[0]} to {seeds[-1]} came out as NaN or infinite; use weaker"
@@ -197,15 +199,15 @@ class ImageGenerator:
         return GeneratedBatch(seeds, conditioning, images)
 
     def _denoiser(
-        self, net: Network, other: Network | None, told: Conditioning
+        self, net: Network, other: Network | None, conditioning: Conditioning
     ) -> Denoise | Stepwise:
-        main, s = Conditioned(net, told), self.sampling
+        main, s = Conditioned(net, conditioning), self.sampling
         if self.guide is None:
             return main
         if isinstance(self.guide, Model):
             assert other is not None
             names = self.guide.net.config.backbone.condition_names
-            guide = Conditioned(other, told.only(names))
+            guide = Conditioned(other, conditioning.only(names))
         else:
             guide = main.unconditional()
         sigma_data = self.model.net.config.sigma_data

@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from sampling.generating import fail, files, noise_of, raw, save_net, solved_by_hand, succeed
 
-import edm2lite.dataset
-from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.dataset import open_dataset
 from edm2lite.models.loading import load
-from edm2lite.network.conditioning import ClassLabel, ConditionImage, Conditioning
+from edm2lite.network.conditioning import ClassLabel, Conditioning
 from edm2lite.sampling import Sampling, generate
 from edm2lite.sampling.conditions import conditions_of_seeds
 from edm2lite.sampling.levels import karras_sigmas
@@ -19,28 +18,30 @@ from edm2lite.sampling.levels import karras_sigmas
 SEEDS = [0, 1, 2, 3, 4]
 
 
-class Paired(ImageDataset):
-    """Three images, each with a condition image and a class."""
+PIXELS = np.random.default_rng(1).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+VALUES = torch.from_numpy((PIXELS[:, None].astype(np.float32) - 127.5) / 63.75)  # as a network sees
 
-    VALUES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    @property
-    def conditions(self):
-        return ConditionImage(1), ClassLabel(10)
-
-    def conditioning(self, indices):
-        rows = torch.as_tensor(indices)
-        return Conditioning({"image": self.VALUES[rows], "label": rows + 4})
+def save_conditions(folder, pixels):
+    (folder / "beside").mkdir(parents=True, exist_ok=True)
+    for i in range(3):
+        Image.fromarray(pixels[i]).save(folder / "beside" / f"{i}.png")
 
 
 @pytest.fixture
-def paired(monkeypatch):
-    """The data set, opened by the name ``paired``."""
-    dataset = Paired("paired", 3, (1, 8, 8), lambda i: np.zeros((1, 8, 8), np.uint8))
-    monkeypatch.setattr(
-        edm2lite.dataset, "open_dataset", lambda name: dataset if name == "paired" else None
-    )
-    return dataset
+def paired(tmp_path):
+    """A folder of three images, each with a condition image and a class: 4, 5, 6 of 10."""
+    folder = tmp_path / "paired"
+    save_conditions(folder, PIXELS)
+    for i in range(3):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / f"{i}.png")
+    table = {
+        "labels": [[f"{i}.png", 4 + i] for i in range(3)],
+        "label_dim": 10,
+        "conditions": {"image": [[f"{i}.png", f"beside/{i}.png"] for i in range(3)]},
+    }
+    (folder / "dataset.json").write_text(json.dumps(table))
+    return folder
 
 
 @pytest.fixture
@@ -60,28 +61,28 @@ def expected(model, values):
 def test_images_follow_their_condition_images(by_image, paired):
     model = raw(by_image)
     common = {"sampling": Sampling(num_steps=3), "device": "cpu"}
-    got = generate(model, SEEDS, conditioning=paired, **common)
-    torch.testing.assert_close(got, expected(model, Paired.VALUES), rtol=1e-3, atol=1e-4)
-    told = {"image": Paired.VALUES[[0, 1, 2, 0, 1]]}
+    got = generate(model, SEEDS, conditioning=open_dataset(paired), **common)
+    torch.testing.assert_close(got, expected(model, VALUES), rtol=1e-3, atol=1e-4)
+    told = {"image": VALUES[[0, 1, 2, 0, 1]]}
     assert torch.equal(generate(model, SEEDS, conditioning=told, **common), got)
-    other = expected(model, -Paired.VALUES)
+    other = expected(model, -VALUES)
     assert (got - other).abs().mean() > 0.01, "the test would not see a condition that is ignored"
 
 
 def test_the_command_takes_conditions_from_a_data_set(by_image, paired, tmp_path):
-    options = ("--seeds", "0-4", "--steps", 3, "--conditions", "paired", "--out", tmp_path / "a")
+    options = ("--seeds", "0-4", "--steps", 3, "--conditions", paired, "--out", tmp_path / "a")
     succeed(by_image, *options)
     encoder = load(by_image).encoder
-    wanted = encoder.decode(expected(load(by_image), Paired.VALUES))
+    wanted = encoder.decode(expected(load(by_image), VALUES))
     for seed in SEEDS:
         with Image.open(tmp_path / "a" / "000000" / f"{seed:06d}.png") as image:
             difference = np.asarray(image).astype(int) - wanted[seed, 0].numpy()
         assert abs(difference).max() <= 1  # rounding at the border of two values
 
 
-def test_a_folder_keeps_to_the_conditions_it_was_made_with(by_image, paired, tmp_path, monkeypatch):
+def test_a_folder_keeps_to_the_conditions_it_was_made_with(by_image, paired, tmp_path):
     out = tmp_path / "a"
-    common = (by_image, "--steps", 2, "--conditions", "paired", "--out", out)
+    common = (by_image, "--steps", 2, "--conditions", paired, "--out", out)
     succeed(*common, "--seeds", "0-2")
     before = files(out)
     succeed(*common, "--seeds", "0-4")
@@ -93,7 +94,7 @@ def test_a_folder_keeps_to_the_conditions_it_was_made_with(by_image, paired, tmp
     assert {n: b for n, b in files(out).items() if n in before and n != "dataset.json"} == {
         n: b for n, b in before.items() if n != "dataset.json"
     }
-    monkeypatch.setattr(Paired, "VALUES", Paired.VALUES + 1e-6)
+    save_conditions(paired, PIXELS ^ 1)
     assert "holds seed 0 made with another condition" in fail(*common, "--seeds", "0-4")
 
 
@@ -127,13 +128,13 @@ def test_classes_come_from_the_data_set_unless_they_are_named(names, tmp_path):
 
 def test_a_class_that_is_named_goes_before_that_of_the_data_set(tmp_path, paired):
     model = load(save_net(tmp_path / "net.safetensors", cond_channels=1))
-    told = conditions_of_seeds(model, [1, 2], dataset=paired)
+    told = conditions_of_seeds(model, [1, 2], dataset=open_dataset(paired))
     assert told["label"].tolist() == [5, 6]
-    told = conditions_of_seeds(model, [1, 2], dataset=paired, classes=9)
+    told = conditions_of_seeds(model, [1, 2], dataset=open_dataset(paired), classes=9)
     assert told["label"].tolist() == [9, 9]
-    assert torch.equal(told["image"], Paired.VALUES[1:])
-    given = Conditioning({"image": torch.zeros(2, 1, 8, 8)})
-    told = conditions_of_seeds(model, [1, 2], given=given)
+    assert torch.equal(told["image"], VALUES[1:])
+    values = Conditioning({"image": torch.zeros(2, 1, 8, 8)})
+    told = conditions_of_seeds(model, [1, 2], values=values)
     assert told["label"].tolist() == ClassLabel(10).drawn([1, 2]).tolist()
 
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from edm2lite.sampling.solvers import euler_steps as euler_steps
     from edm2lite.sampling.solvers import heun as heun
     from edm2lite.sampling.solvers import heun_steps as heun_steps
-    from edm2lite.sampling.solvers import per_step as per_step
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -49,6 +48,6 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.sampling.recipes": "recipe",
         "edm2lite.sampling.settings": "Sampling",
         "edm2lite.sampling.solvers": "Solver State dpmpp_2m dpmpp_2m_steps each_step euler"
-        " euler_steps heun heun_steps per_step",
+        " euler_steps heun heun_steps",
     },
 )

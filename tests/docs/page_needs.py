@@ -14,6 +14,8 @@ from conftest import TINY
 from pages import blocks, run, write_config
 from PIL import Image
 
+from edm2lite import load, sweep
+
 
 class Page:
     """A page in a test.
@@ -205,7 +207,34 @@ def importing(page):
     assert page.names["model"].identity == hub.content.identity
 
 
+def extending(page):
+    yield
+    lines = [json.loads(x) for x in Path("runs/hooked/stats.jsonl").read_text().splitlines()]
+    assert [x["nimg"] for x in lines if x.get("distance_to_average", 0) > 0] == [
+        320,
+        640,
+        960,
+        1280,
+    ]
+    for name in ("midpoint", "dit", "inked", "theirs"):
+        assert len(list(Path("images", name).rglob("*.png"))) == 16
+    plain, imported = (
+        load("runs/plain").net.state_dict(),
+        load("theirs.safetensors").net.state_dict(),
+    )
+    assert all(imported[name].equal(value) for name, value in plain.items())
+    dit = sweep.read_csv(Path("runs/dit/sweep.csv"))
+    assert [p.sigma_rel for p in dit if p.sigma_rel] == [0.05, 0.1, 0.2]
+    for point in sweep.read_csv(Path("runs/gated/blank/sweep.csv")):
+        assert 0 <= point.value <= 1
+    blank = np.mean([np.ptp(np.array(Image.open(p)).astype(int)) < 30
+                     for p in sorted(Path("images/midpoint").rglob("*.png"))])  # fmt: skip
+    evaluated = page.printed["edm2lite evaluate images/midpoint --metrics my_metric:Blank"]
+    assert f"{blank:.4f}" in evaluated
+
+
 NEEDS = {
+    "extending.md": extending,
     "README.md": readme,
     "data.md": data,
     "ema.md": ema,

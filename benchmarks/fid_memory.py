@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from edm2lite.metrics.extractors import Extractor
-from edm2lite.metrics.fidelity import FeatureStats, frechet_distance
-from edm2lite.metrics.influence import covariance, influences, moments_of, square_root
-from edm2lite.metrics.moments import Moments
+from edm2lite.metrics.feature_stats import FeatureStats
+from edm2lite.metrics.frechet import FID
+from edm2lite.metrics.influence import covariance
+from edm2lite.metrics.metric import ImageRows
 from edm2lite.metrics.rows import Rows
 
 
@@ -35,12 +36,11 @@ def measure(num: int, width: int, folder: Path) -> float:
         return torch.randn(len(wanted), width, generator=generator), None
 
     rows = Rows(folder, {"width": width})
-    rows.fill(num, make, lambda count: None)
-    parts = functools.partial(rows.parts, num)
+    rows.fill(num, make)
     reference = FeatureStats(0, np.zeros(width), np.eye(width), "made up", "", "", "")
-    moments: tuple[Moments, list[Moments]] = moments_of(parts, num)
-    frechet_distance(FeatureStats.of(moments[0], extractor, "made up"), reference)
-    covariance([influences(parts, moments, reference.mean, square_root(reference.cov))])
+    parts = functools.partial(rows.parts, num)
+    measured = FID(reference, extractor).measure(ImageRows(parts, num))
+    covariance([measured.influences])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

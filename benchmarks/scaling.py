@@ -18,7 +18,7 @@ import torch
 from timing import seconds
 
 from edm2lite.ema import PowerFunctionEMA, reconstruct
-from edm2lite.metrics.moments import Moments
+from edm2lite.metrics.moments import RunningMoments
 
 CPU = torch.device("cpu")
 LENGTHS = np.geomspace(0.03, 0.20, 32)
@@ -59,7 +59,7 @@ def moments(images: int) -> Callable[[], object]:
     batch = np.random.default_rng(0).standard_normal((256, WIDTH))
 
     def work() -> None:
-        total = Moments()
+        total = RunningMoments()
         for _ in range(images // len(batch)):
             total.add(batch)
 

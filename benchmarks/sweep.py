@@ -17,34 +17,26 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from edm2lite.ema import plan_targets
 from edm2lite.ema.reconstruction import build
-from edm2lite.metrics.extractors import open_extractor
-from edm2lite.metrics.fidelity import FeatureStats, extractor_weights
+from edm2lite.metrics.frechet import FID
+from edm2lite.metrics.image_source import Generation
+from edm2lite.metrics.inputs import MetricInputs
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sweep.cells import Cell, best
 from edm2lite.sweep.ledger import Ledger, Setting
 from edm2lite.sweep.measure import Measurer
-from edm2lite.sweep.metrics import Fidelity, GeneratedFeatures
 from edm2lite.sweep.search import rounded, search
 
 LOW, HIGH = 0.02, 0.25
 
 
 def measurer(run: Path, out: Path, steps: int, seed: int) -> Measurer:
-    reference = FeatureStats.load(run / "reference.safetensors")
-    extractor = open_extractor(
-        reference.extractor, extractor_weights(reference, None), torch.device("cpu")
-    )
-    cpu = torch.device("cpu")
-    features = GeneratedFeatures(
-        extractor, Sampling(num_steps=steps), 64, cpu, reference.check_images, seed
-    )
-    metric = Fidelity(reference, features)
-    setting = Setting("fd", "benchmark", metric.protocol)
-    return Measurer(run, metric, setting, Ledger(out))
+    (metric,) = FID.create(MetricInputs.of(run / "reference.safetensors", None))
+    generation = Generation(Sampling(num_steps=steps), first_seed=seed)
+    setting = Setting(metric.record_name, "benchmark", metric.record(generation))
+    return Measurer(run, metric, generation, setting, Ledger(out))
 
 
 def compare(run: Path, out: Path, num: int, steps: int, seed: int) -> tuple[str, bool]:
@@ -56,15 +48,19 @@ def compare(run: Path, out: Path, num: int, steps: int, seed: int) -> tuple[str,
         return [Cell(length, plan.nimg) for length in lengths]
 
     found = search(
-        lambda lengths, n: measure.joint(cells(lengths), n), LOW, HIGH, num, measure.metric.least
+        lambda lengths, n: measure.joint(cells(lengths), n),
+        LOW,
+        HIGH,
+        num,
+        measure.metric.minimum_images,
     )
-    mine = best(measure.points(cells(found.confirmed), num))
+    winner = best(measure.points(cells(found.confirmed), num))
     grid = [rounded(s) for s in np.geomspace(LOW, HIGH, 25)]
     top = best(measure.points(cells(grid), num))
-    holds = mine.value <= top.high and 3 * found.images <= 25 * num and 3 * len(found.tried) <= 25
+    holds = winner.value <= top.high and 3 * found.images <= 25 * num and 3 * len(found.tried) <= 25
     row = (
         f"| {seed} | {top.sigma_rel:.3f} | {top.value:.3f} ({top.low:.3f} to {top.high:.3f}) |"
-        f" {mine.sigma_rel:.3f} | {mine.value:.3f} | {len(found.tried)} |"
+        f" {winner.sigma_rel:.3f} | {winner.value:.3f} | {len(found.tried)} |"
         f" {found.images / (25 * num):.0%} | {'yes' if holds else 'no'} |"
     )
     return row, holds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,81 +9,49 @@ import click
 from ._cli import table
 
 if TYPE_CHECKING:
-    from edm2lite.metrics.interval import Verdict
-    from edm2lite.sweep.cells import Point
-    from edm2lite.sweep.measure import Measurer
-
-    from ._sweep import Asked
+    from edm2lite.sweep import Sweep
 
 
-def write(asked: Asked, measurer: Measurer, points: list[Point], notes: Sequence[str]) -> None:
+def write(sweep: Sweep) -> None:
     """Write sweep.csv, .png, .md and .html; print the table and the verdict."""
+    page = sweep.write()
+    _draw(sweep)
+    click.echo(_table(sweep))
+    click.echo(f"\n{sweep.words}\n{page}")
+
+
+def _draw(sweep: Sweep) -> None:
     from edm2lite.plotting import sweep as plots
-    from edm2lite.sweep import best, write_csv
     from edm2lite.sweep.cells import varying
-    from edm2lite.sweep.page import write_page
-    from edm2lite.sweep.table import write_report
 
-    metric, axes, lowest = asked.metric, varying(points), best(points)
-    final = [p for p in points if p.num == lowest.num and p.sigma_rel is not None]
-    title = _title(asked, final)
-    write_csv(asked.out / "sweep.csv", points)
-    picture = asked.out / "sweep.png"
-    verdict, words = _verdict(measurer, final, metric)
+    picture, axes = sweep.options.folder / "sweep.png", varying(sweep.points)
+    metric, title = sweep.metric.name, sweep.title
     if len(axes) == 1:
-        plots.plot_curve(picture, points, verdict, metric, title)
+        plots.plot_curve(picture, sweep.points, sweep.verdict, metric, title)
     elif "group" in axes:
-        plots.plot_groups(picture, points, metric, title)
+        plots.plot_groups(picture, sweep.points, metric, title)
     else:
-        plots.plot_heat(picture, points, metric, title)
-    text = " ".join([words, *notes])
-    write_report(asked.out / "sweep.md", points, metric, text, title)
-    images = {
-        p.cell: kept
-        for p in final
-        if (kept := measurer.ledger.images(measurer.setting, p.cell, p.num)) is not None
-    }
-    page = asked.out / "sweep.html"
-    write_page(page, points, images, metric=metric, verdict=text, protocol=title)
-    _print(points, axes, lowest, metric)
-    click.echo(f"\n{text}\n{page}")
+        plots.plot_heat(picture, sweep.points, metric, title)
 
 
-def _verdict(measurer: Measurer, final: Sequence[Point], metric: str) -> tuple[Verdict, str]:
-    """On the averaged points of most images, and in words."""
-    from edm2lite.metrics.interval import alike, judge
+def _table(sweep: Sweep) -> str:
     from edm2lite.sweep.cells import varying
-    from edm2lite.sweep.table import cell_words, curve_words
+    from edm2lite.sweep.table import named
 
-    final = sorted(final, key=lambda p: p.sigma_rel or 0)
-    values, covariance = measurer.joint([p.cell for p in final], final[0].num)
-    verdict = judge([p.sigma_rel or 0 for p in final], values, covariance)
-    if len(varying(final)) == 1:
-        return verdict, curve_words(final, verdict, metric)
-    return verdict, cell_words(final, alike(values, covariance), metric)
-
-
-def _title(asked: Asked, final: Sequence[Point]) -> str:
-    ends = sorted({p.nimg for p in final})
-    trained = f"{ends[0]:,} training images" if len(ends) == 1 else "several training times"
-    if asked.metric == "loss":
-        return f"{asked.num} images of {asked.data}, {trained}"
-    guided = f", guided by {asked.guide}" if asked.guide else ""
-    reference = asked.ref.name if asked.ref else ""  # where it lies is no part of the result
-    return f"{asked.num} images, {asked.steps} steps, {reference}{guided}, {trained}"
-
-
-def _print(points: Sequence[Point], axes: Sequence[str], lowest: Point, metric: str) -> None:
-    from edm2lite.sweep.table import METRIC, named
-
-    kinds = dict.fromkeys(axes, "") | {"gamma": "", METRIC[metric]: ".4f", "from": ".4f"}
-    kinds |= {"to": ".4f", "images": "d", "": ""}
+    axes, metric, best = varying(sweep.points), sweep.metric, sweep.best
+    number, limit = metric.number_format, "" if best.low is None else metric.number_format
+    columns = dict.fromkeys(axes, "") | {"gamma": "", metric.label: number, "from": limit}
+    columns |= {"to": limit, "images": "d", "": ""}
     rows = [
         [
             *(named(axis, getattr(p, axis)) for axis in axes),
             "" if p.gamma is None else f"{p.gamma:.3f}",
-            p.value, p.low, p.high, p.num, "best" if p is lowest else "",
+            p.value,
+            "" if p.low is None else p.low,
+            "" if p.high is None else p.high,
+            p.num,
+            "best" if p is best else "",
         ]
-        for p in points
-    ]  # fmt: skip
-    click.echo(table(kinds, rows))
+        for p in sweep.points
+    ]
+    return table(columns, rows)

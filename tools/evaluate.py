@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ._cli import COUNT, plugin_option, user_errors
+from edm2lite import processes
+from edm2lite.metrics.registry import METRICS
 
-METRICS = ("fid", "fd_dinov2", "kid", "prc")
+from ._cli import COUNT, ImageBar, plugin_option, table, user_errors
+
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _BATCH = click.option(
-    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at a time."
+    "--batch",
+    "batch_size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Number of images at a time.",
 )
 
 
@@ -26,7 +34,7 @@ class _ScoreByDefault(click.Group):
 
 @click.group(cls=_ScoreByDefault)
 def main() -> None:
-    """Feature statistics of image sets, and metrics of models and images against them.
+    """Compute feature statistics of image sets, and metrics of models and images against them.
 
     \b
     Examples:
@@ -35,23 +43,29 @@ def main() -> None:
     """
 
 
-# fmt: off
 @main.command()
 @click.argument("dataset")
-@click.option("--out", type=_FILE, required=True, help="File for the statistics.")
-@click.option("--extractor", default="inception-v3-compat", show_default=True,
-              help="Feature extractor in torch-fidelity's registry, e.g. dinov2-vit-l-14; `digits`"
-              " is ours; your own as MODULE:NAME.")
-@click.option("--weights", type=_FILE,
-              help="File with the extractor's weights. [default: downloaded]")
-@click.option("--features", is_flag=True,
-              help="Keep the features too, which kid and prc need of the reference.")
+@click.option("--out", type=_FILE, required=True, help="Output file.")
+@click.option(
+    "--extractor",
+    default="inception-v3-compat",
+    show_default=True,
+    help="Feature extractor in torch-fidelity's registry, e.g. dinov2-vit-l-14; `digits` is part of"
+    " edm2lite; your own as MODULE:NAME.",
+)
+@click.option(
+    "--weights", type=_FILE, help="File with the extractor's weights. [default: downloaded]"
+)
+@click.option(
+    "--features",
+    "keep_features",
+    is_flag=True,
+    help="Keep the features too, which kid, precision and recall need of the reference.",
+)
 @_BATCH
+@plugin_option
 @user_errors
-# fmt: on
-def stats(
-    dataset: str, out: Path, extractor: str, weights: Path | None, features: bool, batch: int
-) -> None:
+def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     """Write the feature statistics of DATASET: `digits`, or a folder or ZIP of images.
 
     Under torchrun, processes share the images.
@@ -61,41 +75,70 @@ def stats(
       edm2lite evaluate stats digits --extractor digits \\
           --weights runs/digits/classifier.safetensors --out runs/digits/reference.safetensors
     """
-    from ._evaluation import write_stats
+    from edm2lite.metrics import write_statistics
 
-    write_stats(dataset, out, extractor, weights, features, batch)
+    written = write_statistics(dataset, out, extractor, progress=_bar("features"), **options)
+    if written is not None:
+        click.echo(f"{out}: {written.count} images, {len(written.mean)} features ({extractor})")
 
 
-# fmt: off
 @main.command()
 @click.argument("source", metavar="MODEL_OR_IMAGES")
-@click.option("--ref", "refs", type=_FILE, required=True, multiple=True,
-              help="Statistics of `edm2lite evaluate stats`, or .npz with mu and sigma. Give two if"
-              " metrics need two extractors.")
-@click.option("--metrics", default="fid", show_default=True, metavar="LIST",
-              help="fid, fd_dinov2, kid, prc: Fréchet distances, kernel distance, precision and"
-              " recall. fid, kid and prc are of the extractor of --ref, whichever it is.")
-@click.option("--num", type=COUNT, help="Images. [default: 50000 of a model, all of a data set]")
-@click.option("--steps", type=click.IntRange(1), default=32, show_default=True,
-              help="Steps of the sampler.")
-@click.option("--weights", type=_FILE, multiple=True,
-              help="Files with the extractors' weights, one per --ref. [default: as recorded]")
-@click.option("--cache", type=click.Path(path_type=Path, file_okay=False),
-              help="Folder to keep features in: an interrupted evaluation continues. Needed under"
-              " torchrun, where processes share the images.")
+@click.option(
+    "--ref",
+    "refs",
+    type=_FILE,
+    multiple=True,
+    help="Statistics of `edm2lite evaluate stats`, or .npz with mu and sigma. Give two if metrics"
+    " need two extractors.",
+)
+@click.option(
+    "--metrics",
+    default="fid",
+    show_default=True,
+    metavar="LIST",
+    help=f"Metrics to compute: {', '.join(METRICS)}, prc (precision and recall), or MODULE:CLASS of"
+    " your own. fid, kid, precision and recall are of the extractor of --ref, whichever it is.",
+)
+@click.option(
+    "--num",
+    type=COUNT,
+    help="Number of images. [default: 50000 of a model, all of a data set]",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Number of sampler steps.",
+)
+@click.option(
+    "--weights",
+    type=_FILE,
+    multiple=True,
+    help="Files with the extractors' weights, one per --ref. [default: as recorded]",
+)
+@click.option("--data", help="Held-out data set for the metric loss.")
+@click.option(
+    "--conditions",
+    metavar="DATASET",
+    help="Data set whose rows say in turn what a model is told. [default: its classes in turn]",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to keep features in: an interrupted evaluation continues. Needed under torchrun,"
+    " where processes share the images.",
+)
 @_BATCH
 @plugin_option
 @user_errors
-# fmt: on
-def score(
-    source: str, refs: tuple[Path, ...], metrics: str, num: int | None, steps: int,
-    weights: tuple[Path, ...], cache: Path | None, batch: int,
-) -> None:  # fmt: skip
-    """Print metrics of MODEL_OR_IMAGES against reference statistics.
+def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **options: Any) -> None:
+    """Print metrics of MODEL_OR_IMAGES, against reference statistics where they need them.
 
     A model (file, run, or RUN@sigma_rel=0.1) generates images of seeds 0, 1, ..., its classes in
-    turn; images are read from a folder, ZIP or data set. Fréchet distances come with a 95 %
-    interval: where they would be expected with other seeds and as many images.
+    turn; images are read from a folder, ZIP or data set. Values come with a 95 % interval: where
+    they would be expected with other seeds and as many images.
 
     \b
     Examples:
@@ -103,12 +146,31 @@ def score(
       edm2lite evaluate images.zip --ref imagenet.safetensors --ref dinov2.safetensors \\
         --metrics fid,fd_dinov2,kid,prc
     """
-    from ._evaluation import Scoring
+    from edm2lite.metrics import evaluate, find_metrics
+    from edm2lite.sampling import Sampling
 
-    names = metrics.split(",")
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        raise click.UsageError(f"metrics are {', '.join(METRICS)}; got {unknown[0]!r}")
-    if weights and len(weights) != len(refs):
+    try:
+        find_metrics(metrics)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if options["weights"] and len(options["weights"]) != len(refs):
         raise click.UsageError("give --weights once per --ref, in the same order, or not at all")
-    Scoring(source, num, steps, batch, cache).print(refs, weights, names)
+    sampling = Sampling(num_steps=steps)
+    scores = evaluate(
+        source, refs, metrics, sampling=sampling, progress=_bar("evaluate"), **options
+    )
+    if processes.rank() == 0:
+        columns = {"metric": "", "value": "", "95 % interval": "", "": ""}
+        click.echo(table(columns, [[s.metric, *s.texts(), _details(s.details)] for s in scores]))
+
+
+def _bar(description: str) -> ImageBar | None:
+    return ImageBar(description) if processes.rank() == 0 else None
+
+
+def _details(values: dict[str, float]) -> str:
+    return ", ".join(f"{name}: {value:.4g}" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -44,7 +44,8 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, T, D] -> [N, T, D]."""
         qkv = self.qkv(x).unflatten(2, (3, -1, _HEAD)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+        y: Tensor = self.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+        return y
 
 
 class _MLP(nn.Module):
@@ -53,7 +54,8 @@ class _MLP(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
 
 
 class _Block(nn.Module):
@@ -65,16 +67,21 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        y: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return y
 
 
 class VisionTransformer(nn.Module):
     """[N, 3, 14 h, 14 w] -> [N, dim], the class token after the last norm.
 
     Args:
-        dim: Channels, a multiple of 64.
+        dim: Number of channels, a multiple of 64.
         depth: Number of blocks.
-        side: Patches along a side of the images that the position embedding was learned on.
+        side: Number of patches along a side of the position embedding.
+
+    Example:
+        >>> VisionTransformer(dim=64, depth=1)(torch.zeros(2, 3, 28, 42)).shape
+        torch.Size([2, 64])
     """
 
     def __init__(self, dim: int, depth: int, side: int = 37):
@@ -88,20 +95,22 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, 14 h, 14 w] -> [N, dim]."""
         x = self.patch_embed["proj"](x)
         positions = self._positions(x.shape[2], x.shape[3])
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
         x = x + positions
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)[:, 0]
+        token: Tensor = self.norm(x)[:, 0]
+        return token
 
     def _positions(self, height: int, width: int) -> Tensor:
         """[1, 1 + height width, D], the learned grid resized as the released networks do it."""
         first, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         if (height, width) == (self.side, self.side):
             return self.pos_embed
-        grid = grid.transpose(1, 2).unflatten(2, (self.side, self.side))
+        grid = torch.unflatten(grid.transpose(1, 2), 2, (self.side, self.side))
         # their offset of 0.1 keeps rounding from losing a row; it also shifts where values are read
         scale = [(size + 0.1) / self.side for size in (height, width)]
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
@@ -112,7 +121,7 @@ class VisionTransformer(nn.Module):
         """A network of the size that the tensors have.
 
         Raises:
-            RuntimeError: They are not those of a DINOv2 network.
+            RuntimeError: If the tensors are not those of a DINOv2 network.
         """
         if "pos_embed" not in tensors:
             raise RuntimeError("pos_embed is missing")
@@ -124,11 +133,15 @@ class VisionTransformer(nn.Module):
 
 
 def extractor(name: str, weights: Path | None) -> Any:
-    """torch-fidelity's extractor round a network of ``weights``, or of downloaded ones.
+    """torch-fidelity's extractor around a network of this file's weights, or of downloaded ones.
+
+    Args:
+        name: Key of :data:`URLS`.
+        weights: File with the weights; they are downloaded if it is None.
 
     Raises:
-        RuntimeError: The weights do not fit.
-        OSError: They cannot be downloaded.
+        RuntimeError: If the weights do not fit.
+        OSError: If they cannot be downloaded.
     """
     from torch_fidelity import FeatureExtractorBase
     from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
@@ -141,8 +154,9 @@ def extractor(name: str, weights: Path | None) -> Any:
         tensors, _ = load_tensors(weights)
     else:
         tensors = torch.load(weights, map_location="cpu", weights_only=True)
-    made = FeatureExtractorDinoV2.__new__(FeatureExtractorDinoV2)
-    FeatureExtractorBase.__init__(made, name, ["dinov2"])
-    made.feature_extractor_internal_dtype = torch.float32
-    made.model = VisionTransformer.from_tensors(tensors)
-    return made.requires_grad_(False)
+    # without its __init__, which would fetch the code of the network and run it
+    built = FeatureExtractorDinoV2.__new__(FeatureExtractorDinoV2)
+    FeatureExtractorBase.__init__(built, name, ["dinov2"])
+    built.feature_extractor_internal_dtype = torch.float32
+    built.model = VisionTransformer.from_tensors(tensors)
+    return built.requires_grad_(False)

@@ -1,17 +1,14 @@
 """Feature extractors: torch-fidelity's by name, and anybody's own in three lines.
 
-A file with these lines, named on the command line as ``--extractor my_features:mine``:
+A module with these lines makes an extractor that is named ``my_features:mine``:
 
-    from edm2lite.metrics.extractors import register
-
-    @register("mine")
-    def mine(weights): return MyNetwork(weights)  # a module: uint8 [N, 3, H, W] -> [N, F]
+    def mine(weights):            # a file given with --weights, or None
+        return MyNetwork(weights)  # a torch module: uint8 [N, 3, H, W] -> [N, F]
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,42 +20,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edm2lite.kinds import Kinds
 from edm2lite.metrics import dinov2
 
-Build = Callable[[Path | None], nn.Module]
+EXTRACTORS: Kinds[Callable[[Path | None], nn.Module]] = Kinds(
+    "extractor", {"digits": "edm2lite.metrics.digits_classifier:digits_features"}
+)
+"""Extractors besides torch-fidelity's: functions from a weights file (or None) to a module that
+maps uint8 [N, 3, H, W] to features [N, F]."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature extractor of torch-fidelity's registry.
+    """A feature extractor.
 
     Attributes:
-        name: In the registry, e.g. ``inception-v3-compat``; ``digits`` is ours.
+        name: Its name, e.g. ``inception-v3-compat`` of torch-fidelity or ``digits`` of ours.
         weights: File with its weights, or None for those that are downloaded.
-        module: uint8 [N, 3, H, W] -> tuple with one [N, F] tensor.
+        module: Module that maps uint8 [N, 3, H, W] to [N, F], or to a tuple of one such tensor.
         weights_digest: SHA-256 of the file, "" without one.
-        device: Where it computes.
+        device: Device of the module. [default: the CPU]
+
+    Example:
+        >>> corner = Extractor("corner", None, lambda x: x[:, 0, 0, :2].float(), "")
+        >>> corner.features(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape
+        (3, 2)
     """
 
     name: str
     weights: Path | None
     module: Any = field(repr=False)
     weights_digest: str
-    device: torch.device = torch.device("cpu")
+    device: torch.device | None = None
 
     @torch.no_grad()
     def features(self, images: Tensor) -> NDArray[np.float64]:
-        """uint8 [N, C, H, W] with C = 1 or 3 -> float64 [N, F].
+        """Features of uint8 images [N, C, H, W] with C = 1 or 3: [N, F] float64.
 
         Raises:
-            ValueError: Images of another kind, or features that are not finite.
+            ValueError: If the images are of another kind, or a feature is not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
                 "features are of uint8 images [N, C, H, W] with 1 or 3 channels, got"
                 f" {images.dtype} {list(images.shape)}"
             )
-        (features,) = self.module(images.to(self.device).expand(-1, 3, -1, -1).contiguous())
+        found = self.module(images.to(self.device or "cpu").expand(-1, 3, -1, -1).contiguous())
+        features: Tensor = found[0] if isinstance(found, tuple) else found
         if not features.isfinite().all():
             raise ValueError(
                 f"features of {self.name} came out as NaN or infinite; check its weights"
@@ -66,70 +74,49 @@ class Extractor:
         return features.double().cpu().numpy()
 
 
-def register(name: str) -> Callable[[Build], Build]:
-    """Decorates a function from a weights file (or None) to a module, see the top of this file."""
-    from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+def open_extractor(
+    name: str,
+    weights: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    trusted: bool = True,
+) -> Extractor:
+    """Create a feature extractor by its name.
 
-    def decorate(build: Build) -> Build:
-        class Registered(FeatureExtractorBase):
-            def __init__(
-                self,
-                name: str,
-                features_list: list[str],
-                feature_extractor_weights_path: str | None = None,
-                **kwargs: Any,
-            ):
-                super().__init__(name, features_list)
-                path = feature_extractor_weights_path
-                self.net = build(None if path is None else Path(path))
-
-            @staticmethod
-            def get_provided_features_list() -> tuple[str, ...]:
-                return ("features",)
-
-            @staticmethod
-            def get_default_feature_layer_for_metric(metric: str) -> str:
-                return "features"
-
-            @staticmethod
-            def can_be_compiled() -> bool:
-                return False
-
-            def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-                return (self.net(x),)
-
-        register_feature_extractor(name, Registered)
-        return build
-
-    return decorate
-
-
-def open_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """Create an extractor by its name in torch-fidelity's registry, or as ``module:name``.
+    Args:
+        name: Name in torch-fidelity's registry or in :data:`EXTRACTORS`, or ``module:name`` of a
+            function of your own.
+        weights: File with the weights. [default: they are downloaded]
+        device: Where to compute.
+        trusted: Whether a person gave the name, so that a module of theirs may be imported.
 
     Raises:
-        ImportError: torch-fidelity is missing, or the module of ``module:name``.
-        FileNotFoundError: There is no such weights file, or no network to download from.
-        ValueError: No such extractor, or the weights do not fit it.
+        ImportError: If torch-fidelity is missing.
+        FileNotFoundError: If there is no such weights file, or no network to download it from.
+        ValueError: If there is no such extractor, or the weights do not fit it.
     """
     try:
         from torch_fidelity import registry
     except ImportError as error:
         raise ImportError("metrics need torch-fidelity; pip install 'edm2lite[metrics]'") from error
-    import edm2lite.metrics.digits_classifier  # noqa: F401  (registers its extractor)
 
-    module, _, short = name.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    if short not in registry.FEATURE_EXTRACTORS_REGISTRY:
-        known = ", ".join(sorted(registry.FEATURE_EXTRACTORS_REGISTRY))
-        raise ValueError(f"extractor must be one of {known}; got {name!r}")
-    if weights is not None and not weights.is_file():
-        raise FileNotFoundError(f"no extractor weights at {weights}")
-    if weights is not None and weights.suffix != ".safetensors":
-        _check_pickle(weights)
-    created = _create(short, weights).to(device).eval()
-    return Extractor(name, weights, created, _digest(weights), device)
+    own = name in EXTRACTORS or ":" in name
+    if not own and name not in registry.FEATURE_EXTRACTORS_REGISTRY:
+        known = ", ".join(sorted({*registry.FEATURE_EXTRACTORS_REGISTRY, *EXTRACTORS}))
+        raise ValueError(
+            f"extractor must be one of {known}, or module:name of your own, got {name!r}"
+        )
+    file = None if weights is None else Path(weights)
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"no extractor weights at {file}")
+    if own:
+        module: Any = EXTRACTORS.find(name, trusted=trusted)(file)
+    else:
+        if file is not None and file.suffix != ".safetensors":
+            _check_pickle(file)
+        module = _create(name, file)
+    place = torch.device(device)
+    return Extractor(name, file, module.to(place).eval(), _digest(file), place)
 
 
 def _create(name: str, weights: Path | None) -> Any:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.precond import Precond
 from edm2lite.diffusion.weighting import Weighting
+from edm2lite.metrics.metric import ImageRows, Measurement, Metric, Needs
+from edm2lite.metrics.rows import RowFactory
 from edm2lite.models.encoders import Encoder
+from edm2lite.models.loading import Model
 from edm2lite.seeding import Purpose, normals, rng
+
+if TYPE_CHECKING:
+    from edm2lite.metrics.image_source import Generation
+    from edm2lite.metrics.inputs import MetricInputs
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Noise levels, in units of the data at sigma_data 0.5."""
@@ -147,3 +156,73 @@ def check_dataset(name: str, net: Precond, encoder: Encoder, dataset: ImageDatas
             f"held-out data must have {min(c.describe() for c in missing)} for {name},"
             f" {dataset.name} has {has}"
         )
+
+
+class HeldOutLoss(Metric):
+    """The mean denoising loss over noise levels, on images that the network was not trained on.
+
+    Args:
+        dataset: The held-out images.
+        levels: The noise levels.
+        batch: Number of images in each call of the network.
+        device: Where to compute.
+    """
+
+    name: ClassVar[str] = "loss"
+    label: ClassVar[str] = "loss"
+    axis_label: ClassVar[str] = "held-out denoising loss"
+    needs: ClassVar[Needs] = "held-out images"
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        levels: tuple[float, ...] = LEVELS,
+        batch: int = 64,
+        device: torch.device | str = "cpu",
+    ):
+        self.dataset, self.levels, self.batch = dataset, levels, batch
+        self.device = torch.device(device)
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> list[Metric]:
+        """See :meth:`edm2lite.metrics.Metric.create`."""
+        if inputs.data is None:
+            raise ValueError(
+                f"{cls.name} needs images that the model was not trained on, got none; give --data"
+            )
+        return [cls(inputs.data, batch=inputs.batch_size, device=inputs.device)]
+
+    def rows_of(self, model: Model, generation: Generation) -> tuple[dict[str, Any], RowFactory]:
+        """See :meth:`edm2lite.metrics.Metric.rows_of`; nothing is generated."""
+        check_dataset(model.name, model.net, model.encoder, self.dataset)
+        net = model.net.prepared(device=self.device)
+        key = {"weights": model.identity, "batch": self.batch, **self.protocol}
+        return key, DenoisingRows(
+            net, model.encoder, self.dataset, self.levels, self.device, self.batch
+        )
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """See :attr:`edm2lite.metrics.Metric.protocol`."""
+        return {"data": self.dataset.name, "levels": list(self.levels)}
+
+    @property
+    def minimum_images(self) -> int:
+        """A network's loss differs little from that of its neighbors on the same images."""
+        return 64
+
+    def num_images(self, num: int | None) -> int:
+        """See :meth:`edm2lite.metrics.Metric.num_images`; all of the data set by default."""
+        if num is not None and num > len(self.dataset):
+            raise ValueError(
+                f"{self.name} can be measured on at most {len(self.dataset)} images of"
+                f" {self.dataset.name}, got {num}; give a smaller --num"
+            )
+        return len(self.dataset) if num is None else num
+
+    def measure(self, rows: ImageRows) -> Measurement:
+        """See :meth:`edm2lite.metrics.Metric.measure`; the details are the loss at each level."""
+        losses = np.concatenate(list(rows.parts()))
+        each, levels = losses.mean(axis=1), losses.mean(axis=0)
+        details = {f"{s:g}": float(v) for s, v in zip(self.levels, levels, strict=True)}
+        return Measurement(float(each.mean()), (each - each.mean())[None], details)

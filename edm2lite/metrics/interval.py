@@ -1,11 +1,12 @@
-"""Intervals for the metric and for the place of its minimum, and which lengths are equally good.
+"""Intervals for a metric and for the place of its optimum, and which lengths are equally good.
 
-Every cell is measured on the same seeds, so that what the seeds do to one they do to all: the
-metrics are resampled together, from their joint covariance.
+Every length is measured on the same seeds, so that what the seeds do to one they do to all: the
+values are resampled together, from their joint covariance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from edm2lite.metrics.moments import Array
 
 LEVEL = 0.95
+"""Probability of an interval."""
+
 _Z = 1.959963984540054
 _DRAWS = 4000
 
@@ -24,34 +27,70 @@ class Verdict:
     """What a curve over the EMA length says.
 
     Attributes:
-        best: Index of the least value.
-        place: sigma_rel where a parabola through the lowest points is least.
-        low, high: 95 % interval of that place.
-        open_low, open_high: Whether it may lie beyond the shortest or the longest length.
-        alike: Indices of lengths that cannot be told apart from the best one.
+        best: Index of the best value.
+        place: sigma_rel of the vertex of a parabola through the points around the best one.
+        low, high: 95 % interval of that place, None if the metric has no intervals.
+        open_low, open_high: Whether the place may lie beyond the shortest or the longest length.
+        alike: Indices of lengths that cannot be told apart from the best one, itself included.
     """
 
     best: int
     place: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     open_low: bool
     open_high: bool
     alike: tuple[int, ...]
 
 
-def interval(values: Array, covariance: Array) -> tuple[Array, Array]:
-    """95 % limits of each value: of its expectation at this number of images."""
-    half = _Z * np.sqrt(np.diag(covariance))
-    return values - half, values + half
+def normal_limits(value: float, deviation: float) -> tuple[float, float]:
+    """95 % limits of the expectation of a value with this standard deviation.
+
+    Example:
+        >>> low, high = normal_limits(5.0, 1.0)
+        >>> round(low, 2), round(high, 2)
+        (3.04, 6.96)
+    """
+    half = _Z * deviation
+    return value - half, value + half
 
 
-def alike(values: Array, covariance: Array) -> tuple[int, ...]:
-    """The indices whose paired difference from the least value may be zero."""
-    lowest = int(values.argmin())
+def wilson_limits(share: float, variance: float, num: int) -> tuple[float, float]:
+    """95 % limits (Wilson's) of the expectation of a share; they lie between 0 and 1.
+
+    A share p of variance v is taken for one of ``p (1 - p) / v`` independent images, and one that
+    did not vary at all for one of all ``num`` images.
+
+    Args:
+        share: The share, between 0 and 1.
+        variance: Its variance over seeds.
+        num: Number of images.
+
+    Example:
+        >>> low, high = wilson_limits(1.0, 0.0, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.963, 1.0)
+    """
+    spread = share * (1 - share)
+    count = spread / variance if spread > 0 and variance > 0 else num
+    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z * math.sqrt(spread / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def alike(values: Array, covariance: Array, lower_is_better: bool = True) -> tuple[int, ...]:
+    """The indices whose paired difference from the best value may be zero, the best one included.
+
+    Args:
+        values: [L] values.
+        covariance: [L, L] covariance over seeds.
+        lower_is_better: Whether the best value is the lowest.
+    """
+    costs = values if lower_is_better else -values
+    best = int(costs.argmin())
     spread = np.diag(covariance)
-    variance = spread + spread[lowest] - 2 * covariance[lowest]
-    near = values - values[lowest] <= _Z * np.sqrt(np.maximum(variance, 0))
+    variance = spread + spread[best] - 2 * covariance[best]
+    near = costs - costs[best] <= _Z * np.sqrt(np.maximum(variance, 0))
     return tuple(int(i) for i in np.flatnonzero(near))
 
 
@@ -60,43 +99,71 @@ def resample(values: Array, covariance: Array, seed: int = 0) -> NDArray[np.floa
     lengths, vectors = np.linalg.eigh(covariance)
     factor = vectors * np.sqrt(np.maximum(lengths, 0))
     draws = np.random.default_rng(seed).standard_normal((_DRAWS, len(values)))
-    return values + draws @ factor.T
+    resampled: NDArray[np.float64] = values + draws @ factor.T
+    return resampled
 
 
 def minimum(lengths: Array, values: Array) -> Array:
-    """[...] place of the minimum of curves [..., L] over ascending ``lengths``.
+    """[...] place of the minimum of curves [..., L] over ascending ``lengths`` [L].
 
-    A parabola in ln sigma_rel through the lowest point and its neighbours; an end of the curve
-    where that is lowest.
+    A parabola in ln sigma_rel goes through the lowest point and its neighbors; where the lowest
+    point is an end of the curve, that is the place.
+
+    Example:
+        >>> lengths = np.array([0.05, 0.1, 0.2])
+        >>> float(minimum(lengths, np.log(lengths / 0.08) ** 2).round(6))
+        0.08
     """
     x, last = np.log(lengths), len(lengths) - 1
     at = values.argmin(axis=-1)
     if last < 2:
-        return lengths[at]
+        ends: Array = lengths[at]
+        return ends
     middle = np.clip(at, 1, last - 1)
 
     def y(index: NDArray[np.int64]) -> Array:
-        return np.take_along_axis(values, index[..., None], -1)[..., 0]
+        taken: Array = np.take_along_axis(values, index[..., None], -1)[..., 0]
+        return taken
 
     left, right = x[middle - 1] - x[middle], x[middle + 1] - x[middle]
     rise_left, rise_right = y(middle - 1) - y(middle), y(middle + 1) - y(middle)
     down, up = left * rise_right, right * rise_left
     bottom = x[middle] + 0.5 * (left * down - right * up) / np.where(down == up, np.inf, down - up)
     bottom = np.clip(bottom, x[middle - 1], x[middle + 1])
-    return np.exp(np.where(at == middle, bottom, x[at]))
+    place: Array = np.exp(np.where(at == middle, bottom, x[at]))
+    return place
 
 
-def judge(lengths: Sequence[float], values: Array, covariance: Array) -> Verdict:
-    """The verdict on a curve over ascending lengths."""
-    grid = np.asarray(lengths)
-    places = minimum(grid, resample(values, covariance))
+def judge(
+    lengths: Sequence[float],
+    values: Array,
+    covariance: Array | None,
+    lower_is_better: bool = True,
+) -> Verdict:
+    """The verdict on a curve over ascending lengths.
+
+    Args:
+        lengths: [L] EMA lengths sigma_rel, ascending.
+        values: [L] values of the metric.
+        covariance: [L, L] covariance over seeds, or None if it is not known.
+        lower_is_better: Whether the best value is the lowest.
+
+    Example:
+        >>> judge([0.05, 0.1, 0.2], np.array([3.0, 1.0, 2.0]), 1e-6 * np.eye(3)).alike
+        (1,)
+    """
+    grid, costs = np.asarray(lengths), values if lower_is_better else -values
+    best, place = int(costs.argmin()), float(minimum(grid, costs))
+    if covariance is None:
+        return Verdict(best, place, None, None, False, False, (best,))
+    places = minimum(grid, resample(costs, covariance))
     low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Verdict(
-        best=int(values.argmin()),
-        place=float(minimum(grid, values)),
+        best=best,
+        place=place,
         low=float(low),
         high=float(high),
         open_low=bool(low <= grid[0] * (1 + 1e-9)),
         open_high=bool(high >= grid[-1] * (1 - 1e-9)),
-        alike=alike(values, covariance),
+        alike=alike(costs, covariance),
     )

@@ -13,8 +13,17 @@ from edm2lite.tensorfile import load_tensors, save_tensors
 Array = NDArray[np.float64]
 
 
-class Moments:
-    """Count, mean and covariance of rows that come in parts, in float64."""
+class RunningMoments:
+    """Number, mean and covariance of rows that come in parts, in float64.
+
+    Example:
+        >>> moments = RunningMoments()
+        >>> moments.add(np.array([[1.0, 0.0], [3.0, 1.0]]))
+        >>> moments.add(np.array([[5.0, 2.0]]))
+        >>> moments.count, moments.mean, moments.cov
+        (3, array([3., 1.]), array([[4., 2.],
+               [2., 1.]]))
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -22,42 +31,42 @@ class Moments:
         self._outer: Array = np.zeros(())
 
     def add(self, rows: Array) -> None:
-        """Take [N, F] more."""
+        """Take in further rows [N, F]."""
         self.count += len(rows)
         self._total = self._total + rows.sum(axis=0)
         self._outer = self._outer + rows.T @ rows
 
-    def merge(self, other: Moments) -> None:
-        """Take what ``other`` has seen."""
+    def merge(self, other: RunningMoments) -> None:
+        """Take in the rows that ``other`` has seen."""
         self.count += other.count
         self._total = self._total + other._total
         self._outer = self._outer + other._outer
 
-    def without(self, other: Moments) -> Moments:
-        """Of the rows that ``other``, which saw some of them, has not seen."""
-        rest = Moments()
+    def without(self, other: RunningMoments) -> RunningMoments:
+        """Moments of the rows that ``other``, which saw some of them, has not seen."""
+        rest = RunningMoments()
         rest.count = self.count - other.count
         rest._total, rest._outer = self._total - other._total, self._outer - other._outer
         return rest
 
     @property
     def mean(self) -> Array:
-        """[F]."""
+        """Mean of the rows, [F]."""
         return self._total / self.count
 
     @property
     def cov(self) -> Array:
-        """[F, F], with the divisor count - 1."""
+        """Covariance of the rows, [F, F], with the divisor count - 1."""
         return (self._outer - self.count * np.outer(self.mean, self.mean)) / (self.count - 1)
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the sums for another process."""
+        """Write the sums to a file for another process."""
         sums = {"total": torch.from_numpy(self._total), "outer": torch.from_numpy(self._outer)}
         save_tensors(path, sums, {**metadata, "count": str(self.count)})
 
     @classmethod
-    def load(cls, path: Path) -> Moments:
-        """What :meth:`save` wrote."""
+    def load(cls, path: Path) -> RunningMoments:
+        """The moments that :meth:`save` wrote."""
         tensors, metadata = load_tensors(path)
         moments = cls()
         moments.count = int(metadata["count"])

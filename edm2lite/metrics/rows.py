@@ -1,8 +1,8 @@
 """Rows of numbers for images 0, 1, 2, ..., made once, kept on disk, shared by processes.
 
 Rows lie in files of 256 images. A measurement that was interrupted goes on with the next file, and
-one of more images makes only the rows that it lacks. Under torchrun process r makes files r,
-r + world, ...; every file is the same whoever makes it.
+one of more images makes only the rows that are missing. Under torchrun process r makes files r,
+r + world, ...; every file is the same whichever process makes it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,31 @@ from edm2lite.metrics.moments import Array
 from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 
 CHUNK = 256
-SHOWN = 40
-"""Images that are kept next to their rows, for people to look at."""
+"""Number of rows in a file."""
 
-Make = Callable[[range], tuple[Tensor, Tensor | None]]
-"""Images -> rows [n, D] float32, and the images uint8 [n, C, H, W] if there are any to show."""
+SHOWN = 40
+"""Number of images that are kept next to their rows, for people to look at."""
+
+RowFactory = Callable[[range], tuple[Tensor, Tensor | None]]
+"""Indices of images -> rows [n, D] float32, and the images uint8 [n, C, H, W] if there are any."""
 
 
 class Rows:
-    """Rows under one key.
+    """The rows of one measurement, in a folder named after everything that they depend on.
 
     Args:
-        folder: For all rows of a sweep.
-        key: Everything that the rows depend on.
-        rank, world: Which share this process makes.
+        folder: Folder for all rows of a sweep or an evaluation.
+        key: Everything that the rows depend on, as JSON can hold it.
+        rank: Index of this process; it makes every ``world``-th file.
+        world: Number of processes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rows = Rows(Path(folder), {"what": "squares"})
+        ...     rows.fill(3, lambda i: (torch.tensor([[float(k * k)] for k in i]), None))
+        ...     [part.tolist() for part in rows.parts(3)]
+        [[[0.0], [1.0], [4.0]]]
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], rank: int = 0, world: int = 1):
@@ -43,19 +54,27 @@ class Rows:
         self.folder = folder / xxhash.xxh3_64_hexdigest(self._key.encode())
         self.rank, self.world = rank, world
 
-    def fill(self, num: int, make: Make, done: Callable[[int], object]) -> None:
-        """Make this process's share of the first ``num`` rows; ``done`` hears how many."""
+    def fill(
+        self, num: int, factory: RowFactory, done: Callable[[int], object] = lambda count: None
+    ) -> None:
+        """Make this process's share of the first ``num`` rows.
+
+        Args:
+            num: Number of rows.
+            factory: Function that makes rows.
+            done: Function that is called with the number of rows of each file, made or found.
+        """
         for begin in range(0, num, CHUNK):
             if begin // CHUNK % self.world == self.rank:
-                self._fill(begin, min(CHUNK, num - begin), make)
+                self._fill(begin, min(CHUNK, num - begin), factory)
                 done(min(CHUNK, num - begin))
 
-    def _fill(self, begin: int, want: int, make: Make) -> None:
+    def _fill(self, begin: int, num: int, factory: RowFactory) -> None:
         have = self._count(begin)
-        if have >= want:
+        if have >= num:
             return
-        made, images = make(range(begin + have, begin + want))
-        tensors = {"rows": made}
+        new, images = factory(range(begin + have, begin + num))
+        tensors = {"rows": new}
         if images is not None and begin == 0:
             tensors["images"] = images[: max(0, SHOWN - have)]
         if have:
@@ -63,8 +82,8 @@ class Rows:
             tensors = {k: torch.cat([old[k], tensors[k]]) if k in tensors else old[k] for k in old}
         save_tensors(self._path(begin), tensors, {"key": self._key})
 
-    def wait(self, num: int, done: Callable[[int], object]) -> None:
-        """Until other processes have made their share of the first ``num`` rows."""
+    def wait(self, num: int, done: Callable[[int], object] = lambda count: None) -> None:
+        """Return when other processes have made their share of the first ``num`` rows."""
         for begin in range(0, num, CHUNK):
             if begin // CHUNK % self.world != self.rank:
                 while self._count(begin) < min(CHUNK, num - begin):
@@ -78,7 +97,7 @@ class Rows:
             yield rows[: num - begin].double().numpy()
 
     def images(self) -> Tensor | None:
-        """The first images, uint8 [n, C, H, W] with n at most :data:`SHOWN`, if any are here."""
+        """The first images, uint8 [n, C, H, W] with n at most :data:`SHOWN`, if any were kept."""
         path = self._path(0)
         return load_tensors(path)[0].get("images") if path.is_file() else None
 

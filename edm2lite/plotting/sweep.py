@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edm2lite.metrics.interval import Verdict
+from edm2lite.metrics.registry import MetricName, find_metric
 from edm2lite.plotting.figure import new_figure, save_figure
 from edm2lite.sweep.cells import AXES, Point, best, varying
-from edm2lite.sweep.table import METRIC, named
+from edm2lite.sweep.table import named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LENGTH_LABEL = "EMA length sigma_rel, % of training time"
-_YLABEL = {"fd": "Fréchet distance", "loss": "held-out denoising loss"}
 
 
 def plot_curve(
-    path: Path, points: Sequence[Point], verdict: Verdict, metric: str, title: str
+    path: Path, points: Sequence[Point], verdict: Verdict, metric: MetricName, title: str
 ) -> None:
     """Draw the metric over the EMA length, with its interval and the best length marked.
 
@@ -32,7 +32,7 @@ def plot_curve(
         path: Name of the PNG file.
         points: All measured points; lengths measured on fewer images than the others are gray.
         verdict: Conclusion from the points measured on most images.
-        metric: Name of the metric, ``fd`` or ``loss``.
+        metric: Name of the metric, or its class.
         title: Title of the figure.
 
     Raises:
@@ -52,28 +52,30 @@ def plot_curve(
     """
     figure = new_figure()
     axes = figure.add_subplot()
-    lowest = best(points)
+    kind = find_metric(metric)
+    lowest = best(points, kind.lower_is_better)
     averaged = sorted((p for p in points if p.sigma_rel is not None), key=_length)
     for num in sorted({p.num for p in averaged}):
         curve = [p for p in averaged if p.num == num]
         final = num == lowest.num
         color = "tab:blue" if final else "tab:gray"
         _band(axes, curve, color, f"{num} images", marker="o" if final else ".")
-    axes.axvspan(100 * verdict.low, 100 * verdict.high, color="tab:red", alpha=0.08, lw=0)
-    name = f"best: {named('sigma_rel', lowest.sigma_rel)}, {METRIC[metric]} {lowest.value:.4g}"
+    if verdict.low is not None and verdict.high is not None:
+        axes.axvspan(100 * verdict.low, 100 * verdict.high, color="tab:red", alpha=0.08, lw=0)
+    name = f"best: {named('sigma_rel', lowest.sigma_rel)}, {kind.label} {lowest.value:.4g}"
     axes.plot([100 * _length(lowest)], [lowest.value], "*", ms=16, color="tab:red", label=name)
     for raw in (p for p in points if p.sigma_rel is None):
         if raw.value < 4 * max(p.value for p in averaged):
-            text = f"raw last weights, {METRIC[metric]} {raw.value:.4g}"
+            text = f"raw last weights, {kind.label} {raw.value:.4g}"
             axes.axhline(raw.value, color="tab:gray", ls="--", label=text)
     _along_lengths(axes, [_length(p) for p in averaged])
-    axes.set_ylabel(_YLABEL[metric])
+    axes.set_ylabel(kind.axis_label)
     axes.set_title(title, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     save_figure(path, figure)
 
 
-def plot_heat(path: Path, points: Sequence[Point], metric: str, title: str) -> None:
+def plot_heat(path: Path, points: Sequence[Point], metric: MetricName, title: str) -> None:
     """Draw the metric as colors and numbers over the EMA length and a second axis.
 
     The best cell is framed. Arguments are those of :func:`plot_curve`; the second axis is the
@@ -86,14 +88,19 @@ def plot_heat(path: Path, points: Sequence[Point], metric: str, title: str) -> N
     grid = np.full((len(others), len(lengths)), np.nan)
     for p in points:
         grid[others.index(getattr(p, axis)), lengths.index(_length(p))] = p.value
-    lowest = best(points)
+    kind = find_metric(metric)
+    lowest = best(points, kind.lower_is_better)
+    is_log = bool(np.nanmin(grid) > 0)  # not of an unbiased distance, which may be negative
+    shade = np.log(grid) if is_log else grid
     figure = new_figure((1.6 + 0.75 * len(lengths), 1.4 + 0.55 * len(others)))
     axes = figure.add_subplot()
-    shown = axes.imshow(np.log(grid), cmap="viridis_r", origin="lower", aspect="auto")
-    middle = np.nanmean(np.log(grid))
+    colors = "viridis_r" if kind.lower_is_better else "viridis"
+    shown = axes.imshow(shade, cmap=colors, origin="lower", aspect="auto")
+    middle = np.nanmean(shade)
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            color = "black" if np.log(value) < middle else "white"
+            is_bright = (shade[row, column] < middle) == kind.lower_is_better
+            color = "black" if is_bright else "white"
             text = f"{value:.3g}"
             axes.text(column, row, text, color=color, ha="center", va="center", fontsize=8)
     from matplotlib.patches import Rectangle
@@ -105,14 +112,14 @@ def plot_heat(path: Path, points: Sequence[Point], metric: str, title: str) -> N
     axes.set_xlabel(_LENGTH_LABEL)
     axes.set_ylabel(AXES[axis])
     axes.set_title("\n".join(textwrap.wrap(title, 12 + 12 * len(lengths))), fontsize=9)
-    ticks = np.geomspace(np.nanmin(grid), np.nanmax(grid), 4)
-    bar = figure.colorbar(shown, ticks=np.log(ticks))
+    ticks = (np.geomspace if is_log else np.linspace)(np.nanmin(grid), np.nanmax(grid), 4)
+    bar = figure.colorbar(shown, ticks=np.log(ticks) if is_log else ticks)
     bar.ax.set_yticklabels([f"{tick:.3g}" for tick in ticks])
-    bar.set_label(_YLABEL[metric])
+    bar.set_label(kind.axis_label)
     save_figure(path, figure)
 
 
-def plot_groups(path: Path, points: Sequence[Point], metric: str, title: str) -> None:
+def plot_groups(path: Path, points: Sequence[Point], metric: MetricName, title: str) -> None:
     """Draw a curve per group of tensors whose EMA length alone varies.
 
     Dashed lines are averages in which all tensors have one length. Arguments are those of
@@ -128,7 +135,7 @@ def plot_groups(path: Path, points: Sequence[Point], metric: str, title: str) ->
         axes.axhline(base.value, color="tab:gray", ls="--", label=text)
     _along_lengths(axes, sorted({_length(p) for p in points}))
     axes.set_xlabel("EMA length of the group alone, % of training time")
-    axes.set_ylabel(_YLABEL[metric])
+    axes.set_ylabel(find_metric(metric).axis_label)
     axes.set_title(title, fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     save_figure(path, figure)
@@ -142,7 +149,10 @@ def _length(point: Point) -> float:
 def _band(axes: Axes, curve: Sequence[Point], color: str, label: str, marker: str) -> None:
     lengths = [100 * _length(p) for p in curve]
     axes.plot(lengths, [p.value for p in curve], marker=marker, color=color, label=label, ms=5)
-    low, high = [p.low for p in curve], [p.high for p in curve]
+    low = [p.low for p in curve if p.low is not None]
+    high = [p.high for p in curve if p.high is not None]
+    if len(low) < len(curve):
+        return
     axes.fill_between(lengths, low, high, color=color, alpha=0.15, lw=0)
     if len(curve) == 1:  # a band of one point has no width
         axes.vlines(lengths, low, high, color=color, lw=3, alpha=0.4)

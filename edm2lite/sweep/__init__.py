@@ -1,7 +1,27 @@
-"""EMA length (x guidance, x guide, x training time) against a metric, with intervals."""
+"""EMA length (with guidance, guide, training time, groups of tensors) against any metric."""
 
 from __future__ import annotations
 
-from edm2lite.sweep.cells import Cell, Point, best, read_csv, write_csv
+from typing import TYPE_CHECKING
 
-__all__ = ["Cell", "Point", "best", "read_csv", "write_csv"]
+from edm2lite.lazy import exports
+
+if TYPE_CHECKING:
+    from edm2lite.sweep.cells import Cell as Cell
+    from edm2lite.sweep.cells import Point as Point
+    from edm2lite.sweep.cells import best as best
+    from edm2lite.sweep.cells import read_csv as read_csv
+    from edm2lite.sweep.cells import write_csv as write_csv
+    from edm2lite.sweep.driver import Sweep as Sweep
+    from edm2lite.sweep.driver import run_sweep as run_sweep
+    from edm2lite.sweep.driver import sweep_ema as sweep_ema
+    from edm2lite.sweep.options import SweepOptions as SweepOptions
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "edm2lite.sweep.cells": "Cell Point best read_csv write_csv",
+        "edm2lite.sweep.driver": "Sweep run_sweep sweep_ema",
+        "edm2lite.sweep.options": "SweepOptions",
+    },
+)

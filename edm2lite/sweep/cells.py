@@ -40,7 +40,7 @@ AXES = {
     "guide_sigma_rel": "EMA length of the guide",
     "group": "group",
 }
-"""Fields of a cell that may vary within a sweep, and what they are called."""
+"""Fields of a cell that may vary within a sweep, and their names for people."""
 
 
 @dataclass(frozen=True)
@@ -48,48 +48,63 @@ class Point(Cell):
     """One row of the table.
 
     Attributes:
-        gamma: Exponent of the average, or None.
-        predicted_error: Of the rebuilt weights, 0 for the raw ones.
-        value: The metric: Fréchet distance to the reference, or loss.
-        low, high: 95 % interval of it.
-        num: Images it was measured on.
+        gamma: Exponent of the average, None for the raw weights.
+        predicted_error: Predicted error of the rebuilt weights, 0 for the raw ones.
+        value: Value of the metric.
+        low, high: 95 % interval of the value, None if the metric has none.
+        num: Number of images that it was measured on.
+
+    Example:
+        >>> point = Point(0.1, 1024, value=2.5, low=2.25, high=2.75, num=300)
+        >>> point.cell == Cell(0.1, 1024)
+        True
     """
 
     gamma: float | None = None
     predicted_error: float = 0.0
     value: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
+    low: float | None = None
+    high: float | None = None
     num: int = 0
 
     @property
     def cell(self) -> Cell:
-        """What was measured."""
+        """The setting that was measured."""
         return Cell(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Cell)})
 
 
-def best(points: Sequence[Point]) -> Point:
-    """The averaged point of least value among those of most images.
+def best(points: Sequence[Point], lower_is_better: bool = True) -> Point:
+    """The averaged point of the best value among those of the most images.
+
+    Args:
+        points: Points of one metric.
+        lower_is_better: Whether the best value is the lowest.
 
     Raises:
-        ValueError: There is none.
+        ValueError: If there is no averaged point.
+
+    Example:
+        >>> points = [Point(0.1, 1024, value=2.5), Point(0.2, 1024, value=2.0)]
+        >>> best(points).sigma_rel
+        0.2
     """
     averaged = [point for point in points if point.sigma_rel is not None]
     if not averaged:
         raise ValueError("a sweep needs at least one EMA length")
     most = max(point.num for point in averaged)
-    return min((p for p in averaged if p.num == most), key=lambda point: point.value)
+    choose = min if lower_is_better else max
+    return choose((p for p in averaged if p.num == most), key=lambda point: point.value)
 
 
 def varying(points: Sequence[Cell]) -> list[str]:
-    """The axes along which the averaged points differ; sigma_rel first, always there."""
+    """The axes along which the averaged points differ; sigma_rel always and first."""
     averaged = [p for p in points if p.sigma_rel is not None]
     others = [a for a in AXES if a != "sigma_rel" and len({getattr(p, a) for p in averaged}) > 1]
     return ["sigma_rel", *others]
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """One line per point; an empty sigma_rel is the raw weights."""
+    """Write one line per point; an empty sigma_rel stands for the raw weights."""
     rows: list[dict[str, Any]] = [dataclasses.asdict(point) for point in points]
     names = [f.name for f in dataclasses.fields(Point)]
     with replacing(path) as file:
@@ -99,8 +114,17 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
 
 
 def read_csv(path: Path) -> list[Point]:
-    """What :func:`write_csv` wrote."""
-    optional = ("sigma_rel", "guide_sigma_rel", "rest_sigma_rel", "gamma")
+    """The points that :func:`write_csv` wrote.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "sweep.csv"
+        ...     write_csv(path, [Point(0.1, 1024, value=2.5, num=300)])
+        ...     read_csv(path)[0].value
+        2.5
+    """
+    optional = ("sigma_rel", "guide_sigma_rel", "rest_sigma_rel", "gamma", "low", "high")
     with open(path, encoding="utf-8", newline="") as file:
         points = []
         for row in csv.DictReader(file):

@@ -17,13 +17,17 @@ def group_of(name: str, groups: Mapping[str, str]) -> str:
 
     Args:
         name: Name of the tensor in the denoiser.
-        groups: ``groups`` of the network's configuration.
+        groups: Group -> regular expression, the ``groups`` of the network's configuration.
+
+    Example:
+        >>> group_of("unet.out_conv.weight", {"output": "out_"})
+        'output'
     """
     return next((group for group, pattern in groups.items() if re.search(pattern, name)), "")
 
 
 def mixed(rest: Model, own: Model, group: str) -> Model:
-    """``rest`` with the tensors of ``group`` from ``own``."""
+    """The model ``rest`` with the tensors of ``group`` taken from ``own``."""
     groups = rest.net.config.backbone.groups
     tensors: Mapping[str, Tensor] = {
         name: own.net.state_dict()[name] if group_of(name, groups) == group else value

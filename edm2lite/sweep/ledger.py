@@ -1,7 +1,7 @@
 """The ledger of a sweep: what has been measured is never measured again.
 
-Each measurement is one JSON line under a key that holds everything the figure depends on, and one
-small file with its spread over images, which intervals come from. The file is written first.
+Each measurement is one JSON line under a key that holds everything the value depends on, and one
+small file with the influences of the images, which intervals come from. The file is written first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.atomic import replacing, sync
+from edm2lite.metrics.moments import Array
 from edm2lite.sweep.cells import Cell
 from edm2lite.tensorfile import load_tensors, save_tensors
 
@@ -28,7 +29,7 @@ class Setting:
     """What every measurement of a sweep has in common.
 
     Attributes:
-        metric: ``fd`` or ``loss``.
+        metric: The ``record_name`` of the metric.
         run: Identifier of the training run.
         protocol: Everything else: sampling, extractor, reference, guide, data.
     """
@@ -43,9 +44,10 @@ class Result:
     """A measured cell.
 
     Attributes:
-        value: The metric.
-        gamma, predicted_error: Of the average.
-        details: Further figures: the loss at each noise level.
+        value: Value of the metric.
+        gamma: Exponent of the average, None for the raw weights.
+        predicted_error: Predicted error of the average, 0 for the raw weights.
+        details: Further numbers by name, such as the loss at each noise level.
     """
 
     value: float
@@ -58,11 +60,19 @@ class Ledger:
     """Measurements in ``folder/sweep.jsonl`` and ``folder/spread/``.
 
     Args:
-        folder: Made if missing; a last line that an interruption cut short is dropped.
+        folder: Folder of the ledger; a last line that an interruption cut short is dropped.
         writer: Whether this process writes; others read what it writes.
 
     Raises:
-        ValueError: The file is of another version.
+        ValueError: If the file is of another version.
+
+    Example:
+        >>> import tempfile
+        >>> setting, cell = Setting("fid", "a1b2", {"num_steps": 12}), Cell(0.1, 1024)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Ledger(Path(folder)).add(setting, cell, 300, Result(2.5, 6.9, 1e-3, {}), None)
+        ...     Ledger(Path(folder)).get(setting, cell, 300).value
+        2.5
     """
 
     def __init__(self, folder: Path, writer: bool = True):
@@ -101,15 +111,25 @@ class Ledger:
             self._read()
         return result
 
-    def spread(self, setting: Setting, cell: Cell, num: int) -> NDArray[Any]:
-        """[J, num], see :mod:`edm2lite.metrics.influence`."""
-        return load_tensors(self._spread(key_of(setting, cell, num)))[0]["spread"].numpy()
+    def influences(self, setting: Setting, cell: Cell, num: int) -> Array | None:
+        """[J, num], see :mod:`edm2lite.metrics.influence`; None if the metric has none."""
+        spread = load_tensors(self._spread(key_of(setting, cell, num)))[0]["spread"].numpy()
+        return spread if len(spread) else None
 
     def add(
-        self, setting: Setting, cell: Cell, num: int, result: Result, spread: NDArray[Any]
+        self, setting: Setting, cell: Cell, num: int, result: Result, influences: Array | None
     ) -> None:
-        """Record a measurement, on disk before this returns."""
+        """Record a measurement, on disk before this returns.
+
+        Args:
+            setting: What it has in common with the others.
+            cell: The setting that was measured.
+            num: Number of images.
+            result: The value, and further numbers.
+            influences: [J, num], or None if the metric has none.
+        """
         key = key_of(setting, cell, num)
+        spread = np.zeros((0, num)) if influences is None else influences
         save_tensors(self._spread(key), {"spread": torch.from_numpy(spread)}, {"key": key})
         entry = {
             "format": 2, "setting": asdict(setting), "cell": asdict(cell), "num": num,
@@ -127,7 +147,7 @@ class Ledger:
         save_tensors(path, {"images": images}, {})
 
     def images(self, setting: Setting, cell: Cell, num: int) -> NDArray[np.uint8] | None:
-        """[n, C, H, W] what :meth:`keep_images` kept, if it did."""
+        """The images that were kept of a cell, [n, C, H, W], or None."""
         path = self._spread(key_of(setting, cell, num)).with_suffix(".images.safetensors")
         return load_tensors(path)[0]["images"].numpy() if path.is_file() else None
 
@@ -136,5 +156,5 @@ class Ledger:
 
 
 def key_of(setting: Setting, cell: Cell, num: int) -> str:
-    """Text that is the same for the same measurement."""
+    """Text that identifies a measurement."""
     return json.dumps([asdict(setting), asdict(cell), num], sort_keys=True)

@@ -1,12 +1,12 @@
-"""Measuring the cells of a sweep: rebuild in one pass, make rows, reduce, record."""
+"""Measuring the cells of a sweep: rebuild in one pass, make rows, compute the metric, record."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,15 +14,17 @@ from torch import Tensor
 from edm2lite.ema import plan_targets
 from edm2lite.ema.reconstruction import build
 from edm2lite.ema.targets import Reconstruction
+from edm2lite.metrics.image_source import Generation
 from edm2lite.metrics.influence import covariance
-from edm2lite.metrics.interval import interval
+from edm2lite.metrics.metric import ImageRows, Metric
 from edm2lite.metrics.moments import Array
 from edm2lite.metrics.rows import Rows
 from edm2lite.models.loading import Model, from_reconstruction, load
+from edm2lite.sampling.compatibility import Guide
+from edm2lite.sampling.generation import loaded_guide
 from edm2lite.sweep.cells import Cell, Point
 from edm2lite.sweep.groups import mixed
 from edm2lite.sweep.ledger import Ledger, Result, Setting
-from edm2lite.sweep.metrics import Metric
 
 _HELD_BYTES = 4 * 2**30
 """Rebuilt models are held in memory up to this size; more lengths take another pass."""
@@ -34,60 +36,82 @@ class Measurer:
 
     Attributes:
         run: The run, or its folder of snapshots.
-        metric: What to measure.
-        setting: Under which the ledger keeps it.
-        ledger: What has been measured.
-        rank, world: Which share of the images this process makes.
-        progress: Hears of images that are there: made, or found.
-        guide: Model name that guides, "unconditional", or None; with ``guide_sigma_rel`` in a cell a
-            run, or RUN@nimg=N.
+        metric: The metric.
+        generation: How images are generated, without the guide and its weight.
+        setting: What the measurements have in common, under which the ledger keeps them.
+        ledger: The measurements.
+        rank: Index of this process; it makes every ``world``-th file of rows.
+        world: Number of processes.
+        progress: Function that is called with the number of images that are there, made or found,
+            and the number of all that are asked for so far.
+        guide: Name of the model that guides, "unconditional", or None; where a cell has a length of
+            the guide, the name of a run, or RUN@nimg=N.
     """
 
     run: Path
     metric: Metric
+    generation: Generation
     setting: Setting
     ledger: Ledger
     rank: int = 0
     world: int = 1
-    progress: Callable[[int], object] = lambda count: None
+    progress: Callable[[int, int], object] = lambda done, total: None
     guide: str | None = None
     _plans: dict[tuple[float, int], Reconstruction] = field(default_factory=dict, repr=False)
+    _done: int = 0
+    _total: int = 0
 
     def measure(self, cells: Sequence[Cell], num: int) -> list[Result]:
         """Results in the order of ``cells``; those in the ledger are not measured again."""
         todo = [c for c in cells if self.ledger.get(self.setting, c, num) is None]
+        self._total += num * len(todo)
         for cell, model, guide in self._models(todo):
-            key, make = self.metric.rows(model, guide, cell.guidance)
+            sampling = dataclasses.replace(self.generation.sampling, guidance=cell.guidance)
+            generation = dataclasses.replace(self.generation, sampling=sampling, guide=guide)
+            key, factory = self.metric.rows_of(model, generation)
             rows = Rows(self.ledger.folder / "features", key, self.rank, self.world)
-            rows.fill(num, make, self.progress)
+            rows.fill(num, factory, self._count)
             if self.rank > 0:
                 self.ledger.wait(self.setting, cell, num)
                 continue
-            rows.wait(num, self.progress)
-            measured = self.metric.reduce(functools.partial(rows.parts, num), num, model)
+            rows.wait(num, self._count)
+            parts = functools.partial(rows.parts, num)
+            num_classes = generation.num_classes(model) if self.metric.uses_images() else 0
+            measured = self.metric.measure(ImageRows(parts, num, num_classes, model.name))
             gamma, error = self._average(cell)
-            result = Result(measured.value, gamma, error, measured.details)
+            result = Result(measured.value, gamma, error, dict(measured.details))
             self._keep_images(cell, num, rows.images())
-            self.ledger.add(self.setting, cell, num, result, measured.spread)
+            self.ledger.add(self.setting, cell, num, result, measured.influences)
         return [self.ledger.wait(self.setting, cell, num) for cell in cells]
 
-    def joint(self, cells: Sequence[Cell], num: int) -> tuple[Array, Array]:
-        """Values [L] and their covariance [L, L] over seeds."""
+    def joint(self, cells: Sequence[Cell], num: int) -> tuple[Array, Array | None]:
+        """Values [L] and their covariance [L, L] over seeds, None without intervals."""
         values = np.array([result.value for result in self.measure(cells, num)])
-        spreads = [self.ledger.spread(self.setting, cell, num) for cell in cells]
-        return values, covariance(spreads)
+        found = [self.ledger.influences(self.setting, cell, num) for cell in cells]
+        known = [influences for influences in found if influences is not None]
+        return values, covariance(known) if len(known) == len(cells) else None
+
+    def costs(self, cells: Sequence[Cell], num: int) -> tuple[Array, Array | None]:
+        """As :meth:`joint`, with values of which the lowest is the best."""
+        values, joint = self.joint(cells, num)
+        return values if self.metric.lower_is_better else -values, joint
 
     def points(self, cells: Sequence[Cell], num: int) -> list[Point]:
         """Rows of the table."""
         results = self.measure(cells, num)
-        low, high = interval(*self.joint(cells, num))
-        return [
-            Point(
-                **vars(cell), gamma=r.gamma, predicted_error=r.predicted_error, value=r.value,
-                low=float(a), high=float(b), num=num,
-            )
-            for cell, r, a, b in zip(cells, results, low, high, strict=True)
-        ]  # fmt: skip
+        _, joint = self.joint(cells, num)
+        points = []
+        for i, (cell, result) in enumerate(zip(cells, results, strict=True)):
+            low, high = None, None
+            if joint is not None:
+                low, high = self.metric.interval(result.value, float(joint[i, i]), num)
+            points.append(
+                Point(
+                    **vars(cell), gamma=result.gamma, predicted_error=result.predicted_error,
+                    value=result.value, low=low, high=high, num=num,
+                )
+            )  # fmt: skip
+        return points
 
     def plan(self, sigma_rel: float, nimg: int) -> Reconstruction:
         """The plan of one length: made alone, so that it does not depend on the others."""
@@ -96,13 +120,17 @@ class Measurer:
             (self._plans[key],) = plan_targets(self.run, sigma_rel=sigma_rel, nimg=nimg)
         return self._plans[key]
 
+    def _count(self, num: int) -> None:
+        self._done += num
+        self.progress(self._done, self._total)
+
     def _average(self, cell: Cell) -> tuple[float | None, float]:
         if cell.sigma_rel is None:
             return None, 0.0
         plan = self.plan(cell.sigma_rel, cell.nimg)
         return plan.gamma, plan.predicted_error
 
-    def _models(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Model, Any]]:
+    def _models(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Model, Guide]]:
         """Each cell with its model and guide; rebuilt in as few passes as memory allows."""
         outer = dict.fromkeys((cell.nimg, cell.guide_sigma_rel) for cell in cells)
         for nimg, guide_length in outer:
@@ -133,11 +161,9 @@ class Measurer:
                 assert built.sigma_rel is not None
                 yield built.sigma_rel, from_reconstruction(built, f"{self.run}@{built.sigma_rel}")
 
-    def _guide(self, length: float | None) -> Any:
-        if self.guide is None or self.guide == "unconditional":
-            return self.guide
-        if length is None:
-            return load(self.guide)
+    def _guide(self, length: float | None) -> Guide:
+        if self.guide is None or self.guide == "unconditional" or length is None:
+            return loaded_guide(self.guide)
         run, at, nimg = self.guide.partition("@")
         return load(f"{run}@sigma_rel={length!r}{',' if at else ''}{nimg}")
 

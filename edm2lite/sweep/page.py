@@ -20,11 +20,12 @@ from PIL import Image
 
 from edm2lite.atomic import replacing
 from edm2lite.image_grid import channels_last, mosaic
+from edm2lite.metrics.registry import MetricName, find_metric
 from edm2lite.sweep.cells import AXES, Cell, Point, best, varying
-from edm2lite.sweep.table import METRIC, named
+from edm2lite.sweep.table import named
 
 _LARGEST = 128
-"""Side of an image on the page; larger ones are made smaller, and the page is smaller for it."""
+"""Largest side of an image on the page; larger images are reduced, to keep the page small."""
 
 
 def write_page(
@@ -32,7 +33,7 @@ def write_page(
     points: Sequence[Point],
     images: Mapping[Cell, NDArray[np.uint8]],
     *,
-    metric: str,
+    metric: MetricName,
     verdict: str,
     protocol: str,
 ) -> None:
@@ -42,10 +43,12 @@ def write_page(
         path: The file.
         points: The table.
         images: [n, C, H, W] of each cell, the same seeds in all.
-        metric: ``fd`` or ``loss``.
-        verdict, protocol: Texts to show.
+        metric: Name of the metric.
+        verdict: Text that says what is best.
+        protocol: Text that says what was measured and how.
     """
-    num = best(points).num
+    kind = find_metric(metric)
+    num = best(points, kind.lower_is_better).num
     shown = [p for p in points if p.sigma_rel is not None and p.num == num]
     axes = varying(shown)
     values = [sorted({getattr(p, axis) for p in shown}) for axis in axes]
@@ -55,7 +58,7 @@ def write_page(
 
     data: dict[str, Any] = {
         "title": "EMA length after training",
-        "metric": METRIC[metric],
+        "metric": kind.label,
         "verdict": verdict,
         "protocol": protocol,
         "photo": any(i.shape[-1] > 32 for i in images.values()),
@@ -63,7 +66,7 @@ def write_page(
             {"label": AXES[a], "values": v, "names": [named(a, x) for x in v]}
             for a, v in zip(axes, values, strict=True)
         ],
-        "best": at(best(shown)),
+        "best": at(best(shown, kind.lower_is_better)),
         "points": [
             {
                 "at": at(p), "value": p.value, "low": p.low, "high": p.high,

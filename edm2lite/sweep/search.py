@@ -1,9 +1,9 @@
 """Finding the best EMA length in few evaluations.
 
 The metric is smooth in ln sigma_rel, and with the same seeds at every length its noise moves the
-whole curve more than its shape. So: five lengths over the range on a part of the images, parabola
-steps round the lowest until neighbours are 20 % apart or cannot be told apart, and all images for
-the lowest and its neighbours alone.
+whole curve more than its shape. So the search takes five lengths over the range on a part of the
+images, makes parabola steps around the lowest until its neighbors are 20 % apart or cannot be told
+apart, and spends all images on the lowest and its neighbors alone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from edm2lite.metrics.interval import alike, minimum
 from edm2lite.metrics.moments import Array
 
 COARSE = 5
+"""Number of lengths that a search begins with."""
+
 MOST = 8
-"""Lengths in all: the third of a grid of 25."""
+"""Largest number of lengths in all: a third of a grid of 25."""
+
 _CLOSE = 1.2
 
-Measure = Callable[[Sequence[float], int], tuple[Array, Array]]
-"""(lengths, images) -> values [L] and covariance [L, L]; what was measured is not repeated."""
+Measure = Callable[[Sequence[float], int], tuple[Array, Array | None]]
+"""(lengths, number of images) -> values [L], the lower the better, and their covariance [L, L], or
+None if it is not known; what was measured is not repeated."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Search:
     Attributes:
         tried: All lengths, ascending, measured on ``few`` images.
         confirmed: Those measured on all images, ascending.
-        few: Images of the search.
-        num: Images of the confirmation.
+        few: Number of images of the search.
+        num: Number of images of the confirmation.
     """
 
     tried: tuple[float, ...]
@@ -43,22 +47,29 @@ class Search:
 
     @property
     def images(self) -> int:
-        """Images in all; those of the search are used again."""
+        """Number of images in all; those of the search are used again."""
         return self.few * len(self.tried) + (self.num - self.few) * len(self.confirmed)
 
 
-def search(measure: Measure, low: float, high: float, num: int, least: int) -> Search:
-    """Search between two lengths.
+def search(measure: Measure, low: float, high: float, num: int, minimum_images: int) -> Search:
+    """Find the length of the lowest value between two lengths.
 
     Args:
-        measure: Of several lengths at once.
+        measure: Function that measures several lengths at once.
         low: Shortest length.
         high: Longest length.
-        num: Images to confirm with.
-        least: Images that the search itself takes at the least; it takes a quarter of ``num`` if
-            that is more.
+        num: Number of images to confirm with.
+        minimum_images: Number of images below which values say little. The search itself takes a
+            quarter of ``num``, and no fewer than this.
+
+    Example:
+        >>> def measure(lengths, num):
+        ...     return np.log(np.array(lengths) / 0.08) ** 2, 1e-9 * np.eye(len(lengths))
+        >>> found = search(measure, 0.02, 0.25, num=1000, minimum_images=100)
+        >>> len(found.tried), found.images
+        (6, 3750)
     """
-    few = min(num, max(least, num // 4))
+    few = min(num, max(minimum_images, num // 4))
     tried = sorted(rounded(s) for s in np.geomspace(low, high, COARSE))
     while len(tried) < MOST:
         values, covariance = measure(tried, few)
@@ -73,11 +84,11 @@ def search(measure: Measure, low: float, high: float, num: int, least: int) -> S
     return Search(tuple(tried), confirmed, few, num)
 
 
-def propose(lengths: Array, values: Array, covariance: Array) -> float | None:
+def propose(lengths: Array, values: Array, covariance: Array | None) -> float | None:
     """The next length to try, or None when the minimum is known well enough."""
     lowest, last = int(values.argmin()), len(lengths) - 1
     left, right = max(0, lowest - 1), min(last, lowest + 1)
-    near = set(alike(values, covariance))
+    near = {lowest} if covariance is None else set(alike(values, covariance))
     gaps = {i: lengths[i + 1] / lengths[i] for i in range(left, right)}
     if max(gaps.values()) <= _CLOSE or (max(gaps.values()) <= _CLOSE**2 and {left, right} <= near):
         return None
@@ -90,5 +101,10 @@ def propose(lengths: Array, values: Array, covariance: Array) -> float | None:
 
 
 def rounded(sigma_rel: float) -> float:
-    """To four significant digits: a length that people can type."""
+    """The length to four significant digits, so that people can type it.
+
+    Example:
+        >>> rounded(0.123456)
+        0.1235
+    """
     return float(f"{sigma_rel:.4g}")

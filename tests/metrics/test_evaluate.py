@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from evaluating import evaluate
 
 from edm2lite.metrics.digits_classifier import train_classifier
-from edm2lite.metrics.fidelity import FeatureStats, frechet_distance
+from edm2lite.metrics.feature_stats import FeatureStats
+from edm2lite.metrics.frechet import frechet_distance
 from edm2lite.tools.edm2lite import main as edm2lite
 
 HERE = Path(__file__).parent
@@ -62,11 +63,12 @@ MEASURE = """
 import resource, sys
 from functools import partial
 from pathlib import Path
-import numpy as np, torch
+import torch
 from edm2lite.metrics.extractors import Extractor
-from edm2lite.metrics.fidelity import FeatureStats, feature_stats, frechet_distance
-from edm2lite.metrics.moments import Moments
-from edm2lite.metrics.influence import covariance, influences, moments_of, square_root
+from edm2lite.metrics.feature_stats import feature_stats
+from edm2lite.metrics.frechet import FID
+from edm2lite.metrics.influence import covariance
+from edm2lite.metrics.metric import ImageRows
 from edm2lite.metrics.rows import Rows
 
 torch.set_num_threads(1)
@@ -85,12 +87,9 @@ def peak(num, folder):
     starts = range(0, num, 128)
     reference = feature_stats((images(range(i, i + 128)) for i in starts), extractor, "made up")
     rows = Rows(folder, {})
-    rows.fill(num, make, lambda count: None)
-    parts = partial(rows.parts, num)
-    moments = moments_of(parts, num)
-    stats = FeatureStats.of(moments[0], extractor, "x")
-    frechet_distance(stats, reference)
-    covariance([influences(parts, moments, reference.mean, square_root(reference.cov))])
+    rows.fill(num, make)
+    measured = FID(reference, extractor).measure(ImageRows(partial(rows.parts, num), num))
+    covariance([measured.influences])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 few = peak(2048, Path(sys.argv[1]))  # all of it once: libraries are loaded, memory is taken

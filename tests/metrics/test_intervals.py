@@ -3,24 +3,25 @@
 import numpy as np
 import pytest
 
-from edm2lite.metrics.fidelity import FeatureStats, frechet_distance
-from edm2lite.metrics.influence import (
+from edm2lite.metrics.feature_stats import FeatureStats
+from edm2lite.metrics.frechet import (
     Gradient,
     Removal,
-    covariance,
-    influences,
-    moments_of,
+    frechet_distance,
+    frechet_influences,
     square_root,
 )
-from edm2lite.metrics.interval import alike, interval, judge, minimum, resample
-from edm2lite.metrics.moments import Moments
+from edm2lite.metrics.influence import covariance, moments_of
+from edm2lite.metrics.interval import alike, judge, minimum, normal_limits, resample
+from edm2lite.metrics.metric import ImageRows
+from edm2lite.metrics.moments import RunningMoments
 from edm2lite.sweep.search import MOST, search
 
 
 def moments(rows):
-    made = Moments()
-    made.add(rows)
-    return made
+    found = RunningMoments()
+    found.add(rows)
+    return found
 
 
 def distance(rows, mean, cov):
@@ -28,12 +29,14 @@ def distance(rows, mean, cov):
     return frechet_distance(a, FeatureStats(0, mean, cov, "x", "", "", ""))
 
 
-def spread_of(rows, mean, cov, classes=0):
-    def parts():
-        return iter(np.array_split(rows, 7))
+def influences_of(rows, mean, cov, classes=0):
+    parts = ImageRows(lambda: iter(np.array_split(rows, 7)), len(rows), classes)
+    return frechet_influences(parts, mean, square_root(cov))
 
-    moments = moments_of(parts, len(rows))
-    return influences(parts, moments, mean, square_root(cov), classes)
+
+def half_width(covariance):
+    low, high = normal_limits(0.0, np.sqrt(covariance[0, 0]))
+    return (high - low) / 2
 
 
 def problem(rng, dim):
@@ -108,8 +111,7 @@ def test_intervals_cover_the_expected_distance_as_often_as_they_say(dim, num, sh
     for _ in range(repeats):
         rows = rng.standard_normal((num, dim)) @ factor.T * scale + shift
         values.append(distance(rows, mean, cov))
-        low, high = interval(np.zeros(1), covariance([spread_of(rows, mean, cov)]))
-        half.append((high[0] - low[0]) / 2)
+        half.append(half_width(covariance([influences_of(rows, mean, cov)])))
     expected = np.mean(values)
     covered = np.mean(np.abs(np.array(values) - expected) < half)
     # the frequency itself has standard deviation 0.011 at 400 repeats
@@ -126,9 +128,7 @@ def test_intervals_of_classes_in_turn_are_of_what_differs_within_a_class():
         rows = centers[np.arange(300) % 10] + rng.standard_normal((300, 8)) @ factor.T
         values.append(distance(rows, mean, cov))
         for classes in half:
-            variance = covariance([spread_of(rows, mean, cov, classes)])
-            low, high = interval(np.zeros(1), variance)
-            half[classes].append((high[0] - low[0]) / 2)
+            half[classes].append(half_width(covariance([influences_of(rows, mean, cov, classes)])))
     errors = np.abs(np.array(values) - np.mean(values))
     assert 0.92 <= np.mean(errors < half[10]) <= 0.98
     assert np.mean(half[0]) > 1.5 * np.mean(half[10])  # as if the share of each were left to chance
@@ -139,7 +139,7 @@ def test_differences_on_the_same_seeds_are_known_better_than_the_values():
     mean, cov, factor = problem(rng, 8)
     noise = rng.standard_normal((2000, 8)) @ factor.T
     a, b = noise * 1.3 + 0.3, noise * 1.32 + 0.31
-    joint = covariance([spread_of(rows, mean, cov) for rows in (a, b)])
+    joint = covariance([influences_of(rows, mean, cov) for rows in (a, b)])
     difference = joint[0, 0] + joint[1, 1] - 2 * joint[0, 1]
     assert difference < 0.02 * joint[0, 0]
     values = np.array([distance(rows, mean, cov) for rows in (a, b)])
@@ -190,7 +190,7 @@ def test_search_finds_the_minimum_with_a_third_of_a_grid(best, noise):
             measured[length] = max(num, measured.get(length, 0))
         return values, 1e-12 * np.eye(len(lengths))
 
-    found = search(measure, 0.02, 0.25, 1000, least=100)
+    found = search(measure, 0.02, 0.25, 1000, minimum_images=100)
     assert len(found.tried) <= MOST and len(measured) == len(found.tried)
     assert 3 * found.images <= 25_000 and found.images == sum(measured.values())
     lowest = min(found.confirmed, key=lambda s: measure([s], 1000)[0][0])

@@ -1,5 +1,7 @@
 """Moments and distances against NumPy, the closed form, and torch-fidelity itself."""
 
+import re
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -8,16 +10,13 @@ import torch
 from scipy.linalg import sqrtm
 
 from edm2lite.dataset import open_dataset
-from edm2lite.metrics.digits_classifier import train_classifier
+from edm2lite.metrics.digits_classifier import digits_features, train_classifier
 from edm2lite.metrics.extractors import open_extractor
-from edm2lite.metrics.fidelity import (
-    FeatureStats,
-    extractor_weights,
-    feature_stats,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from edm2lite.metrics.feature_stats import FeatureStats, extractor_weights, feature_stats
+from edm2lite.metrics.frechet import frechet_distance
+from edm2lite.metrics.inputs import Reference
+from edm2lite.metrics.kernel import kernel_distance
+from edm2lite.metrics.manifold import precision_recall
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,29 @@ class Rgb(torch.utils.data.Dataset):
 
 def theirs(images, extractor, **metrics):
     """What torch-fidelity says of two halves of images, all by itself."""
-    from torch_fidelity import calculate_metrics
+    from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
 
+    class Digits(FeatureExtractorBase):
+        def __init__(self, name, features_list, feature_extractor_weights_path, **kwargs):
+            super().__init__(name, features_list)
+            self.net = digits_features(Path(feature_extractor_weights_path))
+
+        @staticmethod
+        def get_provided_features_list():
+            return ("features",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "features"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        def forward(self, x):
+            return (self.net(x),)
+
+    register_feature_extractor("digits", Digits)
     halves = images.split(len(images) // 2)
     return calculate_metrics(
         input1=Rgb(halves[0]), input2=Rgb(halves[1]), cuda=False, verbose=False,
@@ -214,8 +234,8 @@ def test_missing_weights_without_network_are_named(tmp_path, monkeypatch):
 
 def test_own_extractor_takes_three_lines(tmp_path, monkeypatch, images):
     (tmp_path / "my_features.py").write_text(
-        "import torch\nfrom edm2lite.metrics.extractors import register\n@register('corner')\n"
-        "def corner(weights): return torch.nn.Sequential(Corner())\n"
+        "import torch\n"
+        "def corner(weights): return Corner()\n"
         "class Corner(torch.nn.Module):\n"
         "    def forward(self, x): return x[:, :1, 2:4, 2:4].flatten(1).float()\n"
     )
@@ -224,6 +244,15 @@ def test_own_extractor_takes_three_lines(tmp_path, monkeypatch, images):
     a = feature_stats(images.split(100), extractor, "")
     expected = images[:, 0, 2:4, 2:4].double().mean(0).flatten()
     np.testing.assert_allclose(a.mean, expected, rtol=1e-12)
+
+
+def test_a_file_that_names_an_extractor_does_not_have_it_imported(tmp_path, monkeypatch):
+    (tmp_path / "their_features.py").write_text("raise RuntimeError('executed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    other = FeatureStats(9, np.zeros(2), np.eye(2), "their_features:x", "", "", "made up")
+    reference = Reference("file", other, None, torch.device("cpu"))
+    with pytest.raises(ValueError, match="a file cannot have it imported"):
+        _ = reference.extractor
 
 
 def test_dinov2_file_gives_class_tokens_of_its_own_size(tmp_path):
@@ -239,13 +268,55 @@ def test_dinov2_file_gives_class_tokens_of_its_own_size(tmp_path):
     assert features.shape == (2, 128) and np.abs(features[0] - features[1]).max() > 1e-4
 
 
-def test_positions_of_the_learned_size_are_used_as_they_are():
+THEIR_NAMES = {  # of the network in transformers 4 or 5 -> in the released files
+    r"embeddings\.(cls_token|mask_token)": r"\1",
+    r"embeddings\.position_embeddings": "pos_embed",
+    r"embeddings\.patch_embeddings\.projection": "patch_embed.proj",
+    r"encoder\.layer|^layers?(?=\.)": "blocks",
+    r"attention\.(attention\.)?(q_proj|query)": "attn.0",
+    r"attention\.(attention\.)?(k_proj|key)": "attn.1",
+    r"attention\.(attention\.)?(v_proj|value)": "attn.2",
+    r"attention\.(output\.dense|o_proj)": "attn.proj",
+    r"layer_scale(\d)\.lambda1": r"ls\1.gamma",
+    r"layernorm": "norm",
+}
+
+
+def test_dinov2_equals_the_network_of_transformers():
+    """On images of the size that the positions were learned on, which need no interpolation."""
+    from transformers import Dinov2Config, Dinov2Model
+
     from edm2lite.metrics.dinov2 import VisionTransformer
 
-    net = VisionTransformer(dim=64, depth=1, side=4)
-    torch.nn.init.normal_(net.pos_embed)
-    assert torch.equal(net._positions(4, 4), net.pos_embed)
-    assert net._positions(3, 2).shape == (1, 7, 64)
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
+    theirs = Dinov2Model(Dinov2Config(**sizes, image_size=56, patch_size=14)).eval()
+    tensors = {}
+    for name, value in theirs.state_dict().items():
+        torch.nn.init.normal_(value, std=0.2)
+        for pattern, ours in THEIR_NAMES.items():
+            name = re.sub(pattern, ours, name)
+        tensors[name] = value
+    for place in [f"blocks.{i}.attn.{{}}.{kind}" for i in (0, 1) for kind in ("weight", "bias")]:
+        parts = [tensors.pop(place.format(part)) for part in range(3)]
+        tensors[place.format("qkv")] = torch.cat(parts)
+    x = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = theirs(x).last_hidden_state[:, 0]
+        torch.testing.assert_close(VisionTransformer.from_tensors(tensors)(x), expected)
+
+
+def test_positions_that_do_not_vary_make_the_shape_of_a_plain_image_irrelevant():
+    from edm2lite.metrics.dinov2 import VisionTransformer
+
+    net = VisionTransformer(dim=64, depth=2, side=4)
+    for value in net.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    with torch.no_grad():
+        net.pos_embed[:, 1:] = net.pos_embed[:, 1:2]
+        shapes = ((3, 4), (2, 6), (12, 1))  # 12 patches each
+        tokens = [net(torch.full((1, 3, 14 * h, 14 * w), 0.3)) for h, w in shapes]
+    torch.testing.assert_close(tokens[0], tokens[1])
+    torch.testing.assert_close(tokens[0], tokens[2])
 
 
 def test_images_unlike_the_reference_are_refused(extractor, images):

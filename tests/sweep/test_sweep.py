@@ -187,16 +187,16 @@ def test_search_and_more_images_use_what_is_there(run_dir, reference, tmp_path, 
     assert {row["num"] for row in rows} == {128, 200}
     there = {path.name for path in (tmp_path / "features").iterdir()}
     made = []
-    fill = Rows._fill
+    fill = Rows.fill
 
-    def counting(self, begin, want, make):
+    def counting(self, num, factory, done):
         def counted(images):
             made.extend((self.folder.name, i) for i in images)
-            return make(images)
+            return factory(images)
 
-        fill(self, begin, want, counted)
+        fill(self, num, counted, done)
 
-    monkeypatch.setattr(Rows, "_fill", counting)
+    monkeypatch.setattr(Rows, "fill", counting)
     lengths = ",".join(str(row["cell"]["sigma_rel"]) for row in rows[:2])
     more = run(
         run_dir, "--sigma-rel", lengths, "--ref", reference, "--steps", 1, "--num", 210,
@@ -243,9 +243,16 @@ def test_loss_sweep_tells_lengths_apart_without_images(run_dir, tmp_path):
     [
         (["--search", "--sigma-rel", "0.1"], "either --sigma-rel or --search"),
         (["--sigma-rel", "0.1", "--metric", "loss"], "--metric loss takes --data"),
-        (["--sigma-rel", "0.1", "--guidance", "1,2"], "--guide and --guidance go together"),
+        (
+            ["--sigma-rel", "0.1", "--guidance", "1,2"],
+            "a weight of --guidance other than 1 go together",
+        ),
         (["--sigma-rel", "0.1", "--groups", "x"], "groups are embedding"),
         (["--sigma-rel", "0.1", "--at", "7"], "none is at nimg = 7"),
+        (["--sigma-rel", "0.1", "--metric", "fd_dinov2"], "fid is the distance in such features"),
+        (["--sigma-rel", "0.1", "--metric", "prc"], "give one of precision, recall"),
+        (["--sigma-rel", "0.1", "--metric", "nope"], "metric must be one of fid, fd_dinov2, kid"),
+        (["--sigma-rel", "0.1", "--metric", "nope:X"], "there is no module nope"),
         (["--sigma-rel", "0.1", "--at", "640,1280", "--groups", "all"], "for none with --search"),
     ],
 )
@@ -255,12 +262,13 @@ def test_mistakes_are_explained_before_anything_is_written(
     ref = [] if "loss" in words else ["--ref", reference]
     done = run(run_dir, *words, *ref, "--num", 130, "--steps", 1, "--out", tmp_path / "x")
     assert done.exit_code and message in " ".join(done.output.split())
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_reference_of_other_images_is_refused(run_dir, reference, tmp_path):
     from dataclasses import replace
 
-    from edm2lite.metrics.fidelity import FeatureStats
+    from edm2lite.metrics.feature_stats import FeatureStats
 
     other = replace(FeatureStats.load(reference), image_shape=(3, 64, 64))
     other.save(tmp_path / "other.safetensors")

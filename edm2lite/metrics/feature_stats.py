@@ -1,12 +1,7 @@
-"""Feature statistics of image sets and the distances between them.
-
-Features and metrics are torch-fidelity's; the moments are accumulated here in float64, so that
-memory does not grow with the number of images.
-"""
+"""Feature statistics of image sets: mean and covariance of their features, and the file of them."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.metrics.extractors import Extractor
-from edm2lite.metrics.moments import Array, Moments
+from edm2lite.metrics.moments import Array, RunningMoments
 from edm2lite.tensorfile import load_tensors, save_tensors
 
-logger = logging.getLogger(__name__)
 FORMAT = "edm2lite.stats/1"
 
 
@@ -33,12 +27,19 @@ class FeatureStats:
         count: Number of images, 0 if unknown.
         mean: [F] float64.
         cov: [F, F] float64, with the divisor count - 1.
-        extractor: Name in torch-fidelity's registry.
-        weights: Weights file it was made with, or "".
+        extractor: Name of the feature extractor, see :func:`edm2lite.metrics.open_extractor`.
+        weights: Path of the extractor's weights file, or "".
         weights_digest: SHA-256 of that file, or "".
-        source: What the images were.
+        source: Name of the images.
         image_shape: (C, H, W) of the images, () if unknown.
         features: [count, F] float32 for the metrics that need them, or None.
+
+    Example:
+        >>> import tempfile
+        >>> stats = FeatureStats(100, np.zeros(2), np.eye(2), "digits", "", "", "made up")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     FeatureStats.load(stats.save(Path(folder) / "stats.safetensors")).source
+        'made up'
     """
 
     count: int
@@ -54,16 +55,16 @@ class FeatureStats:
     @classmethod
     def of(
         cls,
-        moments: Moments,
+        moments: RunningMoments,
         extractor: Extractor,
         source: str,
         image_shape: Sequence[int] = (),
         features: NDArray[np.float32] | None = None,
     ) -> FeatureStats:
-        """Statistics from sums.
+        """Statistics from moments.
 
         Raises:
-            ValueError: Fewer than two images.
+            ValueError: If there are fewer than two images.
         """
         if moments.count < 2:
             raise ValueError(f"statistics need at least 2 images, {source} gave {moments.count}")
@@ -91,11 +92,11 @@ class FeatureStats:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStats:
-        """Read what :meth:`save` wrote, or ``.npz`` statistics (``mu``, ``sigma``) of Inception.
+        """Read what :meth:`save` wrote, or ``.npz`` statistics (``mu``, ``sigma``) of other tools.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is damaged or of another kind.
+            FileNotFoundError: If there is no file at ``path``.
+            ValueError: If the file is damaged or of another kind.
         """
         if Path(path).suffix == ".npz":
             return _load_npz(Path(path))
@@ -122,16 +123,20 @@ class FeatureStats:
         return xxhash.xxh3_64_hexdigest(self.mean.tobytes() + self.cov.tobytes())
 
     def check_images(self, name: str, shape: Sequence[int]) -> None:
-        """Refuse images of another size or number of channels.
+        """Refuse images of another size or number of channels than those of the reference.
+
+        Args:
+            name: Name of the images in the message.
+            shape: Their (C, H, W).
 
         Raises:
-            ValueError: They are.
+            ValueError: If the shapes differ.
         """
         if self.image_shape and tuple(shape) != self.image_shape:
-            mine, its = ("x".join(map(str, s)) for s in (self.image_shape, shape))
+            expected, found = ("x".join(map(str, s)) for s in (self.image_shape, shape))
             raise ValueError(
-                f"images must be like those of the reference ({self.source}: {mine}), {name} has"
-                f" {its}; make reference statistics of such images"
+                f"images must be like those of the reference ({self.source}: {expected}), {name}"
+                f" has {found}; make reference statistics of such images"
             )
 
 
@@ -155,17 +160,17 @@ def _load_npz(path: Path) -> FeatureStats:
 
 
 def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) -> FeatureStats:
-    """Statistics of images in one pass.
+    """Statistics of batches of images, in one pass.
 
     Args:
-        batches: uint8 [N, C, H, W] each.
-        extractor: Of the features.
-        source: Said of the images in the result.
+        batches: Images, uint8 [N, C, H, W] each.
+        extractor: The feature extractor.
+        source: Name of the images in the result.
 
     Raises:
-        ValueError: Fewer than two images.
+        ValueError: If there are fewer than two images.
     """
-    moments, shape = Moments(), torch.Size()
+    moments, shape = RunningMoments(), torch.Size()
     for images in batches:
         moments.add(extractor.features(images))
         shape = images.shape[1:]
@@ -173,8 +178,10 @@ def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) 
 
 
 def check_same_features(a: FeatureStats, b: FeatureStats) -> None:
-    """Raises:
-    ValueError: The statistics are of different features.
+    """Refuse statistics that cannot be compared.
+
+    Raises:
+        ValueError: If the statistics come from different extractors.
     """
     digests = {s.weights_digest for s in (a, b)} - {""}  # "" may be the very same, downloaded
     if a.extractor != b.extractor or a.mean.shape != b.mean.shape or len(digests) > 1:
@@ -186,51 +193,16 @@ def check_same_features(a: FeatureStats, b: FeatureStats) -> None:
         )
 
 
-def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
-    """``|m_a - m_b|**2 + tr(S_a + S_b - 2 (S_a S_b)**(1/2))``, by torch-fidelity.
+def extractor_weights(stats: FeatureStats, weights: Path | None) -> Path | None:
+    """Weights file of the extractor that made ``stats``.
+
+    Args:
+        stats: The statistics.
+        weights: A file to use instead of the recorded one, or None.
 
     Raises:
-        ValueError: The statistics are of different features.
+        FileNotFoundError: If the recorded file is not there.
     """
-    check_same_features(a, b)
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-
-    for stats in (a, b):
-        if 0 < stats.count <= len(stats.mean):
-            logger.warning(
-                "%s: %d images for %d features; the distance is biased far upwards, compare it only"
-                " with distances of as many images",
-                stats.source, stats.count, len(stats.mean),
-            )  # fmt: skip
-    pair = ({"mu": s.mean, "sigma": s.cov} for s in (a, b))
-    return fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
-
-
-def kernel_distance(made: NDArray[np.float32], real: NDArray[np.float32]) -> tuple[float, float]:
-    """KID and its standard deviation over 100 subsets of at most 1000, by torch-fidelity."""
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
-    size = min(1000, len(made), len(real))
-    values = kid_features_to_metric(
-        torch.from_numpy(made), torch.from_numpy(real), kid_subset_size=size, verbose=False
-    )
-    return values["kernel_inception_distance_mean"], values["kernel_inception_distance_std"]
-
-
-def precision_recall(made: NDArray[np.float32], real: NDArray[np.float32]) -> tuple[float, float]:
-    """Precision and recall in feature space, balls of 3 neighbours, by torch-fidelity."""
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    if min(len(made), len(real)) < 4:
-        raise ValueError(f"prc needs at least 4 images, got {len(made)} and {len(real)}")
-    values = prc_features_to_metric(
-        torch.from_numpy(made), torch.from_numpy(real), save_cpu_ram=True, verbose=False
-    )
-    return values["precision"], values["recall"]
-
-
-def extractor_weights(stats: FeatureStats, weights: Path | None) -> Path | None:
-    """Weights file of the extractor that ``stats`` were made with: as given, or as recorded."""
     if weights is not None or not stats.weights:
         return weights
     recorded = Path(stats.weights)

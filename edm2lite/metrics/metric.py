@@ -1,0 +1,255 @@
+"""What a metric is: rows of numbers, one per image, and one value from all of them.
+
+Metrics of edm2lite and metrics of yours are subclasses of :class:`ImageMetric` (rows of generated
+or given images), :class:`edm2lite.metrics.features.FeatureMetric` (the rows are features, compared
+with those of reference images), or :class:`Metric` itself. A class of yours is chosen by the name
+``module:Class``, and then evaluated and swept like any other.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edm2lite.metrics.influence import centered, moments_of
+from edm2lite.metrics.interval import normal_limits, wilson_limits
+from edm2lite.metrics.moments import Array, RunningMoments
+from edm2lite.metrics.rows import RowFactory
+from edm2lite.network.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from edm2lite.metrics.image_source import Generation
+    from edm2lite.metrics.inputs import MetricInputs
+    from edm2lite.models.loading import Model
+
+NUM_GENERATED = 50_000
+"""Number of images that a model generates where none is given."""
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The rows that a metric is computed from, one per image.
+
+    Attributes:
+        parts: Function that goes over the rows in order, [n, D] float64 at a time.
+        num: Number of images.
+        num_classes: Number of classes if image i has class i modulo this, else 0. Other seeds then
+            have the same share of each class.
+        source: Name of the model or of the images, for messages.
+    """
+
+    parts: Callable[[], Iterator[Array]]
+    num: int
+    num_classes: int = 0
+    source: str = "images"
+
+    @classmethod
+    def of(cls, rows: NDArray[Any], num_classes: int = 0) -> ImageRows:
+        """Rows [N, D] that are in memory.
+
+        Example:
+            >>> ImageRows.of(np.arange(6.0).reshape(3, 2)).moments[0].mean
+            array([2., 3.])
+        """
+        wide = rows.astype(np.float64)
+        return cls(lambda: iter([wide]), len(rows), num_classes)
+
+    def array(self) -> NDArray[np.float32]:
+        """All rows at once, [N, D] float32."""
+        return np.concatenate([part.astype(np.float32) for part in self.parts()])
+
+    @functools.cached_property
+    def moments(self) -> tuple[RunningMoments, list[RunningMoments]]:
+        """Moments of all rows, and of each quarter of them."""
+        return moments_of(self.parts, self.num)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The value of a metric, and what it is made of.
+
+    Attributes:
+        value: The value.
+        influences: [J, N], how the value depends on each of N images, see
+            :mod:`edm2lite.metrics.influence`; intervals come from it. None if the metric cannot say
+            so: it then has no interval, and a sweep cannot tell lengths apart.
+        details: Further numbers by name.
+    """
+
+    value: float
+    influences: Array | None = field(default=None, repr=False)
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_mean(
+        cls, each: NDArray[Any], num_classes: int = 0, details: Mapping[str, float] | None = None
+    ) -> Measurement:
+        """The mean of a number per image.
+
+        Args:
+            each: [N], the number of each image.
+            num_classes: As in :class:`ImageRows`.
+            details: Further numbers.
+
+        Example:
+            >>> Measurement.of_mean(np.array([1.0, 2.0, 6.0])).value
+            3.0
+        """
+        influences = centered(each[None].astype(np.float64), num_classes)
+        return cls(float(each.mean()), influences, details or {})
+
+
+Needs = Literal["images", "reference", "reference features", "held-out images"]
+"""What a metric is computed from: generated or given images alone; or compared with the moments, or
+the features, of reference images; or the network itself on images that it was not trained on."""
+
+
+class Metric(abc.ABC):
+    """A number that says how good a model or a set of images is.
+
+    A subclass sets the class attributes and defines :meth:`measure` and :meth:`rows_of`.
+    """
+
+    name: ClassVar[str]
+    """Name in :data:`edm2lite.metrics.METRICS`. [default: ``module:Class`` of the class]"""
+
+    label: ClassVar[str]
+    """Name in tables. [default: the name of the class]"""
+
+    axis_label: ClassVar[str]
+    """Name on the axis of a plot. [default: the label]"""
+
+    record_name: ClassVar[str]
+    """Name in the ledger of a sweep. [default: the name]"""
+
+    lower_is_better: ClassVar[bool] = True
+    """Whether the best value is the lowest."""
+
+    is_share: ClassVar[bool] = False
+    """Whether the value is a share between 0 and 1, whose interval must stay between them."""
+
+    number_format: ClassVar[str] = ".4f"
+    """Format of the value in a table."""
+
+    needs: ClassVar[Needs] = "images"
+    """What it is computed from besides a model or images."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        own = {"name": f"{cls.__module__}:{cls.__qualname__}", "label": cls.__name__}
+        for key, value in own.items():
+            if key not in vars(cls):
+                setattr(cls, key, value)
+        for key, value in {"axis_label": cls.label, "record_name": cls.name}.items():
+            if key not in vars(cls):
+                setattr(cls, key, value)
+
+    @classmethod
+    @abc.abstractmethod
+    def create(cls, inputs: MetricInputs) -> list[Metric]:
+        """The metric, made of what it needs; once for every reference that fits it.
+
+        Raises:
+            ValueError: If something that it needs is missing.
+        """
+
+    @abc.abstractmethod
+    def rows_of(self, model: Model, generation: Generation) -> tuple[dict[str, Any], RowFactory]:
+        """Everything that the rows of a model depend on, and the function that makes them."""
+
+    @abc.abstractmethod
+    def measure(self, rows: ImageRows) -> Measurement:
+        """The value of the metric."""
+
+    @classmethod
+    def uses_images(cls) -> bool:
+        """Whether it is computed from generated or given images, not from the network itself."""
+        return cls.needs != "held-out images"
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Everything that the value depends on besides the rows, as JSON can hold it."""
+        return {}
+
+    @property
+    def minimum_images(self) -> int:
+        """Number of images below which the value says little; a search begins with as many."""
+        return 256
+
+    def num_images(self, num: int | None) -> int:
+        """Number of images to measure a model on, where ``num`` are asked for.
+
+        Raises:
+            ValueError: If there are not that many.
+        """
+        return NUM_GENERATED if num is None else num
+
+    def record(self, generation: Generation) -> dict[str, Any]:
+        """What a ledger keeps of how a model was measured, as JSON can hold it."""
+        return {**self.protocol, **generation.record} if self.uses_images() else self.protocol
+
+    def interval(self, value: float, variance: float, num: int) -> tuple[float, float]:
+        """95 % limits of the value's expectation at this number of images.
+
+        Args:
+            value: The value.
+            variance: Variance of the value over seeds.
+            num: Number of images.
+        """
+        if self.is_share:
+            return wilson_limits(value, variance, num)
+        return normal_limits(value, math.sqrt(variance))
+
+
+class ImageMetric(Metric):
+    """A metric of images without a reference: rows of each image, and a value from the rows.
+
+    Example:
+        The mean brightness of the images, from 0 to 255:
+
+        >>> class Brightness(ImageMetric):
+        ...     def rows(self, images, conditioning):
+        ...         return images.float().mean(dim=(1, 2, 3))[:, None].numpy()
+        ...
+        ...     def measure(self, rows):
+        ...         return Measurement.of_mean(rows.array()[:, 0], rows.num_classes)
+        >>> import torch
+        >>> from edm2lite.metrics import evaluate
+        >>> images = torch.tensor([10, 30], dtype=torch.uint8)[:, None, None, None]
+        >>> evaluate(images.expand(2, 1, 8, 8), metrics=[Brightness])[0].value
+        20.0
+    """
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> list[Metric]:
+        """See :meth:`Metric.create`."""
+        return [cls()]
+
+    @abc.abstractmethod
+    def rows(self, images: Tensor, conditioning: Conditioning) -> NDArray[Any]:
+        """Numbers of each image, [N, D].
+
+        Args:
+            images: [N, C, H, W] uint8 on the CPU.
+            conditioning: What the network was told of each image, or what the data set says.
+        """
+
+    @property
+    def row_key(self) -> dict[str, Any]:
+        """What the rows of an image depend on, as JSON can hold it."""
+        return {"rows": self.name}
+
+    def check_images(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the metric cannot be computed of images of this shape (C, H, W)."""
+
+    def rows_of(self, model: Model, generation: Generation) -> tuple[dict[str, Any], RowFactory]:
+        """See :meth:`Metric.rows_of`."""
+        return generation.rows(self, model)

@@ -68,7 +68,7 @@ class Generation:
         offered = [] if self.conditions is None else [c.name for c in self.conditions.conditions]
         taken = model.net.config.backbone.conditions
         in_turn = values_of([c for c in taken if c.name not in offered], "in_turn", seeds)
-        return conditions_of_seeds(model, seeds, given=in_turn, dataset=self.conditions)
+        return conditions_of_seeds(model, seeds, values=in_turn, dataset=self.conditions)
 
     def num_classes(self, model: Model) -> int:
         """Number of classes that come in turn, 0 without any."""

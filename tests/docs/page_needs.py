@@ -14,7 +14,8 @@ from conftest import TINY
 from pages import blocks, run, write_config
 from PIL import Image
 
-from edm2lite import load, sweep
+from edm2lite import load
+from edm2lite.sweep import read_csv
 
 
 class Page:
@@ -223,9 +224,9 @@ def extending(page):
         load("theirs.safetensors").net.state_dict(),
     )
     assert all(imported[name].equal(value) for name, value in plain.items())
-    dit = sweep.read_csv(Path("runs/dit/sweep.csv"))
+    dit = read_csv(Path("runs/dit/sweep.csv"))
     assert [p.sigma_rel for p in dit if p.sigma_rel] == [0.05, 0.1, 0.2]
-    for point in sweep.read_csv(Path("runs/gated/blank/sweep.csv")):
+    for point in read_csv(Path("runs/gated/blank/sweep.csv")):
         assert 0 <= point.value <= 1
     blank = np.mean([np.ptp(np.array(Image.open(p)).astype(int)) < 30
                      for p in sorted(Path("images/midpoint").rglob("*.png"))])  # fmt: skip

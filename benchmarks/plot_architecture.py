@@ -63,7 +63,8 @@ ROADS = {
 def box(axes: Axes, x: float, y: float, text: str, color: str) -> None:
     """A rounded box with its text in the middle."""
     patch = FancyBboxPatch(
-        (x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, boxstyle="round,pad=0.02,rounding_size=0.12",
+        (x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT,
+        boxstyle="round,pad=0.02,rounding_size=0.12",
         facecolor=color, alpha=0.16, edgecolor=color, linewidth=1.2,
     )  # fmt: skip
     axes.add_patch(patch)

@@ -53,8 +53,10 @@ class Kinds(Generic[T]):
         known = self._known.get(kind)
         module, colon, path = (known or kind).partition(":")
         if not colon or not module or not path:
+            known_names = ", ".join(self)
             raise ValueError(
-                f"{name or self.what} must be one of {', '.join(self)}, or module:name of your own, got"
+                f"{name or self.what} must be"
+                f" {f'one of {known_names}, or ' if known_names else ''}module:name of your own, got"
                 f" {kind!r}"
             )
         if known is None and not trusted and module not in sys.modules:

@@ -3,7 +3,8 @@
 Weight norm and forced weight norm in every forward pass, resampling by depthwise convolutions,
 attention in two einsum contractions, nothing fused, cached or prepared. Weights carry the names of
 ``edm2lite.diffusion.precond.Precond``, so that one loads into the other;
-``tests/network/test_reference.py`` holds the two equal. It is meant to be read, and to be measured against.
+``tests/network/test_reference.py`` holds the two equal. It is meant to be read, and to be measured
+against.
 """
 
 from __future__ import annotations

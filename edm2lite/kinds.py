@@ -53,11 +53,9 @@ class Kinds(Generic[T]):
         known = self._known.get(kind)
         module, colon, path = (known or kind).partition(":")
         if not colon or not module or not path:
-            known_names = ", ".join(self)
+            ours = f"one of {', '.join(self)}, or " if self._known else ""
             raise ValueError(
-                f"{name or self.what} must be"
-                f" {f'one of {known_names}, or ' if known_names else ''}module:name of your own, got"
-                f" {kind!r}"
+                f"{name or self.what} must be {ours}module:name of your own, got {kind!r}"
             )
         if known is None and not trusted and module not in sys.modules:
             raise ValueError(

@@ -59,6 +59,8 @@ DOCUMENTED = (
     "edm2lite.tensorfile",
     "edm2lite.tensorheader",
     "edm2lite.threads",
+    "edm2lite.training",
+    "edm2lite.training.fields",
     "edm2lite.toy.density",
     "edm2lite.toy.model",
     "edm2lite.units",

@@ -125,6 +125,12 @@ class RunConfig:
         validation: Loss on held-out images, or None.
         hooks: Further hooks, by their ``kind`` (:mod:`edm2lite.training.hook`).
         sinks: Further sinks, by their ``kind`` (:mod:`edm2lite.training.sink`).
+
+    Example:
+        >>> from edm2lite.training import RunConfig, load_config
+        >>> config = load_config("digits")
+        >>> isinstance(config, RunConfig), config.batch_size, config.ema.sigma_rels
+        (True, 64, (0.05, 0.1))
     """
 
     data: DataConfig

@@ -83,13 +83,14 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        run_dir: Path,
+        run_dir: Path | str,
         device: torch.device | None = None,
         *,
         hooks: Sequence[Hook] = (),
         sinks: Sequence[Sink] = (),
     ):
         rank, world_size = distributed.rank(), distributed.world_size()
+        run_dir = Path(run_dir)
         prepared = prepare(config, run_dir, world_size, hooks, sinks)
         config, self.dataset, self.hooks = prepared.config, prepared.dataset, prepared.hooks
         self.sinks = prepared.sinks if rank == 0 else []
@@ -127,25 +128,18 @@ class Trainer:
             FloatingPointError: If gradients were not finite for too many steps in a row.
             OSError: If a file could not be written.
         """
-        total_nimg, batch_size = self.config.total_nimg, self.config.batch_size
+        total_nimg = self.config.total_nimg
         with contextlib.closing(self.batches), self._open_sinks(), StopSignal() as stop:
             for hook in self.hooks:
                 hook.start(self)
             while self.nimg < total_nimg and self.stopped_by is None:
-                for hook in self.hooks:
-                    if hook.is_due(self.nimg + batch_size, total_nimg):
-                        hook.before_step(self)
-                self.train_step()
-                self.nimg += batch_size
+                self._announce_step()
+                self.train_step()  # forward, backward, Adam at the rate lr()
+                self.nimg += self.config.batch_size
                 self.ema.update(self.nimg)
                 normalize_weights_(self.net)  # Eq. 66; the average takes weights before it
                 self.stopped_by = stop.agreed()
-                for sink in self.sinks:
-                    sink.advance(self.nimg)
-                with torch.no_grad():
-                    for hook in self.hooks:
-                        if hook.is_due(self.nimg, total_nimg) or hook.is_needed(self):
-                            hook.run(self)
+                self._run_hooks()
             for hook in self.hooks:
                 hook.finish(self)
         if self.nimg >= total_nimg:
@@ -218,6 +212,21 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Copy the state and return while a thread writes it, after all snapshots so far."""
         self.checkpoints.save(self.nimg, state_of(self), self.outputs.finish_snapshots)
+
+    def _announce_step(self) -> None:
+        """Let hooks that will be due after the next step see the state before it."""
+        for hook in self.hooks:
+            if hook.is_due(self.nimg + self.config.batch_size, self.config.total_nimg):
+                hook.before_step(self)
+
+    @torch.no_grad()
+    def _run_hooks(self) -> None:
+        """Do what is due after a step."""
+        for sink in self.sinks:
+            sink.advance(self.nimg)
+        for hook in self.hooks:
+            if hook.is_due(self.nimg, self.config.total_nimg) or hook.is_needed(self):
+                hook.run(self)
 
     def _inputs(self, batch: Batch) -> LossInputs:
         """A batch on the device, with its noise levels."""

@@ -164,12 +164,19 @@ def training(page):
         np.save(f"DATASET/{k}.npy", np.ones((8, 64, 64), np.float32))
     labels = [["0.npy", 0], ["1.npy", 999]]
     Path("DATASET/dataset.json").write_text(json.dumps({"labels": labels}))
+    hook = next(b.text for b in blocks("training.md") if b.name == "# weight_norm.py")
+    Path("weight_norm.py").write_text(hook)
+    page.monkeypatch.syspath_prepend(".")
     # the page's RUN is any run; here it is that of CONFIG by then
     page.small = lambda line: tiny_training(line.replace("-s --out RUN", "-s --out ANOTHER"))
     yield
     (dry_run,) = (text for line, text in page.printed.items() if "--dry-run" in line)
     assert "280" in dry_run and not Path("ANOTHER").exists()
     assert Path("RUN/last.safetensors").is_file() and Path("runs/digits/curves.png").is_file()
+    assert '"weight_norm"' in Path("runs/hooked/stats.jsonl").read_text()
+    (validation,) = (text for text in page.printed.values() if "'raw'" in text)
+    assert "'sigma_rel=0.05'" in validation and "'sigma 0.02'" in validation
+    assert len(next(t for k, t in page.printed.items() if "Sink, flat" in k).splitlines()) == 2
 
 
 def objectives(page):

@@ -137,7 +137,9 @@ def write_config(path, sections):
     """The small digits configuration with other sections; ``{...}`` is what it has there."""
     whole = yaml.safe_load(tiny_config().to_yaml())
     for name, section in sections.items():
-        kept = {key: whole[name][key] for key, value in section.items() if value == {"...": None}}
-        whole[name] = section | kept
+        if isinstance(section, dict):
+            dots = [key for key, value in section.items() if value == {"...": None}]
+            section = section | {key: whole[name][key] for key in dots}
+        whole[name] = section
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(yaml.safe_dump(whole), encoding="utf-8")

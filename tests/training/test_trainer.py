@@ -13,6 +13,7 @@ from edm2lite.dataset import open_dataset
 from edm2lite.ema import list_snapshots
 from edm2lite.models.loading import load
 from edm2lite.network.conditioning import Conditioning
+from edm2lite.tensorfile import load_tensors
 from edm2lite.training.data import BatchSource
 from edm2lite.training.trainer import Trainer
 
@@ -33,11 +34,35 @@ def test_a_run_leaves_everything_behind(run_dir):
     assert len(list((run_dir / "checkpoints").iterdir())) == 2
 
 
-def test_first_step_has_learning_rate_zero_and_snapshot_follows_the_clock(tmp_path):
+def test_first_step_has_learning_rate_zero(tmp_path):
     trainer = Trainer(tiny_config(), tmp_path / "a", CPU)
     before = {n: p.clone() for n, p in trainer.net.named_parameters()}
     trainer.train_step()
     assert all(p.equal(before[n]) for n, p in trainer.net.named_parameters())
+    trainer.batches.close()
+
+
+def test_snapshots_hold_the_weights_at_the_image_counts_that_they_state(tmp_path):
+    """The average after the first step is the weights themselves; later ones follow Eq. 127."""
+    config, seen = tiny_config("snapshot_nimg=32", "total_nimg=96"), {}
+    trainer = Trainer(config, tmp_path / "a", CPU)
+    update = trainer.ema.update
+
+    def recorded(nimg):
+        seen[nimg] = {n: p.detach().double() for n, p in trainer.net.named_parameters()}
+        update(nimg)
+
+    trainer.ema.update = recorded
+    trainer.train()
+    assert list(seen) == [32, 64, 96]
+    for info in list_snapshots(tmp_path / "a"):
+        tensors, metadata = load_tensors(info.path)
+        assert int(metadata["nimg"]) == info.nimg
+        times = [n for n in seen if n <= info.nimg]
+        edges = (np.array([0, *times]) / info.nimg) ** (info.gamma + 1)
+        for name in seen[32]:
+            average = sum(p * seen[n][name] for p, n in zip(np.diff(edges), times, strict=True))
+            torch.testing.assert_close(tensors[name].double(), average, rtol=1e-5, atol=1e-6)
 
 
 def test_interrupted_equals_uninterrupted_bit_for_bit(run_dir, tmp_path):
@@ -153,7 +178,7 @@ def test_models_are_found_by_every_kind_of_name(run_dir):
     [
         ("sigma_rel=0.1,gamma=3", "one of sigma_rel and gamma"),
         ("nimg=640", "one of sigma_rel and gamma"),
-        ("length=3", "must name its average"),
+        ("length=3", "must name an average"),
         ("sigma_rel=abc", "must be a number"),
         ("sigma_rel=0.3", "between 0 and 0.2887"),
         ("sigma_rel=0.1,nimg=100", "nearest is 160"),

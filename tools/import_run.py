@@ -65,38 +65,49 @@ def main(
 
         click.echo(import_with(importer, source, out))
         return
-    from edm2lite.interop import edm2, ema_pytorch
     from edm2lite.interop.formats import written_by
 
-    writer, bar = written_by(source), ByteBar("import")
-    for_ema_pytorch = [sigma_rel, gamma, update_every, skip_unusable or None]
-    if writer == "edm2" and for_ema_pytorch != [None] * 4:
-        raise click.UsageError(
-            "files of EDM2 record what they hold: give --out and --batch-size only"
-        )
-    if source.is_file():
-        click.echo(edm2.import_file(source, out, progress=bar))
-        return
-    out = out or Path(f"{source.resolve()}-imported")
-    if writer == "edm2":
-        files = edm2.import_folder(source, out, batch_size=batch_size or 2048, progress=bar)
-        click.echo(f"{len(files)} snapshots in {out}")
+    if written_by(source) == "edm2":
+        if settings[1:] != [None] * 4:
+            raise click.UsageError(
+                "files of EDM2 record what they hold: give --out and --batch-size only"
+            )
+        click.echo(_import_edm2(source, out, batch_size or 2048))
         return
     if (sigma_rel is None) == (gamma is None) or update_every is None:
         raise click.UsageError(
             "a folder of ema-pytorch needs --update-every, and either --sigma-rel or --gamma"
         )
+    from edm2lite.interop import ema_pytorch
+
     tracks = ema_pytorch.import_folder(
         source,
-        out,
+        out or _imported(source),
         sigma_rels=sigma_rel,
         gammas=gamma,
         update_every=update_every,
         batch_size=batch_size or 1,
         skip_unusable=skip_unusable,
-        progress=bar,
+        progress=ByteBar("import"),
     )
     click.echo(_table(tracks))
+
+
+def _import_edm2(source: Path, out: Path | None, batch_size: int) -> str:
+    """Import a file or a folder of EDM2; returns what to print."""
+    from edm2lite.interop import edm2
+
+    bar = ByteBar("import")
+    if source.is_file():
+        return str(edm2.import_file(source, out, progress=bar))
+    out = out or _imported(source)
+    files = edm2.import_folder(source, out, batch_size=batch_size, progress=bar)
+    return f"{len(files)} snapshots in {out}"
+
+
+def _imported(source: Path) -> Path:
+    """Folder of an imported run, beside its source."""
+    return Path(f"{source.resolve()}-imported")
 
 
 def _table(tracks: Sequence[Track]) -> str:

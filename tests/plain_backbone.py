@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edm2lite.network.backbone import Backbone, BackboneConfig
-from edm2lite.network.conditioning import ClassLabel
+from edm2lite.network.conditions import ClassLabel
 
 
 @dataclass(frozen=True, kw_only=True)

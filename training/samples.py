@@ -19,7 +19,8 @@ from edm2lite.ema import PowerFunctionEMA
 from edm2lite.image_grid import arrange, png
 from edm2lite.metrics.held_out_loss import evaluating
 from edm2lite.models.encoders import Encoder
-from edm2lite.network.conditioning import Condition, Conditioning, values_of
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import Condition, values_of
 from edm2lite.sampling import heun, karras_sigmas
 from edm2lite.sampling.guidance import Conditioned
 from edm2lite.seeding import Purpose, normals, rng
@@ -81,7 +82,7 @@ def told_in_grid(
 
     Example:
         >>> from edm2lite.dataset import open_dataset
-        >>> from edm2lite.network.conditioning import ClassLabel
+        >>> from edm2lite.network.conditions import ClassLabel
         >>> told_in_grid([ClassLabel(10)], open_dataset("digits"), 12)["label"][8:].tolist()
         [8, 9, 0, 1]
     """

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from edm2lite.dataset.conditions import DatasetCondition
 from edm2lite.dataset.labels import Labels
 from edm2lite.models.encoders import LatentEncoder
-from edm2lite.network.conditioning import ClassLabel, Condition, Conditioning
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel, Condition
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class ImageDataset:
 
         Example:
             >>> from edm2lite.dataset import open_dataset
-            >>> from edm2lite.network.conditioning import Vector
+            >>> from edm2lite.network.conditions import Vector
             >>> digits = open_dataset("digits")
             >>> ink = digits.images(range(len(digits))).mean(axis=(2, 3)) / 255
             >>> told = digits.with_condition(Vector("ink", 1), ink)

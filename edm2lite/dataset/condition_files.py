@@ -25,7 +25,7 @@ from edm2lite.dataset.conditions import DatasetCondition
 from edm2lite.dataset.files import Files, open_files
 from edm2lite.dataset.images import decode_image
 from edm2lite.dataset.table import TABLE, read_table
-from edm2lite.network.conditioning import ConditionImage
+from edm2lite.network.conditions import ConditionImage
 
 
 @dataclass(frozen=True)

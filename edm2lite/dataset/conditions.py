@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from edm2lite.network.conditioning import Condition
+from edm2lite.network.conditions import Condition
 
 _DTYPES: dict[str, type] = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
 
@@ -35,7 +35,7 @@ class DatasetCondition:
             uint8 [1 or 3, H, W]. Without it, a condition image is drawn from its values.
 
     Example:
-        >>> from edm2lite.network.conditioning import Vector
+        >>> from edm2lite.network.conditions import Vector
         >>> corners = DatasetCondition(Vector("corner", 2), lambda i: [i / 4, 1.0])
         >>> corners.rows([0, 2])
         tensor([[0.0000, 1.0000],

@@ -22,7 +22,9 @@ from edm2lite.diffusion import parametrization
 from edm2lite.diffusion.parametrization import Embedding, Parametrization, Scalings
 from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
-from edm2lite.network.conditioning import Conditioning, check_conditioning, is_readable
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import check_conditioning
+from edm2lite.network.kernels.dispatch import is_readable
 from edm2lite.network.kernels.prepared import prepared_copy
 from edm2lite.network.layers import MPConv, MPFourier, mp_layers, normalize_weights_
 from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, save_tensors

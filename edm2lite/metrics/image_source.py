@@ -17,7 +17,8 @@ from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.metrics.metric import ImageMetric
 from edm2lite.metrics.rows import SHOWN, RowFactory
 from edm2lite.models.loading import EXPORTED, Model
-from edm2lite.network.conditioning import ClassLabel, Conditioning, values_of
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel, values_of
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import conditions_of_seeds
 from edm2lite.sampling.images import ImageGenerator

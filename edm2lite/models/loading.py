@@ -22,7 +22,7 @@ from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import Reconstruction, plan_targets
 from edm2lite.ema.reconstruction import build
 from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
-from edm2lite.network.conditioning import ClassLabel
+from edm2lite.network.conditions import ClassLabel
 from edm2lite.tensorfile import load_tensors
 from edm2lite.units import parse_count
 

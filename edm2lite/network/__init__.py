@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from edm2lite.network.backbone import Backbone as Backbone
     from edm2lite.network.backbone import BackboneConfig as BackboneConfig
     from edm2lite.network.block import Block as Block
-    from edm2lite.network.conditioning import ClassLabel as ClassLabel
-    from edm2lite.network.conditioning import Condition as Condition
-    from edm2lite.network.conditioning import ConditionImage as ConditionImage
     from edm2lite.network.conditioning import Conditioning as Conditioning
-    from edm2lite.network.conditioning import Vector as Vector
+    from edm2lite.network.conditions import ClassLabel as ClassLabel
+    from edm2lite.network.conditions import Condition as Condition
+    from edm2lite.network.conditions import ConditionImage as ConditionImage
+    from edm2lite.network.conditions import Vector as Vector
     from edm2lite.network.layers import MPConv as MPConv
     from edm2lite.network.layers import MPFourier as MPFourier
     from edm2lite.network.layers import normalize_weights_ as normalize_weights_
@@ -30,7 +30,8 @@ __getattr__, __dir__, __all__ = exports(
     {
         "edm2lite.network.backbone": "Backbone BackboneConfig",
         "edm2lite.network.block": "Block",
-        "edm2lite.network.conditioning": "ClassLabel Condition ConditionImage Conditioning Vector",
+        "edm2lite.network.conditioning": "Conditioning",
+        "edm2lite.network.conditions": "ClassLabel Condition ConditionImage Vector",
         "edm2lite.network.layers": "MPConv MPFourier normalize_weights_",
         "edm2lite.network.operations": "mp_cat mp_silu mp_sum pixel_norm",
         "edm2lite.network.unet": "UNet UNetConfig",

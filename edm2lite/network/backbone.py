@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from edm2lite.kinds import Kinds
-from edm2lite.network.conditioning import Condition, Conditioning
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import Condition
 
 BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
     "network", {"unet": "edm2lite.network.unet:UNetConfig"}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm2lite.network.backbone import BackboneConfig
-from edm2lite.network.conditioning import examples
+from edm2lite.network.conditions import examples
 from edm2lite.network.layers import MPConv, mp_layers
 
 

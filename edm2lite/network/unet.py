@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from edm2lite.network.backbone import Backbone, BackboneConfig
 from edm2lite.network.block import Block
-from edm2lite.network.conditioning import ClassLabel, Condition, ConditionImage, Conditioning
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel, Condition, ConditionImage
 from edm2lite.network.layers import MPConv, MPFourier
 from edm2lite.network.operations import mp_cat, mp_silu, mp_sum
 

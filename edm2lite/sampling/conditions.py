@@ -15,7 +15,8 @@ from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.loading import Model
-from edm2lite.network.conditioning import ClassLabel, Condition, Conditioning, values_of
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel, Condition, values_of
 
 Classes = int | Literal["all"] | Sequence[int]
 """Class of every image, ``"all"`` for all classes in turn, or one class per seed."""

@@ -12,7 +12,7 @@ from PIL import Image
 from edm2lite.dataset import open_collection, open_dataset
 from edm2lite.dataset.condition_files import Normalization, normalization_of
 from edm2lite.dataset.convert import Conversion, convert_images
-from edm2lite.network.conditioning import ConditionImage
+from edm2lite.network.conditions import ConditionImage
 from edm2lite.tools.edm2lite import main as edm2lite
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,8 @@ import torch
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.dataset.labels import Labels
-from edm2lite.network.conditioning import ClassLabel, ConditionImage, Conditioning, Vector
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel, ConditionImage, Vector
 
 LABELS = np.array([2, 0, 1, 2, 0, 1])
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.dataset.labels import Labels
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.models.encoders import EDM2_LATENTS
-from edm2lite.network.conditioning import ConditionImage
+from edm2lite.network.conditions import ConditionImage
 from edm2lite.network.unet import UNetConfig
 from edm2lite.seeding import Purpose, normals, rng
 from edm2lite.training.data import BatchSource, DataConfig

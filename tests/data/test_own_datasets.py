@@ -4,13 +4,13 @@ import pytest
 from click.testing import CliRunner
 
 from edm2lite.dataset import open_dataset
-from edm2lite.network.conditioning import ClassLabel, Vector
+from edm2lite.network.conditions import ClassLabel, Vector
 from edm2lite.tools.edm2lite import main as edm2lite
 
 MODULE = '''
 import numpy as np
 from edm2lite.dataset import open_dataset
-from edm2lite.network.conditioning import Vector
+from edm2lite.network.conditions import Vector
 
 def turned():
     """The digits, a quarter of them turned by each multiple of 90 degrees."""

@@ -10,7 +10,8 @@ from sampling.generating import fail, files, noise_of, raw, save_net, solved_by_
 
 from edm2lite.dataset import open_dataset
 from edm2lite.models.loading import load
-from edm2lite.network.conditioning import ClassLabel, Conditioning
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel
 from edm2lite.sampling import Sampling, generate
 from edm2lite.sampling.conditions import conditions_of_seeds
 from edm2lite.sampling.levels import karras_sigmas

@@ -10,7 +10,8 @@ from sampling.generating import fail, images, noise_of, raw, save_net, solved_by
 
 from edm2lite.models.encoders import PixelEncoder
 from edm2lite.models.loading import load
-from edm2lite.network.conditioning import ClassLabel, Conditioning
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel
 from edm2lite.sampling.guidance import APG
 from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.levels import karras_sigmas

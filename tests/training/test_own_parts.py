@@ -11,7 +11,7 @@ from training_runs import arguments, digests, losses, run_jobs, stats, user_modu
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.ema import list_snapshots
 from edm2lite.models.loading import load
-from edm2lite.network.conditioning import ClassLabel, ConditionImage
+from edm2lite.network.conditions import ClassLabel, ConditionImage
 from edm2lite.tensorfile import load_tensors
 from edm2lite.training import Trainer
 from edm2lite.training.data import BatchSource, DataConfig
@@ -24,7 +24,7 @@ TOY_DIT = """
     import torch
     from torch import nn
     from edm2lite.network.backbone import Backbone, BackboneConfig
-    from edm2lite.network.conditioning import ClassLabel
+    from edm2lite.network.conditions import ClassLabel
     @dataclass(frozen=True, kw_only=True)
     class Config(BackboneConfig):
         width: int = 32
@@ -111,7 +111,7 @@ def test_a_network_without_blocks_trains_in_several_processes_and_in_shards(tmp_
 HALVES = """
     import numpy as np
     from edm2lite.dataset import open_dataset
-    from edm2lite.network.conditioning import ConditionImage
+    from edm2lite.network.conditions import ConditionImage
 
 
     def halves():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def own_kernels_allowed() -> bool:
@@ -22,4 +23,18 @@ def own_kernels_allowed() -> bool:
         not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def is_readable(values: Tensor) -> bool:
+    """Whether a look at the values is free: it would stall a GPU, and break a graph or a vmap.
+
+    Example:
+        >>> is_readable(torch.ones(3)), is_readable(torch.ones(3, device="meta"))
+        (True, False)
+    """
+    return (
+        values.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
     )

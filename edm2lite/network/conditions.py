@@ -1,0 +1,217 @@
+"""The kinds of values that a network can be told, as networks and data sets declare them.
+
+A network lists what it takes, a data set what it has; they fit if their declarations are equal.
+One of your own is a frozen dataclass, a subclass of :class:`Condition`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.kernels.dispatch import is_readable
+from edm2lite.seeding import Purpose, rng
+
+
+class Condition(abc.ABC):
+    """One kind of value that a network takes; a frozen dataclass says what it must look like.
+
+    Data set and network agree on a condition if theirs are equal.
+    """
+
+    name: str
+    """Key in a :class:`Conditioning`."""
+
+    is_required: ClassVar[bool] = False
+    """Whether the network cannot go without it; otherwise its absence is its null form."""
+
+    @abc.abstractmethod
+    def check(self, value: Tensor, images: Tensor) -> None:
+        """Raise ValueError unless ``value`` fits the network and these images [N, C, H, W]."""
+
+    @abc.abstractmethod
+    def example(self, num: int, height: int, width: int) -> Tensor:
+        """A value of the right shape and type for images of a size, on the default device."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """What it is, for people: ``"10 classes"``."""
+
+    def drawn(self, seeds: Sequence[int]) -> Tensor | None:
+        """A random value for each seed, a function of the seed alone; None if it has to be given.
+
+        Generation uses it where nothing is asked for.
+        """
+        return None
+
+    def in_turn(self, indices: Sequence[int]) -> Tensor | None:
+        """A value for each index that goes through all there are; None if it has to be given.
+
+        Sample grids and metrics use it, so that every value comes up equally often.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class ClassLabel(Condition):
+    """The index of a class, [N] integers with -1 for none, or vectors [N, num_classes].
+
+    Vectors have L2 norm 1, as the one-hot vector of a class has, or 0 for none.
+
+    Attributes:
+        num_classes: Number of classes, or length of the vectors.
+    """
+
+    num_classes: int
+    name: str = "label"
+
+    def check(self, value: Tensor, images: Tensor) -> None:
+        """See :meth:`Condition.check`."""
+        if value.ndim == 1 and not value.is_floating_point():
+            if is_readable(value):
+                self._check_range(value)
+        elif value.ndim != 2 or value.shape[1] != self.num_classes:
+            raise ValueError(
+                f"labels must be [N] class indices or [N, {self.num_classes}] vectors, got"
+                f" {list(value.shape)} {value.dtype}"
+            )
+
+    def _check_range(self, value: Tensor) -> None:
+        low, high = (int(value.min()), int(value.max())) if value.numel() else (0, 0)
+        if not -1 <= low <= high < self.num_classes:
+            raise ValueError(
+                f"class indices must be 0 to {self.num_classes - 1}, or -1 for none, got {low} to"
+                f" {high}"
+            )
+
+    def vectors(self, value: Tensor) -> Tensor:
+        """[N, num_classes] float32: one-hot vectors of indices, 0 for -1; vectors as they are."""
+        if value.ndim == 1 and not value.is_floating_point():
+            classes = torch.arange(self.num_classes, device=value.device)
+            return (value[:, None] == classes).float()
+        return value.float()
+
+    def example(self, num: int, height: int, width: int) -> Tensor:
+        """See :meth:`Condition.example`."""
+        return torch.zeros(num, dtype=torch.int64)
+
+    def describe(self) -> str:
+        """See :meth:`Condition.describe`."""
+        return f"{self.num_classes} classes"
+
+    def drawn(self, seeds: Sequence[int]) -> Tensor:
+        """A class for each seed, uniform."""
+        return torch.tensor(
+            [int(rng(s, 1, Purpose.GENERATION).integers(self.num_classes)) for s in seeds],
+            dtype=torch.int64,
+        )
+
+    def in_turn(self, indices: Sequence[int]) -> Tensor:
+        """One class after the other."""
+        return torch.tensor([i % self.num_classes for i in indices], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class ConditionImage(Condition):
+    """An image beside the noisy one, [N, channels, H, W] noise-free and of unit variance.
+
+    Attributes:
+        channels: Number of its channels.
+    """
+
+    channels: int
+    name: str = "image"
+
+    is_required: ClassVar[bool] = True
+
+    def check(self, value: Tensor, images: Tensor) -> None:
+        """See :meth:`Condition.check`."""
+        expected = [len(images), self.channels, *images.shape[2:]]
+        if list(value.shape) != expected:
+            raise ValueError(
+                f"the condition image must be {expected} for this network and these images, got"
+                f" {list(value.shape)}"
+            )
+
+    def example(self, num: int, height: int, width: int) -> Tensor:
+        """See :meth:`Condition.example`."""
+        return torch.zeros(num, self.channels, height, width)
+
+    def describe(self) -> str:
+        """See :meth:`Condition.describe`."""
+        return f"a condition image of {self.channels} channels"
+
+
+@dataclass(frozen=True)
+class Vector(Condition):
+    """A vector of numbers, [N, length]; the zero vector is its null form.
+
+    Attributes:
+        name: Key in a :class:`Conditioning`.
+        length: Length of the vector.
+    """
+
+    name: str
+    length: int
+
+    def check(self, value: Tensor, images: Tensor) -> None:
+        """See :meth:`Condition.check`."""
+        if list(value.shape) != [len(images), self.length]:
+            raise ValueError(
+                f"{self.name} must be [{len(images)}, {self.length}] here, got {list(value.shape)}"
+            )
+
+    def example(self, num: int, height: int, width: int) -> Tensor:
+        """See :meth:`Condition.example`."""
+        return torch.zeros(num, self.length)
+
+    def describe(self) -> str:
+        """See :meth:`Condition.describe`."""
+        return f"{self.name}, a vector of {self.length} numbers"
+
+
+def check_conditioning(told: Conditioning, conditions: Sequence[Condition], images: Tensor) -> None:
+    """Raise ValueError unless a network of these conditions can be told that about the images."""
+    known = {c.name: c for c in conditions}
+    for name in told:
+        if name not in known:
+            takes = ", ".join(known) or "nothing"
+            raise ValueError(f"this network takes {takes} besides x and sigma, got {name}")
+        known[name].check(told[name], images)
+    for condition in conditions:
+        if condition.is_required and condition.name not in told:
+            raise ValueError(
+                f"{condition.name} must be given: the network needs {condition.describe()}"
+            )
+
+
+def examples(conditions: Sequence[Condition], num: int, height: int, width: int) -> Conditioning:
+    """Everything that a network takes, of the right shapes, for counting and measuring."""
+    return Conditioning({c.name: c.example(num, height, width) for c in conditions})
+
+
+def values_of(conditions: Sequence[Condition], method: str, numbers: Sequence[int]) -> Conditioning:
+    """``drawn`` or ``in_turn`` of all conditions that have it.
+
+    Args:
+        conditions: What the network takes.
+        method: ``"drawn"`` with seeds, or ``"in_turn"`` with indices.
+        numbers: The seeds or indices.
+
+    Raises:
+        ValueError: If the network cannot go without a condition that has to be given.
+    """
+    values: dict[str, Any] = {c.name: getattr(c, method)(numbers) for c in conditions}
+    for condition in conditions:
+        if condition.is_required and values[condition.name] is None:
+            raise ValueError(
+                f"{condition.name} must be given, the network needs {condition.describe()};"
+                " take conditions from a data set"
+            )
+    return Conditioning({name: value for name, value in values.items() if value is not None})

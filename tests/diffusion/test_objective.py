@@ -4,11 +4,13 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
 from conftest import tiny_config
+from open_gains import open_network
 from PIL import Image
 
 from edm2lite.diffusion.ddpm import DDPM
@@ -31,25 +33,45 @@ TINY = UNetConfig(
 INFINITE = ["net.embedding=angle", "loss={kind: ddpm, num_levels: 4, zero_terminal_snr: true}"]
 
 
+# Squared errors of the papers, with D, y of standard deviation 0.5 and t = sigma / (sigma + 0.5) of
+# the same signal-to-noise ratio (0.5 / sigma)**2
+PAPERS = {
+    # arXiv 2303.09556: min(SNR, 5) |x0 - x|**2 for data of variance 1
+    "min_snr": lambda D, y, n, sigma: np.minimum((0.5 / sigma) ** 2, 5) * ((D - y) / 0.5) ** 2,
+    # arXiv 2006.11239: |epsilon - n|**2
+    "epsilon": lambda D, y, n, sigma: ((y + sigma * n - D) / sigma - n) ** 2,
+    "x0": lambda D, y, n, sigma: ((D - y) / 0.5) ** 2,
+    "flow": lambda D, y, n, sigma: _velocity_error(D / 0.5, y / 0.5, n, sigma / (sigma + 0.5)),
+    # arXiv 2206.00364: |F - target|**2 where D = c_skip x + c_out F
+    "edm": lambda D, y, n, sigma: ((D - y) / (sigma * 0.5 / np.hypot(sigma, 0.5))) ** 2,
+}
+
+
+def _velocity_error(D, y, n, t):
+    """arXiv 2209.03003: z = (1 - t) y + t n has the velocity n - y; of D, that which leads to z."""
+    z = (1 - t) * y + t * n
+    return ((z - (1 - t) * D) / t - D - (n - y)) ** 2
+
+
 def open_net(**settings):
-    net = Precond(PrecondConfig(backbone=TINY, **settings))
-    with torch.no_grad():
-        net.backbone.out_gain.fill_(0.5)
-    return net
+    return open_network(TINY, **settings)
 
 
 def batch(num=4):
     return torch.randn(num, 1, 4, 4) / 2, torch.randn(num, 1, 4, 4)
 
 
-@pytest.mark.parametrize("kind", ["min_snr", "x0", "flow"])
-def test_a_fixed_weighting_is_lambda_times_the_squared_error(kind):
-    net, (images, noise) = open_net(parametrization="v"), batch()
+@pytest.mark.parametrize("kind", PAPERS)
+@pytest.mark.parametrize("form", ["v", "flow"])
+def test_a_fixed_weighting_is_the_squared_error_of_its_paper(kind, form):
+    net, (images, noise) = open_net(parametrization=form), batch()
     sigma = torch.tensor([0.05, 0.5, 2.0, 60.0])
-    loss = DenoisingLoss(net, Weighting(kind=kind))(images, None, sigma, noise).loss
+    loss = DenoisingLoss(net, Weighting(kind=kind))(images, None, sigma, noise)
     D_x = net(images + sigma[:, None, None, None] * noise, sigma)
-    weight = Weighting(kind=kind)(sigma, 0.5)
-    torch.testing.assert_close(loss, weight * (D_x - images).square().sum((1, 2, 3)))
+    values = (v.detach().double().numpy() for v in (D_x, images, noise, sigma[:, None, None, None]))
+    expected = PAPERS[kind](*values).sum((1, 2, 3))
+    np.testing.assert_allclose(loss.loss.detach(), expected, rtol=1e-4)  # float32
+    assert loss.u.tolist() == [0, 0, 0, 0]
 
 
 def test_every_parameter_that_wants_a_gradient_gets_one():
@@ -114,7 +136,7 @@ def test_checks_of_levels_and_labels_do_not_stand_in_the_way_of_vmap():
         (["loss={kind: ddpm, zero_terminal_snr: true}"], "ln\\(sigma\\) / 4"),
         ([*INFINITE, "net.parametrization=epsilon"], "epsilon predicts the noise"),
         ([*INFINITE, "weighting.kind=min_snr"], "min_snr is 0"),
-        (["weighting.kind=min-snr"], "weighting.kind"),
+        (["weighting.kind=min-snr"], "weighting: kind must be one of uncertainty, edm"),
         (["weighting.gamma=3"], "weighting: gamma belongs to min_snr, got gamma = 3.0"),
         (["net.parametrization=velocity"], "net.parametrization"),
         (["loss.kind=normal"], "loss.kind must be one of lognormal, log_uniform"),

@@ -134,14 +134,45 @@ def test_shift_moves_levels_as_between_resolutions():
     torch.testing.assert_close(LogNormal(shift=3.0).sigma(z), moved)
 
 
-def test_location_is_p_mean_and_p_std():
-    assert LogNormal(P_mean=-0.8, P_std=1.6).location() == pytest.approx((-0.8, 1.6), rel=1e-12)
+U = stats.norm.cdf(1)  # 0.8413: location() is about the quantiles of u at 1 - U, 0.5 and U
+
+
+def _mode(u, s):
+    """sigma at a quantile, from t(u) of arXiv 2403.03206, there with u running the other way."""
+    v = 1 - u
+    t = 1 - v - s * (np.cos(np.pi / 2 * v) ** 2 - 1 + v)
+    return t / (1 - t)
+
+
+@pytest.mark.parametrize(
+    "density, median, low, high",
+    [
+        (LogNormal(P_mean=-0.8, P_std=1.6), np.exp(-0.8), np.exp(-2.4), np.exp(0.8)),
+        (LogNormal(shift=3.0), 3 * np.exp(-0.4), 3 * np.exp(-1.4), 3 * np.exp(0.6)),
+        (LogitNormal(m=0.5, s=1.2, shift=0.5), np.exp(0.5) / 2, np.exp(-0.7) / 2, np.exp(1.7) / 2),
+        # the geometric mean, and powers of the ratio 5000 from there
+        (LogUniform(), 2**0.5, 2**0.5 * 5000 ** (0.5 - U), 2**0.5 * 5000 ** (U - 0.5)),
+        (Cosine(), 1, np.tan(np.pi / 2 * (1 - U)), np.tan(np.pi / 2 * U)),
+        (Cosine(shift=0.5), 0.5, np.tan(np.pi / 2 * (1 - U)) / 2, np.tan(np.pi / 2 * U) / 2),
+        (
+            VP(),
+            np.sqrt(np.expm1(19.9 / 8 + 0.05)),
+            np.sqrt(np.expm1(9.95 * (1 - U) ** 2 + 0.1 * (1 - U))),
+            np.sqrt(np.expm1(9.95 * U**2 + 0.1 * U)),
+        ),
+        (Mode(s=0.0), 1, (1 - U) / U, U / (1 - U)),  # t is uniform
+        (Mode(), 1, _mode(1 - U, 1.29), _mode(U, 1.29)),
+    ],
+    ids=str,
+)
+def test_location_is_the_median_and_half_the_middle_range(density, median, low, high):
+    middle, half = density.location()
+    assert middle == pytest.approx(np.log(median), rel=1e-10, abs=1e-12)
+    assert half == pytest.approx(np.log(high / low) / 2, rel=1e-10)
+
+
+def test_location_of_a_table_that_ends_in_pure_noise_is_finite():
     assert np.isfinite(DDPM(num_levels=3, zero_terminal_snr=True).location()).all()
-    for density in CONTINUOUS:
-        middle, half = density.location()
-        z = torch.tensor([-1.0, 0.0, 1.0]).double()
-        low, centre, high = density.sigma(z).log().tolist()
-        assert middle == pytest.approx(centre) and half == pytest.approx((high - low) / 2)
 
 
 def test_schedule_of_stable_diffusion_has_its_published_ends():

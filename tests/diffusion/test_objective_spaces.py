@@ -1,4 +1,4 @@
-"""One denoiser under every parametrisation: the same images, the same guidance."""
+"""One denoiser under every parametrization: the same images, the same guidance."""
 
 import math
 
@@ -28,7 +28,7 @@ def ideal(x, sigma):
 
 
 def denoiser_of(form, s=0.5):
-    """The ideal D, taken apart into the F of a parametrisation and put together again."""
+    """The ideal D, taken apart into the F of a parametrization and put together again."""
 
     def denoise(x, sigma):
         c = Scalings.at(sigma, s, form)

@@ -45,7 +45,7 @@ def breaks_of(density):
 
 
 def masses(density, cuts):
-    """Probability of ln sigma between neighbours of the ascending ``cuts``.
+    """Probability of ln sigma between neighbors of the ascending ``cuts``.
 
     Gauss-Legendre in y with ln sigma = y**3, which is smooth where mode has its pole.
     """
@@ -140,8 +140,8 @@ def test_location_is_p_mean_and_p_std():
     for density in CONTINUOUS:
         middle, half = density.location()
         z = torch.tensor([-1.0, 0.0, 1.0]).double()
-        low, centre, high = density.sigma(z).log().tolist()
-        assert middle == pytest.approx(centre) and half == pytest.approx((high - low) / 2)
+        low, center, high = density.sigma(z).log().tolist()
+        assert middle == pytest.approx(center) and half == pytest.approx((high - low) / 2)
 
 
 def test_schedule_of_stable_diffusion_has_its_published_ends():

@@ -40,7 +40,7 @@ by 2e-7 (0.05) to 1.7e-6 (0.20): below, the error is the tracker's, whatever the
 
 AIM = "predicted / actual in [0.67, 1.5]"
 """Asserted on the run given by --extra. On the perceptrons it is reported: no promise covers every
-optimiser, and some of their weights (of pixels that are always black) never move."""
+optimizer, and some of their weights (of pixels that are always black) never move."""
 
 REAL = ("SGD", "Adam", "extra")  # trained networks; the rest are drawn
 SMOOTH = ("oscillating",)  # few snapshots alias the motion: the bar is a factor 2

@@ -1,7 +1,7 @@
 """Sampling against the straightforward loop: the same network and steps in the same run.
 
 The straightforward loop is what one writes from the papers: Heun's method on a batch, one batch
-after the other, with the network of ``reference.py``, which normalises its weights in every call.
+after the other, with the network of ``reference.py``, which normalizes its weights in every call.
 Ours is ``edm2lite.sampling.ImageGenerator``: weights prepared once and, on a CPU, a batch per
 thread; without and with torch.compile. All compute in float32 on a CPU, in bfloat16 on a GPU, and
 are timed in turn after one run each to warm up. Compiling takes a minute or two per network.

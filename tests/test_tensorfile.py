@@ -77,12 +77,14 @@ def test_bytes_after_the_end_are_found(tmp_path):
 def test_failure_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_path):
     path = save_tensors(tmp_path / "x.safetensors", TENSORS, {})
     before = path.read_bytes()
-    with (
-        pytest.raises(RuntimeError),
-        TensorWriter(path, {"a": TensorSpec(torch.float32, (4,))}, {}) as w,
-    ):
-        w.write(torch.zeros(2))
-        raise RuntimeError
+
+    def fail_while_writing():
+        with TensorWriter(path, {"a": TensorSpec(torch.float32, (4,))}, {}) as writer:
+            writer.write(torch.zeros(2))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_while_writing()
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
     assert path.read_bytes() == before
 
@@ -117,9 +119,14 @@ def test_full_disk_is_an_error_and_the_earlier_file_stays(tmp_path, monkeypatch)
 
 def test_replacing_keeps_the_earlier_text_when_the_block_fails(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt") as file:
-        file.write("new")
-        raise RuntimeError
+
+    def fail_in_the_block():
+        with replacing(tmp_path / "a.txt") as file:
+            file.write("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_in_the_block()
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
 
 

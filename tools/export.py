@@ -10,7 +10,7 @@ from ._cli import plugin_option, user_errors
 
 
 def _current_name(option: str) -> str:
-    return "license" if option == "licence" else option  # its name in version 0.1
+    return "license" if option == "licence" else option  # the name in 0.1; codespell:ignore licence
 
 
 @click.command(context_settings={"token_normalize_func": _current_name})

@@ -45,7 +45,7 @@ def breaks_of(density):
 
 
 def masses(density, cuts):
-    """Probability of ln sigma between neighbours of the ascending ``cuts``.
+    """Probability of ln sigma between neighbors of the ascending ``cuts``.
 
     Gauss-Legendre in y with ln sigma = y**3, which is smooth where mode has its pole.
     """

@@ -83,7 +83,7 @@ def test_stream_equals_the_sum_in_memory(walk, monkeypatch):
             x * load_tensors(i.path)[0]["a.weight"].double()
             for x, i in zip(result.coefficients, result.inputs, strict=True)
         )
-        # 120 float32 terms of size up to 5 and rounding 3e-7 each, partly cancelling
+        # 120 float32 terms of size up to 5 and rounding 3e-7 each, partly canceling
         torch.testing.assert_close(result.state_dict["a.weight"].double(), exact, atol=1e-5, rtol=0)
         assert result.state_dict["steps"] == 1200
     assert [b.gamma for b in built] == [3.0, 12.0]

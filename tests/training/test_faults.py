@@ -29,12 +29,12 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_it_continues(
     step = trainer.train_step
     before = signal.getsignal(number)
 
-    def signalled():
+    def signaled():
         if trainer.nimg == 352:
             os.kill(os.getpid(), number)
         return step()
 
-    trainer.train_step = signalled
+    trainer.train_step = signaled
     trainer.train()
     assert signal.getsignal(number) is before
     assert f"stopped for {number.name} at nimg = 384 of 1280" in caplog.text

@@ -10,7 +10,6 @@ from open_gains import open_network
 
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.dataset.labels import Labels
-from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.models.encoders import EDM2_LATENTS
 from edm2lite.network.conditions import ConditionImage
 from edm2lite.network.unet import UNetConfig
@@ -117,7 +116,7 @@ def test_the_network_is_told_the_condition_image_of_each_sample():
         img_resolution=6, img_channels=3, label_dim=5, cond_channels=2, model_channels=16,
         head_channels=16, channel_mult=(1,), num_blocks=1, attn_resolutions=(),
     )  # fmt: skip
-    net = open_network(PrecondConfig(backbone=config)).eval()
+    net = open_network(config).eval()
     loader = source(dataset, flip=True, microbatch=4)
     mirrored = 0
     for k in range(10):

@@ -45,7 +45,6 @@ EXTRAS = (
     "wandb",
 )
 SUBCLASSES = (  # modules with a subclass of what an extra has; they are imported late themselves
-    "edm2lite.metrics.digits_classifier",
     "edm2lite.integrations.lightning",
     "edm2lite.integrations.transformers",
 )

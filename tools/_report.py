@@ -1,4 +1,4 @@
-"""What the demo says at its end: judged samples, a table, and a page that shows everything."""
+"""What the demo says at its end: how good samples are, a table, and a page that shows everything."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from edm2lite.units import format_percent
 def judge(folder: Path) -> tuple[float, float]:
     """Accuracy of a support-vector classifier on pixels: (generated images, held-out real digits).
 
-    It learns from one half of the real digits, and knows nothing of the feature extractor.
+    The classifier learns from one half of the real digits, and knows nothing of the feature
+    extractor.
     """
     from sklearn.svm import SVC
 
-    real, made = open_dataset("digits"), open_dataset(folder)
-    assert real.labels is not None and made.labels is not None
+    real, generated = open_dataset("digits"), open_dataset(folder)
+    assert real.labels is not None and generated.labels is not None
     pixels = real.images(range(len(real))).reshape(len(real), -1) / 255
     half = len(pixels) // 2
     svc = SVC(gamma=0.001 * 16**2).fit(pixels[:half], real.labels[:half])
-    samples = made.images(range(len(made))).reshape(len(made), -1) / 255
-    right = svc.predict(samples) == made.labels
+    samples = generated.images(range(len(generated))).reshape(len(generated), -1) / 255
+    right = svc.predict(samples) == generated.labels
     return float(np.mean(right)), float(svc.score(pixels[half:], real.labels[half:]))
 
 

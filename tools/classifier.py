@@ -14,13 +14,13 @@ from ._cli import progress, user_errors
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="File for its weights.",
+    help="Output file for the weights.",
 )
 @user_errors
 def main(out: Path) -> None:
     """Train a small classifier of scikit-learn's digits, in seconds.
 
-    It serves as feature extractor `digits` where Inception's weights are not at hand.
+    It serves as the feature extractor `digits` where Inception's weights are not at hand.
 
     \b
     Example:
@@ -32,10 +32,8 @@ def main(out: Path) -> None:
         verify(out)
         click.echo(f"{out} is there already")
         return
-    try:
-        from edm2lite.metrics.digits_classifier import train_classifier
-    except ImportError as error:
-        raise ImportError(f"{error.name} is missing; pip install 'edm2lite[demo]'") from error
+    from edm2lite.metrics.digits_classifier import train_classifier
+
     accuracy = train_classifier(
         out, progress=lambda epochs: progress(epochs, desc="train classifier", unit="epoch")
     )

@@ -1,4 +1,4 @@
-"""``edm2lite demo``: the whole road on real digits, by the commands that a person would type."""
+"""``edm2lite demo``: the full pipeline on real digits, by the commands that a person would type."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 16
     type=click.Path(path_type=Path, file_okay=False),
     default="runs/digits",
     show_default=True,
-    help="Folder of the run.",
+    help="Output folder of the run.",
 )
 @click.option("--fresh", is_flag=True, help="Remove the folder and start over.")
 @click.option(
@@ -32,7 +32,7 @@ STEPS = 16
     type=COUNT,
     default=1000,
     show_default=True,
-    help="Images per EMA length, and to judge the best one by.",
+    help="Number of images per EMA length, and to judge the best one by.",
 )
 @click.option(
     "--set",
@@ -102,7 +102,7 @@ def _run(command: str) -> None:
         )
     sys.stdout.flush()
     if subprocess.run([program, *words]).returncode:
-        raise click.ClickException(f"{name} failed; edm2lite demo continues from here once mended")
+        raise click.ClickException(f"{name} failed; run edm2lite demo again to continue from here")
 
 
 def _check_extra() -> None:

@@ -137,7 +137,7 @@ def extractor(name: str, weights: Path | None) -> Any:
 
     Args:
         name: Key of :data:`URLS`.
-        weights: File with the weights; they are downloaded if it is None.
+        weights: File with the weights, or None to download them.
 
     Raises:
         RuntimeError: If the weights do not fit.

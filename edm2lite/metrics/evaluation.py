@@ -120,7 +120,7 @@ def evaluate(
         data: Held-out images or their name, for the metric ``loss``.
         weights: Weights files of the extractors, one for each reference. [default: as recorded]
         batch_size: Number of images at a time.
-        device: Where to compute. [default: the GPU of this process, else the CPU]
+        device: Device that computes. [default: the GPU of this process, else the CPU]
         cache: Folder to keep rows in: an interrupted evaluation continues. Needed under torchrun.
         progress: Function that is called with the number of images that are done and of all.
 

@@ -87,7 +87,7 @@ def open_extractor(
         name: Name in torch-fidelity's registry or in :data:`EXTRACTORS`, or ``module:name`` of a
             function of your own.
         weights: File with the weights. [default: they are downloaded]
-        device: Where to compute.
+        device: Device that computes.
         trusted: Whether a person gave the name, so that a module of theirs may be imported.
 
     Raises:

@@ -130,7 +130,7 @@ def check_dataset(name: str, net: Precond, encoder: Encoder, dataset: ImageDatas
     Args:
         name: Name of the network in the message.
         net: The denoiser.
-        encoder: Its encoder.
+        encoder: Encoder of the network.
         dataset: The held-out images.
 
     Raises:
@@ -165,7 +165,7 @@ class HeldOutLoss(Metric):
         dataset: The held-out images.
         levels: The noise levels.
         batch: Number of images in each call of the network.
-        device: Where to compute.
+        device: Device that computes.
     """
 
     name: ClassVar[str] = "loss"

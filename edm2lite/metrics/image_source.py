@@ -33,7 +33,7 @@ class Generation:
         sampling: Sampler settings.
         guide: Denoiser to guide away from, as :func:`edm2lite.sampling.generate` takes it.
         batch_size: Number of images at a time on a GPU.
-        device: Where to compute.
+        device: Device that computes.
         first_seed: Seed of the first image; other seeds repeat the experiment.
         conditions: Data set whose row s modulo its length says what the network is told of the
             image of seed s, for conditions that it has. [default: values in turn]

@@ -54,7 +54,7 @@ class MetricInputs:
         references: Reference statistics.
         data: Held-out images, or None.
         batch_size: Number of images in each call of a network.
-        device: Where to compute.
+        device: Device that computes.
     """
 
     references: tuple[Reference, ...]
@@ -78,7 +78,7 @@ class MetricInputs:
             data: Held-out data set, or its name.
             weights: Weights files of the extractors, one for each reference or none at all.
             batch_size: Number of images in each call of a network.
-            device: Where to compute.
+            device: Device that computes.
 
         Raises:
             FileNotFoundError: If a file is not there.

@@ -63,7 +63,7 @@ def wilson_limits(share: float, variance: float, num: int) -> tuple[float, float
 
     Args:
         share: The share, between 0 and 1.
-        variance: Its variance over seeds.
+        variance: Variance of the share over seeds.
         num: Number of images.
 
     Example:
@@ -75,7 +75,7 @@ def wilson_limits(share: float, variance: float, num: int) -> tuple[float, float
     count = spread / variance if spread > 0 and variance > 0 else num
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * math.sqrt(spread / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def alike(values: Array, covariance: Array, lower_is_better: bool = True) -> tuple[int, ...]:

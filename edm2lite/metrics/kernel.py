@@ -98,7 +98,8 @@ def kernel_influences(
         kernel = polynomial_kernel(x, x)
         np.fill_diagonal(kernel, 0)
         to_real = polynomial_kernel(x, y).mean(axis=1)
-        totals[own] += 2 / (size - 2) * kernel.sum(axis=1) - 2 * to_real
+        each = 2 / (size - 2) * kernel.sum(axis=1) - 2 * to_real
+        totals[own] += each - each.mean()  # other subsets have other constants
         counts[own] += 1
     each = totals / np.maximum(counts, 1)
     return centered(each[None], num_classes, counts * num / counts.sum())

@@ -41,7 +41,7 @@ def statistics(
         weights: File with the weights of an extractor that is named. [default: downloaded]
         keep_features: Whether to keep the features too, which kid, precision and recall need.
         batch_size: Number of images at a time.
-        device: Where to compute. [default: the GPU of this process, else the CPU]
+        device: Device that computes. [default: the GPU of this process, else the CPU]
         progress: Function that is called with the number of images that are done and of all.
 
     Raises:
@@ -80,7 +80,7 @@ def write_statistics(
         weights: File with the weights of an extractor that is named.
         keep_features: Whether to keep the features too; for one process only.
         batch_size: Number of images at a time.
-        device: Where to compute.
+        device: Device that computes.
         progress: Function that is called with the number of this process's images that are done,
             and of all of them.
 

@@ -163,9 +163,22 @@ def sweep_ema(
         ValueError: If options do not go together, or the metric lacks what it needs.
 
     Example:
-        >>> sweep = sweep_ema(RUN, [0.05, 0.1], metric="loss", data="digits", num=64, out=OUT)
-        >>> len(sweep.points), sweep.best.num
-        (3, 64)
+        A run of a network that never learned anything, with one snapshot:
+
+        >>> import tempfile
+        >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
+        >>> from edm2lite.ema import PowerFunctionEMA
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,),
+        ...                   num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> net = Precond(PrecondConfig(backbone=unet))
+        >>> ema = PowerFunctionEMA(net, sigma_rels=[0.1, 0.2])
+        >>> ema.update(nimg=64)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     _ = ema.save_snapshots(run, extra={"model": net.config.to_json()})
+        ...     sweep = sweep_ema(run, [0.1, 0.2], metric="loss", data="digits", num=64)
+        >>> [point.sigma_rel for point in sweep.points]
+        [0.1, 0.2]
     """
     requested = SweepOptions(
         run=Path(run), sigma_rel=sigma_rel, metric=metric, ref=ref, data=data, num=num,

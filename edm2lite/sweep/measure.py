@@ -37,7 +37,7 @@ class Measurer:
     Attributes:
         run: The run, or its folder of snapshots.
         metric: The metric.
-        generation: How images are generated, without the guide and its weight.
+        generation: Settings by which images are generated, without the guide and its weight.
         setting: What the measurements have in common, under which the ledger keeps them.
         ledger: The measurements.
         rank: Index of this process; it makes every ``world``-th file of rows.

@@ -39,7 +39,7 @@ class SweepOptions:
         groups: Groups of tensors to sweep alone, the others held at the best length, or "all".
         batch_size: Number of images at a time.
         weights: Weights file of the reference's extractor. [default: as recorded]
-        device: Where to compute. [default: the GPU of this process, else the CPU]
+        device: Device that computes. [default: the GPU of this process, else the CPU]
         out: Folder of the ledger. [default: the run]
 
     Raises:

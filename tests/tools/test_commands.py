@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from metrics.torch_fidelity_oracle import theirs
 from PIL import Image
 
+from edm2lite.dataset import open_dataset
 from edm2lite.ema import list_snapshots
+from edm2lite.metrics.extractors import open_extractor
 from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 from edm2lite.tools.edm2lite import COMMANDS
 from edm2lite.tools.edm2lite import main as edm2lite
@@ -239,10 +242,19 @@ def test_sweep_fills_its_ledger_once(run_dir, reference, tmp_path, monkeypatch):
 
 
 def test_distance_of_a_folder(run_dir, reference, tmp_path):
-    succeed(edm2lite, "generate", run_dir, "--seeds", "0-19", "--steps", 2, "--out", tmp_path / "a")
+    succeed(
+        edm2lite, "generate", run_dir, "--seeds", "0-129", "--steps", 2, "--out", tmp_path / "a"
+    )
     result = run(edm2lite, "evaluate", tmp_path / "a", "--ref", reference)
-    name, value, *_ = result.stdout.splitlines()[1].split()
-    assert result.exit_code == 0 and name == "fid" and float(value) > 0
+    name, value, low, _, high = result.stdout.splitlines()[1].split()
+    assert result.exit_code == 0 and name == "fid" and float(low) < float(value) < float(high)
+    images, real = (
+        torch.from_numpy(d.images(range(len(d))))
+        for d in map(open_dataset, (tmp_path / "a", "digits"))
+    )
+    extractor = open_extractor("digits", reference.parent / "classifier.safetensors")
+    expected = theirs(images, real, extractor, fid=True)["frechet_inception_distance"]
+    assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
 def test_missing_weights_of_the_reference_are_named(run_dir, reference, tmp_path):
@@ -264,14 +276,13 @@ def test_missing_weights_of_the_reference_are_named(run_dir, reference, tmp_path
     [
         ("sklearn", training, ("digits", "--out", "OUT")),
         ("torch_fidelity", edm2lite, ("evaluate", "stats", "digits", "--out", "OUT/x")),
-        ("torch_fidelity", edm2lite, ("classifier", "--out", "OUT/x")),
+        ("sklearn", edm2lite, ("classifier", "--out", "OUT/x")),
         ("matplotlib", edm2lite, ("demo", "--out", "OUT")),
     ],
 )
 def test_missing_extra_is_named(missing, command, arguments, tmp_path, monkeypatch):
     for name in [m for m in sys.modules if m.split(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "edm2lite.metrics.digits_classifier", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)  # what a missing package looks like
     line = fail(command, *[a.replace("OUT", str(tmp_path / "out")) for a in arguments])
     assert "pip install 'edm2lite[" in line

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edm2lite import config_file
+from edm2lite.diffusion.format1 import upgraded_run
 from edm2lite.diffusion.noise_density import LogNormal, NoiseDensity
 from edm2lite.diffusion.objective import Objective
-from edm2lite.diffusion.precond import PrecondConfig, upgraded_run
+from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.diffusion.weighting import Weighting
 
 

@@ -14,9 +14,10 @@ from typing import Literal
 
 from edm2lite import config_file
 from edm2lite.config_file import shipped as shipped
+from edm2lite.diffusion.format1 import upgraded_run
 from edm2lite.diffusion.noise_density import LogNormal, NoiseDensity
 from edm2lite.diffusion.objective import check_objective
-from edm2lite.diffusion.precond import PrecondConfig, upgraded_run
+from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.diffusion.weighting import Weighting
 from edm2lite.dtypes import Dtype
 from edm2lite.ema.formulas import sigma_rel_to_gamma

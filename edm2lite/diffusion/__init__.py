@@ -1,4 +1,4 @@
-"""Denoisers and how they are trained: preconditioning, noise levels, weights, the loss."""
+"""Denoisers and how they are trained: preconditioning, noise levels, weightings, the loss."""
 
 from __future__ import annotations
 

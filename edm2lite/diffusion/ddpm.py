@@ -1,7 +1,7 @@
-"""Discrete schedules of DDPM-like models: levels sigma, zero terminal SNR, training, sampling.
+"""Discrete schedules of DDPM and its relatives: noise levels for training and sampling.
 
-Such a model knows ``z_t = a_t y + sqrt(1 - a_t**2) n`` with ``a_t**2`` the product of ``1 - beta``
-up to t. That is ``x / sqrt(1 + sigma**2)`` at ``sigma_t = sqrt(1 - a_t**2) / a_t``.
+Such a model sees ``z_t = a_t y + sqrt(1 - a_t**2) n``, where ``a_t**2`` is the product of
+``1 - beta`` up to t. That is ``x / sqrt(1 + sigma**2)`` at ``sigma_t = sqrt(1 - a_t**2) / a_t``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BETAS: dict[Schedule, tuple[float, float] | None] = {
     "scaled_linear": (0.00085, 0.012),
     "cosine": None,
 }
-"""First and last beta of 1000, unless given: DDPM (arXiv 2006.11239) and Stable Diffusion."""
+"""First and last beta by default, for 1000 levels: DDPM (arXiv 2006.11239), Stable Diffusion."""
 
 
 def levels(
@@ -39,17 +39,24 @@ def levels(
     Args:
         schedule: ``linear`` in beta, ``scaled_linear`` in sqrt(beta), or ``cosine`` (arXiv
             2102.09672): ``a_t = cos(pi/2 (t + 0.008) / 1.008)``, t = 1/N .. 1, beta at most 0.999.
-        num_levels: N, at least 3.
-        beta_start: First beta; None for that of :data:`BETAS`.
-        beta_end: Last beta, the same.
-        zero_terminal_snr: Shift and scale a_t so that a_1 stays and a_N is 0 (arXiv 2305.08891);
-            the cosine's betas are not limited then.
+        num_levels: Number of levels N, at least 3.
+        beta_start: First beta. [default: that of :data:`BETAS`]
+        beta_end: Last beta. [default: that of :data:`BETAS`]
+        zero_terminal_snr: Whether a_t is shifted and scaled so that a_1 stays and a_N is 0 (arXiv
+            2305.08891); the betas of the cosine are then not limited.
 
     Returns:
         [N] float64, increasing; with zero terminal SNR the last is infinite.
 
     Raises:
-        ValueError: Betas out of order, or given for the cosine; too few levels.
+        ValueError: If betas are out of order, or given for the cosine, or levels are too few.
+
+    Example:
+        >>> sigmas = levels("scaled_linear")
+        >>> f"{sigmas[0]:.4f} to {sigmas[-1]:.2f}"
+        '0.0292 to 14.61'
+        >>> levels("scaled_linear", zero_terminal_snr=True)[-1].item()
+        inf
     """
     if num_levels < 3:
         raise ValueError(f"num_levels must be at least 3, got {num_levels}")
@@ -77,18 +84,22 @@ def levels(
 def trailing_sigmas(levels: Tensor, num_steps: int) -> Tensor:
     """Levels to sample at: the last one, and evenly spaced indices below it (arXiv 2305.08891).
 
-    "Leading" steps, spaced from the first level, never begin at the last one and so never at the
-    noise that training ended in.
+    Steps that are spaced from the first level ("leading") do not begin at the last level, and so
+    not at the noise in which training ended.
 
     Args:
         levels: [N] increasing; the last may be infinite.
-        num_steps: S, 1 to N.
+        num_steps: Number of steps S, 1 to N.
 
     Returns:
-        [S + 1] decreasing, of the indices ``round(N - k N / S) - 1``; the last value is 0.
+        [S + 1] decreasing: the levels with indices ``round(N - k N / S) - 1``, then 0.
 
     Raises:
-        ValueError: More steps than levels, or none.
+        ValueError: If there are more steps than levels, or none.
+
+    Example:
+        >>> trailing_sigmas(torch.tensor([0.1, 0.5, 1.0, 5.0, 25.0, torch.inf]).double(), 3)
+        tensor([   inf, 5.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
     if not 1 <= num_steps <= len(levels):
         raise ValueError(f"num_steps must lie in 1 to {len(levels)}, got {num_steps}")
@@ -101,8 +112,16 @@ class DDPM(NoiseDensity):
     """One of the levels of a discrete schedule, each with the same probability.
 
     Attributes:
-        schedule, num_levels, beta_start, beta_end, zero_terminal_snr: Of :func:`levels`. With zero
-            terminal SNR the last level is pure noise.
+        schedule: Name of the schedule, see :func:`levels`.
+        num_levels: Number of levels.
+        beta_start: First beta. [default: that of the schedule]
+        beta_end: Last beta. [default: that of the schedule]
+        zero_terminal_snr: Whether the last level is pure noise.
+
+    Example:
+        >>> density = DDPM(num_levels=4, zero_terminal_snr=True)
+        >>> density.sigma(torch.tensor([-3.0, 3.0])).isinf(), density.mass_at_infinity
+        (tensor([False,  True]), 0.25)
     """
 
     kind: Literal["ddpm"] = "ddpm"
@@ -136,7 +155,7 @@ class DDPM(NoiseDensity):
         return _on_device(self, z.device)[index]
 
     def _pdf(self, log_sigma: Tensor) -> Tensor:
-        """Each level's probability spread over what is nearest to it."""
+        """The probability of each level, spread over the interval that is nearest to it."""
         finite = self.levels()[: self.num_levels - self.zero_terminal_snr].log()
         middles = (finite[1:] + finite[:-1]) / 2
         edges = torch.cat([2 * finite[:1] - middles[:1], middles, 2 * finite[-1:] - middles[-1:]])
@@ -147,7 +166,7 @@ class DDPM(NoiseDensity):
 
 @functools.lru_cache
 def _on_device(density: DDPM, device: torch.device) -> Tensor:
-    """Its levels, moved there once."""
+    """The levels of a density on a device, moved there once."""
     return density.levels().to(device)
 
 

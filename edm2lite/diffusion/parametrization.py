@@ -1,6 +1,6 @@
 """What a network predicts: ``D_x = c_skip x + c_out F(c_in x; c_noise)`` in six forms.
 
-All denoise x = y + sigma n. They differ in the target that F is to hit, with s = sigma_data:
+All denoise x = y + sigma n. They differ in the target of F, with s = sigma_data:
 
 | name     | target of F            | c_skip, c_out                        | embedding |
 |----------|------------------------|--------------------------------------|-----------|
@@ -12,13 +12,13 @@ All denoise x = y + sigma n. They differ in the target that F is to hit, with s 
 | trigflow | that of v              | those of v                           | angle     |
 
 where a = atan(sigma / s). Input and target have magnitude 1 at every noise level: c_in is
-1/sqrt(sigma^2+s^2) for all, and F of rectified flow is its velocity on y/s, of variance 2, over
-sqrt(2). Sources: arXiv 2206.00364 (edm), 2202.00512 (v), 2006.11239 (epsilon), 2209.03003 (flow),
-2410.11081 (trigflow).
+1/sqrt(sigma^2+s^2) for all, and F of rectified flow is the velocity on y/s, whose variance is 2,
+divided by sqrt(2). Sources: arXiv 2206.00364 (edm), 2202.00512 (v), 2006.11239 (epsilon),
+2209.03003 (flow), 2410.11081 (trigflow).
 
-Note [sigma = infinity]. There x is the noise itself, of standard deviation 1 (see
-:mod:`edm2lite.sampling.solvers`): x / sigma, in the limit. So c_skip and c_in are the limits of
-c_skip sigma and c_in sigma, the latter 1, and c_out is its own limit.
+Note [sigma = infinity]. There x stands for the noise itself, of standard deviation 1, which is the
+limit of x / sigma (see also :mod:`edm2lite.sampling.solvers`). So c_skip and c_in are the limits of
+c_skip sigma and c_in sigma, the latter being 1, and c_out is its own limit.
 """
 
 from __future__ import annotations
@@ -40,9 +40,14 @@ class Form:
     """One row of the table above.
 
     Attributes:
-        skip_out: c_skip and c_out at finite noise levels, from sigma and sigma_data.
-        limits: Of ``c_skip sigma`` and ``c_out`` at infinity, over sigma_data; None if infinite.
-        embedding: How the network is told of the noise level, unless the configuration says.
+        skip_out: Function of sigma and sigma_data that returns c_skip and c_out at finite levels.
+        limits: Limits of ``c_skip sigma`` and ``c_out`` at infinity, divided by sigma_data; None
+            if they are infinite.
+        embedding: How the network is told the noise level, unless the configuration decides it.
+
+    Example:
+        >>> PARAMETRIZATIONS["epsilon"].skip_out(torch.tensor(2.0), 0.5)
+        (tensor(1.), tensor(-2.))
     """
 
     skip_out: Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -90,18 +95,30 @@ EMBEDDINGS: dict[Embedding, Callable[[Tensor, float], Tensor]] = {
 
 
 def embedding_of(parametrization: Parametrization, embedding: Embedding | None) -> Embedding:
-    """The embedding that a configuration means: the parametrisation's own where it is None."""
+    """The embedding of a configuration, where None stands for that of the parametrization.
+
+    Example:
+        >>> embedding_of("flow", None), embedding_of("flow", "angle")
+        ('time', 'angle')
+    """
     return embedding or PARAMETRIZATIONS[parametrization].embedding
 
 
 def infinite_sigma_error(
     parametrization: Parametrization, embedding: Embedding | None
 ) -> str | None:
-    """Why such a network cannot denoise at sigma = infinity, or None if it can."""
+    """Why such a network cannot denoise at sigma = infinity, or None if it can.
+
+    Example:
+        >>> infinite_sigma_error("trigflow", None) is None
+        True
+        >>> infinite_sigma_error("v", None)[:41]
+        'it is told the noise level as ln(sigma) /'
+    """
     if PARAMETRIZATIONS[parametrization].limits is None:
         return (
             f"{parametrization} predicts the noise, which is all that there is to see at sigma ="
-            " infinity and says nothing of the image; use v, trigflow, flow, edm or x0"
+            " infinity and says nothing about the image; use v, trigflow, flow, edm or x0"
         )
     if embedding_of(parametrization, embedding) == "log":
         return (
@@ -113,7 +130,19 @@ def infinite_sigma_error(
 
 @dataclass(frozen=True)
 class Scalings:
-    """Preconditioning coefficients at some noise levels (Eqs. 5 to 8), each shaped like sigma."""
+    """Preconditioning coefficients at some noise levels (Eqs. 5 to 8), each shaped like sigma.
+
+    Attributes:
+        c_skip: Factor of the input in the denoised image.
+        c_out: Factor of the network's output in the denoised image.
+        c_in: Factor of the network's input.
+        c_noise: What the network is told of the noise level.
+
+    Example:
+        >>> s = Scalings.at(torch.tensor([0.5, 2.0]), sigma_data=0.5)
+        >>> s.c_skip
+        tensor([0.5000, 0.0588])
+    """
 
     c_skip: Tensor
     c_out: Tensor
@@ -128,9 +157,16 @@ class Scalings:
         parametrization: Parametrization = "edm",
         embedding: Embedding | None = None,
     ) -> Scalings:
-        """At noise levels above 0; infinity as Note [sigma = infinity] has it.
+        """Coefficients at noise levels above 0; at infinity, see Note [sigma = infinity].
 
-        Where :func:`infinite_sigma_error` has a reason, c_out or c_noise is infinite or NaN there.
+        Where :func:`infinite_sigma_error` returns a reason, c_out or c_noise is infinite or NaN at
+        infinity.
+
+        Args:
+            sigma: Noise levels, any shape.
+            sigma_data: Standard deviation of the data.
+            parametrization: What the network predicts.
+            embedding: How it is told the noise level. [default: as the parametrization has it]
         """
         form = PARAMETRIZATIONS[parametrization]
         c_noise = EMBEDDINGS[embedding_of(parametrization, embedding)](sigma, sigma_data)

@@ -2,7 +2,7 @@
 
 ``D_x = c_skip x + c_out F(c_in x; c_noise, conditioning)`` (Eqs. 4 to 8; other parametrizations are
 in :mod:`edm2lite.diffusion.parametrization`), with the uncertainty head ``logvar(sigma)`` that
-weighs the training loss (Eq. 21).
+weights the training loss (Eq. 21).
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from edm2lite.diffusion import parametrization
+from edm2lite.diffusion.format1 import upgraded
 from edm2lite.diffusion.parametrization import Embedding, Parametrization, Scalings
+from edm2lite.diffusion.state import fill_
 from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
 from edm2lite.network.conditioning import Conditioning
@@ -41,9 +43,21 @@ class PrecondConfig:
         dtype: Floating-point type in which the network computes; parameters and everything around
             it are float32.
         parametrization: What the network predicts, see :mod:`edm2lite.diffusion.parametrization`.
-        embedding: Function of sigma that tells the network of the noise level; None is the usual
-            one of the parametrization. ``angle`` and ``time`` can say that there is nothing but
-            noise, ``log`` cannot.
+        embedding: Function of sigma that tells the network the noise level; None is the usual
+            one of the parametrization. ``angle`` and ``time`` can express pure noise, ``log``
+            cannot.
+
+    Raises:
+        ValueError: If a value is out of range or unknown.
+
+    Example:
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=64, img_channels=4, label_dim=1000)
+        >>> config = PrecondConfig(backbone=unet, dtype="bfloat16")
+        >>> config.num_parameters()
+        280212837
+        >>> PrecondConfig.from_json(config.to_json()) == config
+        True
     """
 
     backbone: BackboneConfig
@@ -70,7 +84,7 @@ class PrecondConfig:
         return parametrization.infinite_sigma_error(self.parametrization, self.embedding)
 
     def num_parameters(self) -> int:
-        """Parameters, those of the uncertainty head included; nothing is allocated."""
+        """Number of parameters, uncertainty head included; nothing is allocated."""
         with torch.device("meta"):
             return sum(p.numel() for p in Precond(self).parameters())
 
@@ -85,8 +99,8 @@ class PrecondConfig:
         """The configuration in the metadata of a model file.
 
         Args:
-            text: What :meth:`to_json` gave, in this version or in 0.1.
-            trusted: Whether a network of the user's may be imported, see
+            text: Result of :meth:`to_json`, in this version or in 0.1.
+            trusted: Whether a network ``module:Class`` may be imported, see
                 :class:`edm2lite.kinds.Kinds`.
 
         Raises:
@@ -103,22 +117,14 @@ class PrecondConfig:
             ) from error
 
 
-def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a PrecondConfig as text; those of version 0.1 had a U-Net under ``unet``."""
-    changed = dict(values)
-    if "unet" in changed:
-        changed = {"backbone": {"kind": "unet", **changed.pop("unet")}, **changed}
-    return changed
-
-
-def upgraded_run(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of a run's YAML file with its ``net`` :func:`upgraded`."""
-    net = values.get("net")
-    return {**values, "net": upgraded(net)} if isinstance(net, dict) else values
-
-
 class Precond(nn.Module):
-    """The denoiser. ``forward`` has no side effects; its weights start on their sphere.
+    """The denoiser D: a network with its preconditioning and its uncertainty head.
+
+    ``forward`` has no side effects. Weights are normalized at initialization, as after every step
+    of training.
+
+    Args:
+        config: Configuration of the denoiser.
 
     Example:
         >>> from edm2lite.network.unet import UNetConfig
@@ -156,8 +162,8 @@ class Precond(nn.Module):
             x: [N, C, H, W] clean images plus noise of standard deviation ``sigma``; H and W
                 multiples of the network's ``size_multiple``.
             sigma: [N] or a scalar, > 0; at infinity ``x`` is noise of standard deviation 1.
-            conditioning: What the network is told besides; a tensor stands for labels, [N] class
-                indices (-1: none) or [N, label_dim] vectors. None tells it nothing.
+            conditioning: What the network is told besides x and sigma; a tensor stands for labels:
+                [N] class indices, -1 for none, or [N, label_dim] vectors. None tells it nothing.
 
         Returns:
             [N, C, H, W] float32.
@@ -252,13 +258,13 @@ class Precond(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> Precond:
-        """Read a file written by :meth:`save`, an EMA snapshot or a reconstruction of our model.
+        """Read a file written by :meth:`save`, or an EMA snapshot or reconstruction of a denoiser.
 
         No code in the file is executed.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is damaged, or does not hold one of our models.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is damaged, or holds something other than a denoiser.
         """
         tensors, metadata = load_tensors(Path(path))
         return cls.from_tensors(tensors, metadata, str(path))
@@ -267,7 +273,16 @@ class Precond(nn.Module):
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str
     ) -> Precond:
-        """Build from a state dict and the metadata that came with it; evaluation mode."""
+        """The denoiser with given tensors, in evaluation mode.
+
+        Args:
+            tensors: State dict of the denoiser, on any device and of any floating-point type.
+            metadata: Metadata of the file, with the configuration under ``model``.
+            origin: Name of the file in messages.
+
+        Raises:
+            ValueError: If configuration and tensors do not fit, or values are not finite.
+        """
         if "model" not in metadata:
             raise ValueError(
                 f"{origin} must carry a model configuration in its metadata, found none; weights of"
@@ -275,21 +290,5 @@ class Precond(nn.Module):
             )
         with torch.device("meta"):
             net = cls(PrecondConfig.from_json(metadata["model"]))
-        own = net.state_dict()
-        floats = {  # gains are scalars in the released networks, vectors of length 1 here
-            k: v.float().reshape(own[k].shape if v.ndim == 0 and k in own else v.shape)
-            for k, v in tensors.items()
-        }
-        try:
-            net.load_state_dict(floats, assign=True)
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ValueError(
-                f"{origin} does not fit its own model configuration: {first}"
-            ) from error
-        bad = [name for name, value in net.state_dict().items() if not torch.isfinite(value).all()]
-        if bad:
-            raise ValueError(
-                f"{origin} must hold finite weights, {bad[0]} does not; use another file"
-            )
+        fill_(net, tensors, origin)
         return net.eval().requires_grad_(False)

@@ -1,9 +1,9 @@
 """What a network has to offer so that everything else works with it.
 
 A backbone is a configuration (a frozen dataclass with a ``kind``) and a module that it builds:
-``F(x, c_noise, conditioning)``. Precond makes a denoiser of any of them, and trainer, sampler,
-sweep, magnitudes, FLOPs and files ask the backbone instead of knowing one. Ours are in
-:data:`BACKBONES`; one of yours is chosen as ``kind: module:Class``.
+``F(x, c_noise, conditioning)``. Precond makes a denoiser of any of them. Trainer, sampler, sweep,
+magnitudes, FLOPs and files ask the backbone for what they need and know none in particular. Those
+of the library are in :data:`BACKBONES`; one of your own is chosen as ``kind: module:Class``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,31 @@ BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
 class BackboneConfig(abc.ABC):
     """Shape of a network, and what is known of it before it is built.
 
+    A subclass is a frozen dataclass. All of its fields are written into model files; its class
+    attributes and properties tell the library how to use the network.
+
     Attributes:
         kind: Name in :data:`BACKBONES`, or ``module:Class`` of this class.
-        img_resolution: Side of the training images, in what the network works on.
-        img_channels: Channels of images or latents.
+        img_resolution: Side of the training images, in pixels of what the network sees.
+        img_channels: Number of channels of images or latents.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class PixelwiseConfig(BackboneConfig):
+        ...     kind: str = "my_module:PixelwiseConfig"
+        ...     def build(self):
+        ...         return Pixelwise(self)
+        >>> class Pixelwise(Backbone):
+        ...     def __init__(self, config):
+        ...         super().__init__()
+        ...         self.config = config
+        ...         self.layer = nn.Conv2d(config.img_channels, config.img_channels, 1)
+        ...     def forward(self, x, c_noise, conditioning):
+        ...         return self.layer(x)
+        >>> from edm2lite.diffusion import Precond, PrecondConfig
+        >>> config = PixelwiseConfig(img_resolution=8, img_channels=3)
+        >>> list(Precond(PrecondConfig(backbone=config)).state_dict())[:2]
+        ['backbone.layer.weight', 'backbone.layer.bias']
     """
 
     kind: str
@@ -43,11 +64,12 @@ class BackboneConfig(abc.ABC):
     kinds: ClassVar[Kinds[type[BackboneConfig]]] = BACKBONES
 
     tensor_prefix: ClassVar[str] = "backbone"
-    """What the names of its tensors begin with in files."""
+    """First part of the names of its tensors in files."""
 
     groups: ClassVar[Mapping[str, str]] = {}
-    """Name -> regular expression: groups of tensors that ``sweep_ema --groups`` gives EMA lengths
-    of their own; a tensor belongs to the first that is found in its name."""
+    """Name -> regular expression, the groups of tensors that ``sweep_ema --groups`` averages over
+    lengths of their own; a tensor belongs to the first group whose expression is found in its name.
+    """
 
     @abc.abstractmethod
     def build(self) -> Backbone:
@@ -55,7 +77,7 @@ class BackboneConfig(abc.ABC):
 
     @property
     def size_multiple(self) -> int:
-        """What height and width of images have to be multiples of."""
+        """Number that height and width of images have to be multiples of."""
         return 1
 
     @property
@@ -74,7 +96,17 @@ class BackboneConfig(abc.ABC):
 
 
 class Backbone(nn.Module, abc.ABC):
-    """The network F itself."""
+    """The network F itself; :class:`BackboneConfig` has an example.
+
+    Attributes:
+        config: Configuration that it was built from.
+
+    Example:
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> net = UNetConfig(img_resolution=64, img_channels=4, model_channels=64).build()
+        >>> isinstance(net, Backbone), len(net.blocks())
+        (True, 36)
+    """
 
     config: BackboneConfig
 
@@ -83,17 +115,17 @@ class Backbone(nn.Module, abc.ABC):
         """F_x of input of unit variance.
 
         Args:
-            x: [N, C, H, W] in the dtype to compute in; H and W multiples of ``size_multiple``.
-            c_noise: [N] float32, what the network is told of the noise level.
-            conditioning: The conditions that it declared, checked; those that are not required may
-                be missing.
+            x: [N, C, H, W] in the dtype to compute in, H and W multiples of ``size_multiple``.
+            c_noise: [N] float32 embedding of the noise level.
+            conditioning: Values of the conditions that the configuration declares, checked; those
+                that are not required may be missing.
 
         Returns:
             [N, C, H, W] in the dtype of ``x``, of magnitude 1 once trained.
         """
 
     def blocks(self) -> list[nn.Module]:
-        """Parts that are sharded (FSDP2), compiled and checkpointed one by one; none by default."""
+        """Modules that are sharded (FSDP2), compiled and checkpointed each by itself."""
         return []
 
 
@@ -101,12 +133,17 @@ def backbone_from_dict(values: Mapping[str, Any], *, trusted: bool = False) -> B
     """The configuration of a network from the fields in a file.
 
     Args:
-        values: Fields with ``kind``, as :meth:`BackboneConfig.to_dict` gives them.
-        trusted: Whether a class of the user's may be imported, see :class:`edm2lite.kinds.Kinds`.
+        values: Fields with ``kind``, as :meth:`BackboneConfig.to_dict` returns them.
+        trusted: Whether a class ``module:Class`` may be imported, see
+            :class:`edm2lite.kinds.Kinds`.
 
     Raises:
-        ValueError: If the kind is not known.
-        TypeError: If a field is missing or not known.
+        ValueError: If the kind is unknown.
+        TypeError: If a field is missing or unknown.
+
+    Example:
+        >>> backbone_from_dict({"kind": "unet", "img_resolution": 64, "img_channels": 4}).conditions
+        ()
     """
     cls: Any = BACKBONES.find(values["kind"], trusted=trusted)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

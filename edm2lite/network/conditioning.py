@@ -3,7 +3,7 @@
 A :class:`Conditioning` holds named tensors with a row per image: the index of a class, a vector,
 an image, whatever a user adds. Data sets and samplers make it; batches, loss, guidance and sweeps
 move, slice, join and drop it as one object; the embedder of a network alone opens it. What a
-network takes, it declares: :mod:`edm2lite.network.conditions`.
+network takes, it declares as a tuple of :class:`edm2lite.network.conditions.Condition`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 class Conditioning:
-    """Named tensors, one row per image; the names and meanings are those of the network.
+    """Named tensors, one row per image; what they mean is known to the network alone.
 
     The null form of a value, which says "not told", is -1 for integers (the index of a class), 0
     for floating-point numbers and False for masks.
 
     Args:
-        values: Name -> [N, ...]; every tensor has the same N.
+        values: Name -> tensor [N, ...]; all tensors have the same N.
 
     Example:
         >>> told = Conditioning({"label": torch.tensor([3, 7])})
@@ -36,7 +36,7 @@ class Conditioning:
 
     @staticmethod
     def of(value: Conditioning | Mapping[str, Tensor] | Tensor | None) -> Conditioning:
-        """The same value as a Conditioning: a tensor stands for labels, None for nothing."""
+        """A Conditioning of any of these forms: a tensor stands for labels, None for nothing."""
         if isinstance(value, Conditioning):
             return value
         if isinstance(value, Tensor):
@@ -68,7 +68,7 @@ class Conditioning:
         return Conditioning({name: v for name, v in self.values.items() if name in names})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Conditioning:
-        """The same values on a device."""
+        """A copy with the values on a device."""
         return Conditioning(
             {name: v.to(device, non_blocking=non_blocking) for name, v in self.values.items()}
         )
@@ -81,14 +81,14 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """One batch after the other; all must hold the same names."""
+        """The batches one after the other, all of the same names."""
         first, *others = parts
         if any(set(part) != set(first) for part in others):
             raise ValueError(f"batches must be told the same to be joined, got {list(parts)}")
         return Conditioning({name: torch.cat([part[name] for part in parts]) for name in first})
 
     def unconditional(self) -> Conditioning:
-        """The null form, as a network sees it that is not told anything."""
+        """The null form of every value, which is what a network sees that is told nothing."""
         return Conditioning({name: _null(v) for name, v in self.values.items()})
 
     def drop_(self, row: int) -> None:

@@ -1,7 +1,8 @@
-"""The kinds of values that a network can be told, as networks and data sets declare them.
+"""The kinds of values that a network can be told: class labels, images, vectors, kinds of a user.
 
-A network lists what it takes, a data set what it has; they fit if their declarations are equal.
-One of your own is a frozen dataclass, a subclass of :class:`Condition`.
+A network declares what it takes as a tuple of :class:`Condition`, a data set what it has; they fit
+if their declarations are equal. The values travel in a
+:class:`edm2lite.network.conditioning.Conditioning` under the names of their conditions.
 """
 
 from __future__ import annotations
@@ -20,13 +21,28 @@ from edm2lite.seeding import Purpose, rng
 
 
 class Condition(abc.ABC):
-    """One kind of value that a network takes; a frozen dataclass says what it must look like.
+    """One value that a network takes; a frozen dataclass says what it must look like.
 
     Data set and network agree on a condition if theirs are equal.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Angle(Condition):
+        ...     name: str = "angle"
+        ...     def check(self, value, images):
+        ...         if list(value.shape) != [len(images)]:
+        ...             raise ValueError(f"angle must be [{len(images)}], got {list(value.shape)}")
+        ...     def example(self, num, height, width):
+        ...         return torch.zeros(num)
+        ...     def describe(self):
+        ...         return "an angle"
+        >>> Angle().check(torch.zeros(3), images=torch.zeros(2, 1, 8, 8))
+        Traceback (most recent call last):
+        ValueError: angle must be [2], got [3]
     """
 
     name: str
-    """Key in a :class:`Conditioning`."""
+    """Key in a Conditioning."""
 
     is_required: ClassVar[bool] = False
     """Whether the network cannot go without it; otherwise its absence is its null form."""
@@ -41,17 +57,17 @@ class Condition(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> str:
-        """What it is, for people: ``"10 classes"``."""
+        """A noun phrase for people, such as ``"10 classes"``."""
 
     def drawn(self, seeds: Sequence[int]) -> Tensor | None:
-        """A random value for each seed, a function of the seed alone; None if it has to be given.
+        """A random value for each seed, a function of the seed alone; None if it must be given.
 
-        Generation uses it where nothing is asked for.
+        Generation uses it where no value is requested.
         """
         return None
 
     def in_turn(self, indices: Sequence[int]) -> Tensor | None:
-        """A value for each index that goes through all there are; None if it has to be given.
+        """A value for each index that cycles through all there are; None if it must be given.
 
         Sample grids and metrics use it, so that every value comes up equally often.
         """
@@ -66,6 +82,15 @@ class ClassLabel(Condition):
 
     Attributes:
         num_classes: Number of classes, or length of the vectors.
+        name: Key in a Conditioning.
+
+    Example:
+        >>> label = ClassLabel(3)
+        >>> label.vectors(torch.tensor([2, -1]))
+        tensor([[0., 0., 1.],
+                [0., 0., 0.]])
+        >>> label.in_turn(range(5))
+        tensor([0, 1, 2, 0, 1])
     """
 
     num_classes: int
@@ -106,7 +131,7 @@ class ClassLabel(Condition):
         return f"{self.num_classes} classes"
 
     def drawn(self, seeds: Sequence[int]) -> Tensor:
-        """A class for each seed, uniform."""
+        """A class for each seed, uniform over all classes."""
         return torch.tensor(
             [int(rng(s, 1, Purpose.GENERATION).integers(self.num_classes)) for s in seeds],
             dtype=torch.int64,
@@ -119,10 +144,18 @@ class ClassLabel(Condition):
 
 @dataclass(frozen=True)
 class ConditionImage(Condition):
-    """An image beside the noisy one, [N, channels, H, W] noise-free and of unit variance.
+    """An image beside the noisy one, [N, channels, H, W], noise-free and of unit variance.
 
     Attributes:
-        channels: Number of its channels.
+        channels: Number of channels.
+        name: Key in a Conditioning.
+
+    Example:
+        >>> image = ConditionImage(3)
+        >>> image.describe(), image.is_required
+        ('a condition image of 3 channels', True)
+        >>> image.example(num=2, height=8, width=8).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     channels: int
@@ -153,8 +186,14 @@ class Vector(Condition):
     """A vector of numbers, [N, length]; the zero vector is its null form.
 
     Attributes:
-        name: Key in a :class:`Conditioning`.
+        name: Key in a Conditioning.
         length: Length of the vector.
+
+    Example:
+        >>> angle = Vector("angle", 2)
+        >>> angle.describe()
+        'angle, a vector of 2 numbers'
+        >>> angle.check(torch.zeros(4, 2), images=torch.zeros(4, 1, 8, 8))
     """
 
     name: str
@@ -177,7 +216,19 @@ class Vector(Condition):
 
 
 def check_conditioning(told: Conditioning, conditions: Sequence[Condition], images: Tensor) -> None:
-    """Raise ValueError unless a network of these conditions can be told that about the images."""
+    """Raise ValueError unless a network with these conditions can be told that about the images.
+
+    Args:
+        told: What the network would be told.
+        conditions: What the network takes.
+        images: [N, C, H, W], of which the shape counts.
+
+    Example:
+        >>> told = Conditioning({"label": torch.tensor([3, 12])})
+        >>> check_conditioning(told, [ClassLabel(10)], torch.zeros(2, 1, 8, 8))
+        Traceback (most recent call last):
+        ValueError: class indices must be 0 to 9, or -1 for none, got 3 to 12
+    """
     known = {c.name: c for c in conditions}
     for name in told:
         if name not in known:
@@ -192,12 +243,23 @@ def check_conditioning(told: Conditioning, conditions: Sequence[Condition], imag
 
 
 def examples(conditions: Sequence[Condition], num: int, height: int, width: int) -> Conditioning:
-    """Everything that a network takes, of the right shapes, for counting and measuring."""
+    """A value of the right shape for everything that a network takes, to count and to measure.
+
+    Args:
+        conditions: What the network takes.
+        num: Number of images.
+        height: Height of the images.
+        width: Width of the images.
+
+    Example:
+        >>> examples([ClassLabel(10), ConditionImage(3)], num=2, height=8, width=8)
+        Conditioning(label: [2], image: [2, 3, 8, 8])
+    """
     return Conditioning({c.name: c.example(num, height, width) for c in conditions})
 
 
 def values_of(conditions: Sequence[Condition], method: str, numbers: Sequence[int]) -> Conditioning:
-    """``drawn`` or ``in_turn`` of all conditions that have it.
+    """Values of all conditions that can make some by themselves: at random, or in turn.
 
     Args:
         conditions: What the network takes.
@@ -206,6 +268,10 @@ def values_of(conditions: Sequence[Condition], method: str, numbers: Sequence[in
 
     Raises:
         ValueError: If the network cannot go without a condition that has to be given.
+
+    Example:
+        >>> values_of([ClassLabel(3)], "in_turn", range(5))["label"]
+        tensor([0, 1, 2, 0, 1])
     """
     values: dict[str, Any] = {c.name: getattr(c, method)(numbers) for c in conditions}
     for condition in conditions:

@@ -1,8 +1,9 @@
 """The magnitude-preserving U-Net of EDM2, config G: ``F(x, c_noise, conditioning)``.
 
-Wiring (paper, Figs. 21 and 22): an encoder of residual blocks whose every output is kept, a decoder
-that takes them back in reverse order by MP-Cat, attention at the low resolutions, one embedding of
-noise level and class that modulates every block. Tensor names follow the released EDM2 networks.
+Wiring (paper, Figs. 21 and 22): an encoder of residual blocks, each of whose outputs is kept; a
+decoder that takes them back in reverse order by MP-Cat; attention at the low resolutions; one
+embedding of noise level and class, which modulates every block. Tensor names follow the released
+EDM2 networks.
 """
 
 from __future__ import annotations
@@ -28,20 +29,30 @@ class UNetConfig(BackboneConfig):
     """Shape of a U-Net: widths, depths, where it attends, and the shares of its sums.
 
     Attributes:
-        img_resolution: Side of the training images; fixes where attention sits.
-        img_channels: Channels of images or latents.
+        img_resolution: Side of the training images, which also decides the levels that attend.
+        img_channels: Number of channels of images or latents.
         label_dim: Number of classes, or length of a conditioning vector; 0 for none.
-        cond_channels: Channels of a conditioning image that is given beside the noisy one; 0 for
-            none.
+        cond_channels: Number of channels of a condition image beside the noisy one; 0 for none.
         model_channels: Base width C; level i has ``C * channel_mult[i]`` channels.
         channel_mult: One factor per resolution, from full resolution downwards.
-        num_blocks: Residual blocks per resolution in the encoder (one more in the decoder).
-        attn_resolutions: Resolutions whose blocks attend.
-        head_channels: Channels of an attention head.
-        dropout: Probability within the residual branch.
-        label_balance, concat_balance, res_balance, attn_balance: Share t of the class embedding, of
-            the skip connection, and of the two residual branches.
-        clip_act: Activations are clipped to +-clip_act at the end of a block (for fp16).
+        num_blocks: Number of residual blocks per resolution in the encoder; the decoder has one
+            more.
+        attn_resolutions: Resolutions whose blocks have attention.
+        head_channels: Number of channels of an attention head.
+        dropout: Probability of dropout within the residual branches.
+        label_balance: Share t of the class in the embedding.
+        concat_balance: Share t of the skip connection where the decoder takes it back.
+        res_balance: Share t of the convolutions of a block in its sum with the main path.
+        attn_balance: Share t of the attention of a block in its sum with the main path.
+        clip_act: Limit of the absolute value of a block's output, for float16.
+
+    Raises:
+        ValueError: If sizes, widths and levels do not fit each other, or a value is out of range.
+
+    Example:
+        >>> config = UNetConfig(img_resolution=64, img_channels=4, label_dim=1000)
+        >>> config.size_multiple, config.emb_channels, config.condition_names
+        (8, 768, ('label',))
     """
 
     kind: Literal["unet"] = "unet"
@@ -94,12 +105,12 @@ class UNetConfig(BackboneConfig):
 
     @property
     def emb_channels(self) -> int:
-        """Width of the embedding: that of the widest level."""
+        """Length of the embedding, the width of the widest level."""
         return self.model_channels * max(self.channel_mult)
 
     @property
     def size_multiple(self) -> int:
-        """The resolution is halved once per level."""
+        """2 to the number of times that the resolution is halved."""
         return 1 << (len(self.channel_mult) - 1)
 
     @property

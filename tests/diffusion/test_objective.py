@@ -14,10 +14,11 @@ from open_gains import open_network
 from PIL import Image
 
 from edm2lite.diffusion.ddpm import DDPM
-from edm2lite.diffusion.noise_density import DENSITIES, Cosine
+from edm2lite.diffusion.noise_density import DENSITIES
 from edm2lite.diffusion.objective import DenoisingLoss, Objective, noised
 from edm2lite.diffusion.parametrization import EMBEDDINGS, PARAMETRIZATIONS
 from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.diffusion.quantile_densities import Cosine
 from edm2lite.diffusion.weighting import WEIGHTINGS, Weighting
 from edm2lite.models.loading import load
 from edm2lite.network.unet import UNetConfig

@@ -8,15 +8,8 @@ import torch
 from scipy import stats
 
 from edm2lite.diffusion.ddpm import DDPM, levels, trailing_sigmas
-from edm2lite.diffusion.noise_density import (
-    DENSITIES,
-    VP,
-    Cosine,
-    LogitNormal,
-    LogNormal,
-    LogUniform,
-    Mode,
-)
+from edm2lite.diffusion.noise_density import DENSITIES, LogitNormal, LogNormal, LogUniform
+from edm2lite.diffusion.quantile_densities import VP, Cosine, Mode
 
 CONTINUOUS = [
     LogNormal(P_mean=-0.8, P_std=1.6),

@@ -70,6 +70,11 @@ def pack(convolve_: Convolve, weight: Tensor, x: Tensor, compiled: bool) -> Pack
 
     Returns:
         The packed convolution, or None for a function that has none.
+
+    Example:
+        >>> weight, x = torch.randn(4, 8, 3, 3), torch.randn(2, 8, 16, 16)
+        >>> type(pack(convolve, weight, x, compiled=False)).__name__
+        'PackedConv'
     """
     if convolve_ is convolve_upsampled:
         return PackedUpConv(weight, x)

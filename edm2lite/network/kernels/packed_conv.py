@@ -89,6 +89,11 @@ class PackedUpConv(PackedConv):
     Args:
         weight: [C_in, C_out, 4, 4].
         x: An input of the shape to come, [N, C_in, H, W].
+
+    Example:
+        >>> x, weight = torch.randn(2, 8, 6, 6), torch.randn(8, 4, 4, 4)
+        >>> PackedUpConv(weight, x)(x).shape
+        torch.Size([2, 4, 12, 12])
     """
 
     def _pack(self, weight: Tensor, x: Tensor) -> list[int]:
@@ -106,7 +111,18 @@ class PackedUpConv(PackedConv):
 
 
 class PackedWinograd(PackedConv):
-    """``winograd_conv2d(x, weight)`` with its filters transformed and packed once."""
+    """``winograd_conv2d(x, weight)`` with its filters transformed and packed once.
+
+    Args:
+        weight: [C_out, C_in, 3, 3].
+        x: An input of the shape to come, [N, C_in, H, W] with H a multiple of 4.
+
+    Example:
+        >>> x, weight = torch.randn(2, 8, 8, 6), torch.randn(4, 8, 3, 3)
+        >>> y = PackedWinograd(weight, x)(x)
+        >>> torch.allclose(y, torch.nn.functional.conv2d(x, weight, padding=1), atol=1e-4)
+        True
+    """
 
     def __init__(self, weight: Tensor, x: Tensor):
         super().__init__(filters(weight), input_rows(x))

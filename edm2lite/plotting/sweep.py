@@ -46,7 +46,7 @@ def plot_curve(
         ... ]
         >>> verdict = Verdict(1, 0.09, 0.07, 0.12, open_low=False, open_high=False, alike=(1,))
         >>> path = Path(tempfile.mkdtemp()) / "sweep.png"
-        >>> plot_curve(path, points, verdict, "fd", "a sweep of three lengths")
+        >>> plot_curve(path, points, verdict, "fid", "a sweep of three lengths")
         >>> path.is_file()
         True
     """

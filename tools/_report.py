@@ -1,4 +1,4 @@
-"""What the demo says at its end: how good the samples are, a table, a page with everything."""
+"""What the demo says at its end: how good samples are, a table, and a page that shows all."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     show_default=True,
     metavar="LIST",
     help=f"Metrics to compute: {', '.join(METRICS)}, prc (precision and recall), or MODULE:CLASS of"
-    " your own. fid, kid, precision and recall are of the extractor of --ref, whichever it is.",
+    " your own. fid is the Fréchet distance in the features of --ref, fd_dinov2 that in DINOv2's.",
 )
 @click.option(
     "--num",

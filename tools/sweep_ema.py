@@ -33,8 +33,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     default="fid",
     show_default=True,
     metavar="NAME",
-    help=f"Metric: {', '.join(METRICS)}, or MODULE:CLASS of your own. fid is of the extractor of"
-    " --ref, whichever it is; loss is computed on --data, and nothing is sampled.",
+    help=f"Metric: {', '.join(METRICS)}, or MODULE:CLASS of your own. fid is the Fréchet distance"
+    " in the features of --ref; loss is computed on --data, and nothing is sampled.",
 )
 @click.option("--ref", type=_FILE, help="Reference statistics: `edm2lite evaluate stats`, or .npz.")
 @click.option("--data", help="Held-out data set for --metric loss.")

@@ -28,6 +28,14 @@ def digits_features(weights: Path | None) -> nn.Module:
 
     Raises:
         ValueError: If no file is given.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "random.safetensors"
+        ...     _ = save_tensors(path, classifier().state_dict(), {})
+        ...     digits_features(path)(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 64])
     """
     if weights is None:
         raise ValueError(

@@ -94,6 +94,17 @@ def open_extractor(
         ImportError: If torch-fidelity is missing.
         FileNotFoundError: If there is no such weights file, or no network to download it from.
         ValueError: If there is no such extractor, or the weights do not fit it.
+
+    Example:
+        A function that the name ``statistics_of_mine:flat`` would stand for, in a module of yours:
+
+        >>> import sys, types
+        >>> mine = types.ModuleType("statistics_of_mine")
+        >>> mine.flat = lambda weights: nn.Flatten()
+        >>> sys.modules["statistics_of_mine"] = mine
+        >>> extractor = open_extractor("statistics_of_mine:flat")
+        >>> extractor.features(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).shape
+        (2, 48)
     """
     try:
         from torch_fidelity import registry

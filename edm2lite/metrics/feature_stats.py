@@ -169,6 +169,12 @@ def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) 
 
     Raises:
         ValueError: If there are fewer than two images.
+
+    Example:
+        >>> corner = Extractor("corner", None, lambda x: x[:, 0, 0, :2].float(), "")
+        >>> images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+        >>> feature_stats(images.split(4), corner, "black").count
+        6
     """
     moments, shape = RunningMoments(), torch.Size()
     for images in batches:

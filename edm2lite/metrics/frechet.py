@@ -51,7 +51,17 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
 
 
 class FID(FeatureMetric):
-    """The Fréchet distance in the features of Inception, or of any extractor but DINOv2."""
+    """The Fréchet distance in the features of Inception, or of any extractor but DINOv2.
+
+    Example:
+        >>> from edm2lite.metrics.extractors import Extractor
+        >>> reference = FeatureStats(9, np.zeros(2), np.eye(2), "x", "", "", "made up")
+        >>> metric = FID(reference, Extractor("x", None, None, ""))
+        >>> rows = np.random.default_rng(0).standard_normal((500, 2))
+        >>> measured = metric.measure(ImageRows.of(rows))
+        >>> measured.value < 0.1, measured.influences.shape
+        (True, (5, 500))
+    """
 
     name: ClassVar[str] = "fid"
     label: ClassVar[str] = "FD"

@@ -166,6 +166,11 @@ class HeldOutLoss(Metric):
         levels: The noise levels.
         batch: Number of images in each call of the network.
         device: Device that computes.
+
+    Example:
+        >>> metric = HeldOutLoss(ImageDataset("none", 2, (1, 8, 8), lambda index: None), (0.1, 1.0))
+        >>> metric.measure(ImageRows.of(np.array([[1.0, 0.5], [3.0, 1.5]]))).details
+        {'0.1': 2.0, '1': 1.0}
     """
 
     name: ClassVar[str] = "loss"

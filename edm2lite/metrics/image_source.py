@@ -172,6 +172,10 @@ def images_of(source: ImageDataset | Tensor | NDArray[np.uint8] | str | Path) ->
     Raises:
         FileNotFoundError: If there is no data set of the name.
         ValueError: If an array is of another kind.
+
+    Example:
+        >>> images_of(np.zeros((5, 1, 8, 8), np.uint8)).image_shape
+        (1, 8, 8)
     """
     if isinstance(source, ImageDataset):
         return source

@@ -42,6 +42,11 @@ def moments_of(
     Args:
         parts: Function that goes over the rows, [n, D] at a time.
         num: Number of rows.
+
+    Example:
+        >>> total, quarters = moments_of(lambda: iter([np.arange(8.0)[:, None]]), num=8)
+        >>> total.mean, [float(quarter.mean[0]) for quarter in quarters]
+        (array([3.5]), [0.5, 2.5, 4.5, 6.5])
     """
     quarters, begin = [RunningMoments() for _ in range(GROUPS)], 0
     edges = quarter_edges(num)

@@ -85,6 +85,10 @@ def alike(values: Array, covariance: Array, lower_is_better: bool = True) -> tup
         values: [L] values.
         covariance: [L, L] covariance over seeds.
         lower_is_better: Whether the best value is the lowest.
+
+    Example:
+        >>> alike(np.array([3.0, 1.0, 1.1]), 0.01 * np.eye(3))
+        (1, 2)
     """
     costs = values if lower_is_better else -values
     best = int(costs.argmin())

@@ -36,6 +36,11 @@ def kernel_distance(
     Args:
         generated: Features of the images, [N, F].
         real: Features of the reference images, [M, F].
+
+    Example:
+        >>> rows = np.random.default_rng(0).standard_normal((40, 2)).astype(np.float32)
+        >>> kernel_distance(rows + 3, rows)[0] > 10
+        True
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -47,7 +52,17 @@ def kernel_distance(
 
 
 class KID(FeatureMetric):
-    """The kernel distance in the features of the reference's extractor."""
+    """The kernel distance in the features of the reference's extractor.
+
+    Example:
+        >>> from edm2lite.metrics.extractors import Extractor
+        >>> from edm2lite.metrics.feature_stats import FeatureStats
+        >>> real = np.random.default_rng(0).standard_normal((40, 2)).astype(np.float32)
+        >>> stats = FeatureStats(40, real.mean(0), np.cov(real.T), "x", "", "", "", (), real)
+        >>> metric = KID(stats, Extractor("x", None, None, ""))
+        >>> metric.measure(ImageRows.of(real + 3)).value == kernel_distance(real + 3, real)[0]
+        True
+    """
 
     name: ClassVar[str] = "kid"
     label: ClassVar[str] = "KID"

@@ -1,6 +1,6 @@
 """Precision and recall: how much of each set lies within the other, in feature space.
 
-The manifold of a set of images is the union of balls round their features, each as large as the
+The manifold of a set of images is the union of balls around their features, each as large as the
 distance to the third nearest neighbor within the set. Precision is the share of generated images
 within the manifold of the real ones, recall the share of real images within the manifold of the
 generated ones (arXiv 1904.06991), both as torch-fidelity computes them.
@@ -71,7 +71,18 @@ class _ManifoldMetric(FeatureMetric):
 
 
 class Precision(_ManifoldMetric):
-    """The share of images within the manifold of the reference images: a mean over images."""
+    """The share of images within the manifold of the reference images: a mean over images.
+
+    Example:
+        >>> from edm2lite.metrics.extractors import Extractor
+        >>> from edm2lite.metrics.feature_stats import FeatureStats
+        >>> real = np.arange(8, dtype=np.float32)[:, None]
+        >>> moments = real.mean(axis=0), np.cov(real.T)[None, None]
+        >>> stats = FeatureStats(8, *moments, "x", "", "", "made up", features=real)
+        >>> metric = Precision(stats, Extractor("x", None, None, ""))
+        >>> metric.measure(ImageRows.of(np.array([[3.5], [99.0]]))).value
+        0.5
+    """
 
     name: ClassVar[str] = "precision"
     label: ClassVar[str] = "precision"
@@ -120,6 +131,10 @@ def radii(centers: Tensor) -> Tensor:
 
     Raises:
         ValueError: If there are fewer than 4 rows.
+
+    Example:
+        >>> radii(torch.tensor([[0.0], [1.0], [2.0], [4.0]]))
+        tensor([4., 3., 2., 4.])
     """
     if len(centers) <= NEIGHBORS:
         raise ValueError(
@@ -130,7 +145,17 @@ def radii(centers: Tensor) -> Tensor:
 
 
 def covered(points: Tensor, centers: Tensor, radius: Tensor) -> Tensor:
-    """Whether each point [N, F] lies in a ball round one of the centers [M, F]: [N] bool."""
+    """Whether each point [N, F] lies in a ball around one of the centers [M, F]: [N] bool.
+
+    Args:
+        points: The points, [N, F].
+        centers: Centers of the balls, [M, F].
+        radius: Radii of the balls, [M].
+
+    Example:
+        >>> covered(torch.tensor([[0.5], [3.0]]), torch.tensor([[0.0]]), torch.tensor([1.0]))
+        tensor([ True, False])
+    """
     parts = torch.split(points, _ROWS)
     return torch.cat([(distances(part, centers) <= radius).any(dim=1) for part in parts])
 

@@ -89,6 +89,14 @@ def write_statistics(
 
     Raises:
         ValueError: As :func:`statistics`, and if several processes are to keep features.
+
+    Example:
+        >>> import tempfile
+        >>> corner = Extractor("corner", None, lambda x: x[:, 0, 0, :2].float(), "")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     stats = write_statistics("digits", Path(folder) / "stats.safetensors", corner)
+        ...     FeatureStats.load(Path(folder) / "stats.safetensors").count
+        1797
     """
     rank, world = processes.rank(), processes.world_size()
     if keep_features and world > 1:

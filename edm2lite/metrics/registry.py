@@ -59,6 +59,10 @@ def find_metric(name: MetricName) -> type[Metric]:
 
     Raises:
         ValueError: If there is no metric of the name, or it stands for several.
+
+    Example:
+        >>> find_metric("kid").label
+        'KID'
     """
     found = find_metrics([name])
     if len(found) > 1:

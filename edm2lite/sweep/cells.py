@@ -97,7 +97,12 @@ def best(points: Sequence[Point], lower_is_better: bool = True) -> Point:
 
 
 def varying(points: Sequence[Cell]) -> list[str]:
-    """The axes along which the averaged points differ; sigma_rel always and first."""
+    """The axes along which the averaged points differ; sigma_rel always and first.
+
+    Example:
+        >>> varying([Cell(0.1, 1024), Cell(0.1, 2048)])
+        ['sigma_rel', 'nimg']
+    """
     averaged = [p for p in points if p.sigma_rel is not None]
     others = [a for a in AXES if a != "sigma_rel" and len({getattr(p, a) for p in averaged}) > 1]
     return ["sigma_rel", *others]

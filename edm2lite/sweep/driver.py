@@ -177,8 +177,9 @@ def sweep_ema(
         >>> with tempfile.TemporaryDirectory() as run:
         ...     _ = ema.save_snapshots(run, extra={"model": net.config.to_json()})
         ...     sweep = sweep_ema(run, [0.1, 0.2], metric="loss", data="digits", num=64)
-        >>> [point.sigma_rel for point in sweep.points]
-        [0.1, 0.2]
+        ...     page = sweep.write()
+        >>> [point.sigma_rel for point in sweep.points], sweep.best.num, page.name
+        ([0.1, 0.2], 64, 'sweep.html')
     """
     requested = SweepOptions(
         run=Path(run), sigma_rel=sigma_rel, metric=metric, ref=ref, data=data, num=num,

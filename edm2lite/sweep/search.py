@@ -67,7 +67,7 @@ def search(measure: Measure, low: float, high: float, num: int, minimum_images: 
         ...     return np.log(np.array(lengths) / 0.08) ** 2, 1e-9 * np.eye(len(lengths))
         >>> found = search(measure, 0.02, 0.25, num=1000, minimum_images=100)
         >>> len(found.tried), found.images
-        (6, 3750)
+        (8, 4250)
     """
     few = min(num, max(minimum_images, num // 4))
     tried = sorted(rounded(s) for s in np.geomspace(low, high, COARSE))

@@ -3,6 +3,7 @@
 Each function prepares the working directory, yields while the page is run, and then checks.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -83,6 +84,10 @@ def ema(page):
 
 
 def sweep(page):
+    from edm2lite.metrics import evaluate
+    from edm2lite.sampling import Sampling
+    from edm2lite.sweep import run_sweep
+
     page.finished_run()
     small = {"--num": "66", "--steps": "1", "--sigma-rel": "0.05,0.2", "--guidance": "1,1.5"}
 
@@ -93,6 +98,22 @@ def sweep(page):
         return line
 
     page.small = shrink
+
+    def small_sweep(options, progress=None):
+        fields = {"num": 66, "sampling": Sampling(num_steps=1)}
+        fields["sigma_rel"] = () if options.search else (0.05, 0.2)
+        fields["at"] = (640, 1280) if options.at else ()
+        fields["guidance"] = (1, 1.5) if options.guide else (1,)
+        fields["guide"] = options.guide and options.guide.replace("12800", "640")
+        swept.append(options)
+        return run_sweep(dataclasses.replace(options, **fields), progress)
+
+    def small_evaluation(*arguments, **options):
+        return evaluate(*arguments, **options | {"num": 66})
+
+    swept = []
+    page.monkeypatch.setattr("edm2lite.sweep.driver.run_sweep", small_sweep)
+    page.monkeypatch.setattr("edm2lite.metrics.evaluate", small_evaluation)
     run("edm2lite classifier --out runs/digits/classifier.safetensors")
     run(
         "edm2lite evaluate stats digits --extractor digits"
@@ -101,7 +122,11 @@ def sweep(page):
     yield
     used = {word for line in page.printed for word in line.split() if word.startswith("--")}
     assert used >= {"--search", "--guidance", "--groups", "--metric", "--at"}
-    for folder in ("length", "guidance", "groups", "loss"):
+    # every sweep has its form in Python, of the same lengths and into the same folder
+    commands = [line for line in page.printed if line.startswith("sweep_ema")]
+    assert {str(o.out) for o in swept} >= {line.split()[-1] for line in commands}
+    assert page.names["score"].num == 66
+    for folder in ("length", "guidance", "groups", "loss", "kid"):
         made = {path.name for path in Path("sweeps", folder).iterdir()}
         assert made >= {"sweep.csv", "sweep.png", "sweep.md", "sweep.html", "sweep.jsonl"}
 

@@ -23,7 +23,8 @@ from edm2lite.metrics.digits_classifier import train_classifier
 from edm2lite.metrics.inputs import Reference
 from edm2lite.models.encoders import PixelEncoder
 from edm2lite.models.loading import Model
-from edm2lite.network.conditioning import ConditionImage, Conditioning
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ConditionImage
 from edm2lite.network.unet import UNetConfig
 from edm2lite.sampling import Sampling
 from edm2lite.sampling.generation import generate
@@ -178,6 +179,21 @@ def test_a_metric_without_what_it_needs_says_what_to_give(reference):
         evaluate("digits", None, "loss", data="digits")
     with pytest.raises(ValueError, match="digits holds 1797 images, got --num 2000"):
         evaluate("digits", reference, "fid", num=2000)
+
+
+def test_an_extractor_of_a_users_is_remembered_by_its_name_and_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "own_features.py").write_text(
+        "import torch\ndef flat(weights): return torch.nn.Flatten()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    stats = tmp_path / "stats.safetensors"
+    printed("stats", "digits", "--extractor", "own_features:flat", "--out", stats)
+    sys.modules.pop("own_features")
+    words = ["evaluate", "digits", "--ref", str(stats), "--num", "400"]
+    refused = CliRunner().invoke(edm2lite, words)
+    assert refused.exit_code == 1 and "give --plugin own_features" in refused.output
+    allowed = CliRunner().invoke(edm2lite, [*words, "--plugin", "own_features"])
+    assert allowed.exit_code == 0 and allowed.stdout.splitlines()[1].startswith("fid")
 
 
 def test_several_references_go_to_the_metrics_that_they_are_for(reference):

@@ -1,8 +1,8 @@
 """RunConfig: everything that defines a training run, and its text form.
 
 Values come from the dataclass defaults, then the YAML file, then ``--set a.b=c``
-(:mod:`edm2lite.config_file`). The classes are plain dataclasses; what their fields say of
-themselves is in :mod:`edm2lite.training.fields`.
+(:mod:`edm2lite.config_file`). The classes are plain dataclasses; the metadata of their fields is
+explained in :mod:`edm2lite.training.fields`.
 """
 
 from __future__ import annotations

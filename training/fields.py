@@ -1,4 +1,4 @@
-"""What the fields of a configuration say of themselves, in their metadata.
+"""Metadata of configuration fields: what is checked, and what an existing run may change.
 
 ==============  ==================================================================================
 ``minimum``     smallest value that makes sense
@@ -60,7 +60,7 @@ def check_fields(config: Any, batch_size: int, prefix: str = "") -> None:
 
 
 def changeable(config: Any) -> list[str]:
-    """Dotted names of the fields that an existing run may be continued with another value of.
+    """Dotted names of the fields whose values may change when an existing run is continued.
 
     Example:
         >>> from edm2lite.training import load_config
@@ -72,7 +72,7 @@ def changeable(config: Any) -> list[str]:
 
 
 def differing(a: Any, b: Any) -> list[str]:
-    """Texts that name the fields in which two configurations describe two different runs.
+    """The fields in which two configurations describe different runs, each with both values.
 
     Example:
         >>> from edm2lite.training import load_config

@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
         config: Configuration, with what the data set adds to it.
         dataset: Training data.
         hooks: Hooks, in the order in which they are called.
-        sinks: Sinks, in the order in which they are told.
+        sinks: Sinks, in the order in which they are called.
     """
 
     config: RunConfig

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def all_sinks(config: RunConfig, more: Sequence[Sink] = ()) -> list[Sink]:
-    """The sinks of a run, in the order in which they are told.
+    """The sinks of a run, in the order in which they are called.
 
     Those of the configuration are copied: two runs may share a configuration.
 

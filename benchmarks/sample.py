@@ -73,10 +73,10 @@ def straightforward(
 @click.command()
 @click.option("--networks", default="digits,cifar,xxs", show_default=True)
 @click.option("--num", default=512, show_default=True, help="Images of 8x8; fewer of larger ones.")
-@click.option("--steps", default=4, show_default=True, help="Of Heun's method.")
+@click.option("--steps", default=4, show_default=True, help="Steps of Heun's method.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds, each times both.")
-@click.option("--batch", default=64, show_default=True, help="Of the loop, and of ours on a GPU.")
-@click.option("--threads", default=0, help="CPU threads. [default: as torch chooses]")
+@click.option("--batch", default=64, show_default=True, help="Images per batch.")
+@click.option("--threads", default=0, help="Number of CPU threads. [default: as torch chooses]")
 @click.option("--device", default="cpu", show_default=True)
 def main(
     networks: str, num: int, steps: int, rounds: int, batch: int, threads: int, device: str

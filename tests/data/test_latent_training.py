@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY
 from data.encoding import encode
 from PIL import Image
+from tiny_run import TINY
 
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.collection import open_collection

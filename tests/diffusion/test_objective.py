@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import tiny_config
 from open_gains import open_network
 from PIL import Image
+from tiny_run import tiny_config
 
 from edm2lite.diffusion.ddpm import DDPM
 from edm2lite.diffusion.noise_density import DENSITIES

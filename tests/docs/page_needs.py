@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import TINY
 from pages import blocks, run, write_config
 from PIL import Image
+from tiny_run import TINY
 
 from edm2lite import load
 from edm2lite.sweep import read_csv

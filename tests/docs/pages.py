@@ -12,7 +12,7 @@ from unittest.mock import patch
 import click
 import yaml
 from click.testing import CliRunner
-from conftest import tiny_config
+from tiny_run import tiny_config
 
 from edm2lite.tools import edm2lite, generate, reconstruct_ema, sweep_ema
 from edm2lite.training import __main__ as training

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
 from plain_backbone import MLPConfig
+from tiny_run import tiny_config
 from torch import nn
 
 from edm2lite.diffusion.measure import measure_denoiser

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 from training_runs import digests, losses
 
 from edm2lite.ema import list_snapshots, stale

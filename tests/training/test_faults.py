@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 from training_runs import HERE, arguments, digests, environment, losses, names, run_jobs, stats
 
 from edm2lite.ema import list_snapshots

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 from training_runs import digests, names, stats, user_module
 
 from edm2lite.diffusion.precond import Precond

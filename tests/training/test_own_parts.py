@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 from training_runs import arguments, digests, losses, run_jobs, stats, user_module
 
 from edm2lite.dataset import ImageDataset, open_dataset

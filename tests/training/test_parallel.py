@@ -5,7 +5,7 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from training_runs import arguments, losses, run_jobs, stats
 

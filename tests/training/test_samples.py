@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 
 from edm2lite.training.samples import sample_grids, tile, told_in_grid
 from edm2lite.training.trainer import Trainer

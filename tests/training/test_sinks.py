@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_config
 from PIL import Image
+from tiny_run import tiny_config
 from training_runs import arguments, digests, losses, run_jobs, stats, user_module
 
 from edm2lite.training import Hook, Sink, Trainer, flat

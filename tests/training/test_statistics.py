@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 
 from edm2lite.diffusion.noise_density import LogNormal
 from edm2lite.diffusion.objective import DenoisingLoss

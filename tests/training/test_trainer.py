@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_run import tiny_config
 from training_runs import digests, losses, stats
 
 from edm2lite.dataset import open_dataset

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_config
+from tiny_run import tiny_config
 from training_runs import arguments
 
 from edm2lite.diffusion.objective import DenoisingLoss

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
 from PIL import Image
+from tiny_run import tiny_config
 from training_runs import arguments, digests, losses, names, run_jobs, stats
 
 from edm2lite.dataset import open_dataset

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from conftest import TINY
+from tiny_run import TINY
 
 from edm2lite.ema import list_snapshots
 from edm2lite.tensorfile import read_header

@@ -103,7 +103,9 @@ class Measurement:
             >>> Measurement.of_mean(np.array([1.0, 2.0, 6.0])).value
             3.0
         """
-        influences = centered(each[None].astype(np.float64), num_classes)
+        influences = None
+        if len(each) > 1:
+            influences = centered(each[None].astype(np.float64), num_classes)
         return cls(float(each.mean()), influences, details or {})
 
 

@@ -45,9 +45,8 @@ def main(
     FILE.pkl, a raw snapshot or a post-hoc reconstruction of EDM2, becomes one model file. A FOLDER
     of raw snapshots (<prefix>-<kimg>-<sigma_rel>.pkl) becomes a run for reconstruct_ema. So does
     the checkpoint folder of ema-pytorch's PostHocEMA (<index>.<step>.pt), whose files do not record
-    what they hold: give the settings of training. Nothing in any file is executed.
-
-    Any other FILE is read by a function of yours, see docs/extending.md.
+    what they hold: give the settings of training. Nothing in any file is executed. Any other FILE
+    is read by a function of yours, see docs/extending.md.
 
     \b
     Examples:

@@ -126,7 +126,7 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(run_dir, tmp_p
     trainer = Trainer(tiny_config(), folder, CPU)
     assert trainer.nimg == 320
     assert "000000000640 is damaged" in caplog.text
-    assert "4 snapshots of after nimg = 320" in caplog.text
+    assert "archived 4 snapshots later than nimg = 320" in caplog.text
     assert max(info.nimg for info in list_snapshots(folder)) == 320
     assert len(list((folder / "snapshots" / "superseded").iterdir())) == 4
     trainer.train()

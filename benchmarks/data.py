@@ -77,7 +77,7 @@ def training_step(batch: int) -> Callable[[], int]:
     labels, sigma = torch.zeros(batch, dtype=torch.int64), torch.ones(batch)
 
     def step() -> int:
-        loss(x, labels, sigma, noise).mean().backward()
+        loss(x, labels, sigma, noise).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return batch

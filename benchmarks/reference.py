@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.unet import UNetConfig
 
 
@@ -192,10 +193,11 @@ class Reference(nn.Module):
         self.logvar_linear = Conv(config.logvar_channels, 1)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, cond: None = None
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning | Tensor | None = None
     ) -> Tensor:
-        """x [N, C, H, W], sigma [N] or scalar, labels [N] classes or [N, label_dim] or None."""
+        """x [N, C, H, W], sigma [N] or scalar; labels [N] classes or [N, label_dim] or none."""
         sigma = sigma.float().expand(len(x)).reshape(-1, 1, 1, 1)
+        labels = Conditioning.of(conditioning).get("label")
         if labels is not None and labels.ndim == 1:
             labels = F.one_hot(labels, self.config.backbone.label_dim)
         if labels is not None:

@@ -40,7 +40,7 @@ def our_step(net: Precond, batch: tuple[Tensor, ...], compiled: bool) -> Callabl
     clock = iter(range(NIMG, 2 * NIMG, len(batch[0])))
 
     def step() -> None:
-        loss(*batch).mean().backward()
+        loss(*batch).loss.mean().backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
         ema.update(next(clock))
@@ -57,7 +57,7 @@ def reference_step(net: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], No
     clock = iter(range(NIMG, 2 * NIMG, len(batch[0])))
 
     def step() -> None:
-        loss(*batch).mean().backward()
+        loss(*batch).loss.mean().backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
         nimg = next(clock)

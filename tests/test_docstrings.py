@@ -24,6 +24,10 @@ FILES = sorted(
 # Every name in ``__all__`` of these has an example; where a module has no ``__all__``, every
 # public function and class that is defined in it.
 DOCUMENTED = (
+    "edm2lite",
+    "edm2lite.diffusion",
+    "edm2lite.metrics",
+    "edm2lite.network",
     "edm2lite.atomic",
     "edm2lite.dataset",
     "edm2lite.dataset.buckets",

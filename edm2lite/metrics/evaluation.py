@@ -50,6 +50,10 @@ class Score:
         num: Number of images.
         details: Further numbers by name.
         number_format: Format of the value as text.
+
+    Example:
+        >>> Score("precision", "precision", 0.75, None, num=100).texts()
+        ('0.7500', '')
     """
 
     metric: str

@@ -44,6 +44,11 @@ class ImageRows:
         num_classes: Number of classes if image i has class i modulo this, else 0. Other seeds then
             have the same share of each class.
         source: Name of the model or of the images, for messages.
+
+    Example:
+        >>> rows = ImageRows(lambda: iter([np.ones((2, 3)), np.zeros((1, 3))]), num=3)
+        >>> rows.array().shape
+        (3, 3)
     """
 
     parts: Callable[[], Iterator[Array]]
@@ -82,6 +87,10 @@ class Measurement:
             :mod:`edm2lite.metrics.influence`; intervals come from it. None if the metric cannot say
             so: it then has no interval, and a sweep cannot tell lengths apart.
         details: Further numbers by name.
+
+    Example:
+        >>> Measurement(0.5).influences is None
+        True
     """
 
     value: float
@@ -118,6 +127,12 @@ class Metric(abc.ABC):
     """A number that says how good a model or a set of images is.
 
     A subclass sets the class attributes and defines :meth:`measure` and :meth:`rows_of`.
+
+    Example:
+        >>> from edm2lite.metrics import find_metric
+        >>> kid = find_metric("kid")
+        >>> issubclass(kid, Metric), kid.label, kid.needs
+        (True, 'KID', 'reference features')
     """
 
     name: ClassVar[str]

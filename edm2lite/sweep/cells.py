@@ -23,6 +23,10 @@ class Cell:
         guide_sigma_rel: EMA length of the guide, or None if it is not swept.
         group: Group of tensors that alone has ``sigma_rel``, or "" for all tensors.
         rest_sigma_rel: EMA length of the tensors outside the group.
+
+    Example:
+        >>> Cell(0.1, 64000, guidance=1.5).group
+        ''
     """
 
     sigma_rel: float | None
@@ -109,7 +113,15 @@ def varying(points: Sequence[Cell]) -> list[str]:
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """Write one line per point; an empty sigma_rel stands for the raw weights."""
+    """Write one line per point; an empty sigma_rel stands for the raw weights.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "sweep.csv"
+        >>> write_csv(path, [])
+        >>> path.read_text().split(",")[:2]
+        ['sigma_rel', 'nimg']
+    """
     rows: list[dict[str, Any]] = [dataclasses.asdict(point) for point in points]
     names = [f.name for f in dataclasses.fields(Point)]
     with replacing(path) as file:

@@ -8,6 +8,7 @@ import numpy as np
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.encoders import LatentEncoder
+from edm2lite.network.conditions import described, missing
 
 from .config import RunConfig
 from .data import make_order
@@ -60,12 +61,11 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
         )
     _check_sizes(config, dataset)
     make_order(dataset, config.data, config.seed, config.batch_size)
-    missing = set(network.conditions) - set(dataset.conditions)
-    if missing:
-        has = ", ".join(c.describe() for c in dataset.conditions) or "no condition"
+    lacking = missing(network.conditions, dataset.conditions)
+    if lacking:
         raise ValueError(
-            f"net.backbone must take what {dataset.name} has ({has}) or less, got"
-            f" {min(c.describe() for c in missing)}"
+            f"net.backbone must take what {dataset.name} has ({described(dataset.conditions)}) or"
+            f" less, got {described(lacking)}"
         )
 
 

@@ -13,7 +13,7 @@ from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import planning
 from edm2lite.network.backbone import BackboneConfig
-from edm2lite.network.conditions import examples
+from edm2lite.network.conditions import described, examples
 from edm2lite.network.flops import count_macs
 from edm2lite.units import format_bytes
 
@@ -111,8 +111,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _data(dataset: ImageDataset) -> str:
     size = " x ".join(map(str, dataset.image_shape))
-    conditions = " and ".join(c.describe() for c in dataset.conditions) or "no condition"
-    return f"{dataset.name}: {len(dataset)} images of {size}, {conditions}"
+    return f"{dataset.name}: {len(dataset)} images of {size}, {described(dataset.conditions)}"
 
 
 def _start(config: RunConfig, run_dir: Path) -> str:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.precond import Precond
-from edm2lite.diffusion.weighting import Weighting
+from edm2lite.diffusion.weighting import edm_weight
 from edm2lite.metrics.metric import ImageRows, Measurement, Metric, Needs
 from edm2lite.metrics.rows import RowFactory
 from edm2lite.models.encoders import Encoder
 from edm2lite.models.loading import Model
+from edm2lite.network.conditions import described, missing
 from edm2lite.seeding import Purpose, normals, rng
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class DenoisingRows:
 def _weight(sigma: float, sigma_data: float) -> float:
     """lambda(sigma) of EDM, in float64."""
     level = torch.tensor(sigma, dtype=torch.float64)
-    return Weighting(kind="edm")(level, sigma_data).item()
+    return edm_weight(level, sigma_data).item()
 
 
 @contextlib.contextmanager
@@ -149,12 +150,11 @@ def check_dataset(name: str, net: Precond, encoder: Encoder, dataset: ImageDatas
         raise ValueError(
             f"held-out data must be {encoder.kind} for {name}, {dataset.name} holds {stored}"
         )
-    missing = set(own.conditions) - set(dataset.conditions)
-    if missing:
-        has = ", ".join(c.describe() for c in dataset.conditions) or "no condition"
+    lacking = missing(own.conditions, dataset.conditions)
+    if lacking:
         raise ValueError(
-            f"held-out data must have {min(c.describe() for c in missing)} for {name},"
-            f" {dataset.name} has {has}"
+            f"held-out data must have {described(lacking)} for {name}, {dataset.name} has"
+            f" {described(dataset.conditions)}"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
+from edm2lite.network.conditions import described
 
 _SHOWN = 12  # snapshots in the table; the file names all of them
 
@@ -57,8 +58,8 @@ def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
             " [arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
         )
     size = f"{network.img_resolution} x {network.img_resolution} x {network.img_channels}"
-    conditions = " and ".join(c.describe() for c in network.conditions)
-    told = f"conditioned on {conditions}" if conditions else "unconditional"
+    conditions = network.conditions
+    told = f"conditioned on {described(conditions)}" if conditions else "unconditional"
     lines = [
         f"{kind}: {config.num_parameters() / 1e6:.3f} M parameters, {size}, {told}, computes in"
         f" {config.dtype}."

@@ -1,14 +1,13 @@
 """The kinds of values that a network can be told: class labels, images, vectors, kinds of a user.
 
 A network declares what it takes as a tuple of :class:`Condition`, a data set what it has; they fit
-if their declarations are equal. The values travel in a
-:class:`edm2lite.network.conditioning.Conditioning` under the names of their conditions.
+if their declarations are equal. The values travel in a :class:`Conditioning` under their names.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -215,6 +214,26 @@ class Vector(Condition):
         return f"{self.name}, a vector of {self.length} numbers"
 
 
+def described(conditions: Collection[Condition]) -> str:
+    """Conditions in words: ``"10 classes and a condition image of 3 channels"``.
+
+    Example:
+        >>> described([ClassLabel(10), Vector("ink", 1)]), described([])
+        ('10 classes and ink, a vector of 1 numbers', 'no condition')
+    """
+    return " and ".join(c.describe() for c in conditions) or "no condition"
+
+
+def missing(needed: Collection[Condition], offered: Collection[Condition]) -> list[Condition]:
+    """Conditions that a network needs and a data set, or another network, does not have.
+
+    Example:
+        >>> missing([ClassLabel(10)], [ClassLabel(7)])
+        [ClassLabel(num_classes=10, name='label')]
+    """
+    return [c for c in needed if c not in offered]
+
+
 def check_conditioning(told: Conditioning, conditions: Sequence[Condition], images: Tensor) -> None:
     """Raise ValueError unless a network with these conditions can be told that about the images.
 
@@ -235,11 +254,9 @@ def check_conditioning(told: Conditioning, conditions: Sequence[Condition], imag
             takes = ", ".join(known) or "nothing"
             raise ValueError(f"this network takes {takes} besides x and sigma, got {name}")
         known[name].check(told[name], images)
-    for condition in conditions:
-        if condition.is_required and condition.name not in told:
-            raise ValueError(
-                f"{condition.name} must be given: the network needs {condition.describe()}"
-            )
+    absent = [c for c in conditions if c.is_required and c.name not in told]
+    if absent:
+        raise ValueError(f"{absent[0].name} must be given: the network needs {described(absent)}")
 
 
 def examples(conditions: Sequence[Condition], num: int, height: int, width: int) -> Conditioning:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edm2lite.models.loading import Model
+from edm2lite.network.conditions import described, missing
 from edm2lite.sampling.settings import Sampling
 
 Guide = Model | Literal["unconditional"] | None
@@ -71,10 +72,10 @@ def _check_other_model(model: Model, guide: Model) -> None:
         raise ValueError(
             f"the guide must see images as {model.name} does, {guide.name} has another encoder"
         )
-    unknown = [c.describe() for c in other.conditions if c not in own.conditions]
+    unknown = missing(other.conditions, own.conditions)
     if unknown:
-        taken = ", ".join(c.describe() for c in own.conditions) or "no condition"
+        taken = described(own.conditions)
         raise ValueError(
             f"the guide must take what {model.name} takes ({taken}) or less, {guide.name} takes"
-            f" {unknown[0]}"
+            f" {described(unknown)}"
         )

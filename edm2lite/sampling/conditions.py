@@ -16,7 +16,7 @@ from torch import Tensor
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.loading import Model
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.conditions import ClassLabel, Condition, values_of
+from edm2lite.network.conditions import ClassLabel, described, values_of
 
 Classes = int | Literal["all"] | Sequence[int]
 """Class of every image, ``"all"`` for all classes in turn, or one class per seed."""
@@ -80,7 +80,7 @@ def _class_label(model: Model) -> ClassLabel:
     labels = [c for c in conditions if isinstance(c, ClassLabel)]
     if not labels:
         raise ValueError(
-            f"classes must be left out for {model.name}, which takes {_described(conditions)}"
+            f"classes must be left out for {model.name}, which takes {described(conditions)}"
         )
     return labels[0]
 
@@ -106,11 +106,7 @@ def _from_dataset(
     if unequal or not taken:
         raise ValueError(
             f"{dataset.name} must have what {model.name} takes"
-            f" ({_described(unequal or conditions)}), it has {_described(dataset.conditions)}"
+            f" ({described(unequal or conditions)}), it has {described(dataset.conditions)}"
         )
     rows = dataset.conditioning([seed % len(dataset) for seed in seeds])
     return rows.only([c.name for c in taken]).values
-
-
-def _described(conditions: Sequence[Condition]) -> str:
-    return " and ".join(c.describe() for c in conditions) or "no condition"

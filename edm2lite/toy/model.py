@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from edm2lite.diffusion.weighting import edm_weight
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.layers import MPConv, MPFourier, normalize_weights_
@@ -139,7 +140,7 @@ def train(
         z = torch.randn(len(y), generator=generator) * config.P_std + config.P_mean
         sigma = z.exp()
         noise = torch.randn(y.shape, generator=generator) * sigma[:, None]
-        weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        weight = edm_weight(sigma, SIGMA_DATA)
         error = (net(y + noise, sigma, labels) - y).square().sum(1)
         optimizer.zero_grad()
         (weight * error).mean().backward()

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from edm2lite.ema import list_snapshots
+from edm2lite.ema.building import build
 from edm2lite.ema.profile import PowerFunction
-from edm2lite.ema.reconstruction import build
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.targets import plan_targets
 
@@ -92,7 +92,7 @@ def build_targets(folder: Path, count: int, dtype: torch.dtype) -> tuple[float, 
     try:
         begin = time.perf_counter()
         widths = np.geomspace(0.02, 0.25, count).tolist() if count > 1 else [0.13]
-        list(build(plan_targets(list_snapshots(folder), sigma_rel=widths), out=out, dtype=dtype))
+        build(plan_targets(list_snapshots(folder), sigma_rel=widths), out=out, dtype=dtype)
         seconds = time.perf_counter() - begin
     finally:
         shutil.rmtree(out)

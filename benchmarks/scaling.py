@@ -50,7 +50,7 @@ def rebuild(run: Path, targets: int) -> Callable[[], object]:
 
     def work() -> None:
         with tempfile.TemporaryDirectory(dir=run) as out:
-            list(reconstruct(run, sigma_rel=lengths, out=out, dtype=torch.float16))
+            reconstruct(run, sigma_rel=lengths, out=out, dtype=torch.float16)
 
     return work
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from edm2lite.ema import plan_targets
-from edm2lite.ema.reconstruction import build
+from edm2lite.ema.building import build
 from edm2lite.metrics.frechet import FID
 from edm2lite.metrics.image_source import Generation
 from edm2lite.metrics.inputs import MetricInputs
@@ -73,7 +73,7 @@ def cost(run: Path, num: int, steps: int) -> tuple[str, bool]:
         measure = measurer(run, Path(out), steps, 0)
         (plan,) = plan_targets(run, sigma_rel=LOW)  # reads the files once: both times are warm
         begin = time.perf_counter()
-        list(build([measure.plan(length, plan.nimg) for length in lengths]))
+        build([measure.plan(length, plan.nimg) for length in lengths])
         rebuilt = time.perf_counter() - begin
         begin = time.perf_counter()
         measure.measure([Cell(length, plan.nimg) for length in lengths], num)

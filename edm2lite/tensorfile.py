@@ -10,25 +10,25 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import torch
 import xxhash
-from torch import Tensor
 
 from edm2lite.atomic import naming, replacing
 from edm2lite.tensorheader import (
     BLANK,
-    DTYPES,
     Header,
     TensorSpec,
     damaged,
     header_bytes,
     read_header,
+    type_of,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
-    "DTYPES",
     "MODEL_FORMAT",
     "Header",
     "TensorSpec",
@@ -60,9 +60,9 @@ class TensorWriter:
         metadata: Strings for the header; ``digest`` and ``header_digest`` are added.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
-        >>> with TensorWriter(path, {"w": TensorSpec(torch.float32, (4,))}, {}) as writer:
+        >>> with TensorWriter(path, {"w": TensorSpec("F32", (4,))}, {}) as writer:
         ...     writer.write(torch.zeros(3))
         ...     writer.write(torch.ones(1))
         >>> load_tensors(path)[0]["w"]
@@ -119,9 +119,12 @@ def as_bytes(values: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, without a copy.
 
     Example:
+        >>> import torch
         >>> bytes(as_bytes(torch.tensor([1, 2], dtype=torch.int16)))
         b'\\x01\\x00\\x02\\x00'
     """
+    import torch
+
     return values.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -137,12 +140,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         ``path``.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
         >>> save_tensors(path, {"w": torch.ones(2)}, {"run": "a1"}).name
         'x.safetensors'
     """
-    specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    specs = {n: TensorSpec(type_of(v.dtype), tuple(v.shape)) for n, v in tensors.items()}
     with TensorWriter(path, specs, metadata) as writer:
         for value in tensors.values():
             writer.write(value)
@@ -157,13 +160,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: If the file is truncated or altered, or is not a safetensors file.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
         >>> _ = save_tensors(path, {"w": torch.ones(2)}, {"run": "a1"})
         >>> tensors, metadata = load_tensors(path)
         >>> tensors["w"], metadata["run"]
         (tensor([1., 1.]), 'a1')
     """
+    import torch
+
     header = read_header(path)
     data = bytearray(header.data_bytes)
     with open(header.path, "rb") as file:
@@ -193,7 +198,7 @@ def verify(path: Path) -> Header:
         ValueError: If the file is truncated or altered, or is not a safetensors file.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
         >>> _ = save_tensors(path, {"w": torch.ones(2)}, {})
         >>> verify(path).data_bytes
@@ -216,12 +221,14 @@ def read_blocks(header: Header) -> Iterator[tuple[str, Tensor]]:
             known only after the last block: discard what was read then.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
         >>> _ = save_tensors(path, {"a": torch.ones(2, 3), "b": torch.zeros(4)}, {})
         >>> [(name, len(values)) for name, values in read_blocks(read_header(path))]
         [('a', 6), ('b', 4)]
     """
+    import torch
+
     state = xxhash.xxh3_128()
     with open(header.path, "rb", buffering=0) as file:
         for name, spec in sorted(header.tensors.items(), key=lambda item: item[1].offset):
@@ -229,7 +236,7 @@ def read_blocks(header: Header) -> Iterator[tuple[str, Tensor]]:
             left = spec.nbytes
             while left:
                 data = bytearray(file.read(min(left, _BLOCK)))
-                if not data or len(data) % spec.dtype.itemsize:
+                if not data or len(data) % spec.itemsize:
                     raise damaged(header.path, "ended early while it was read")
                 state.update(data)
                 left -= len(data)

@@ -13,42 +13,67 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+if TYPE_CHECKING:
+    import torch
+
+TYPES: dict[str, tuple[str, int]] = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
-"""Names of dtypes in the header."""
+"""Types of numbers by their names in the header: their names in torch, and bytes per number."""
 BLANK = "0" * 32
 """Stands in the header where a digest is not yet known."""
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {name: type_ for type_, (name, _) in TYPES.items()}
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors library
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Dtype and shape of a stored tensor, and the position of its first byte in the file.
+    """Type and shape of a stored tensor, and the position of its first byte in the file.
+
+    Attributes:
+        type: Type of the numbers by its name in the header, one of :data:`TYPES`.
+        shape: Lengths of the axes.
+        offset: Position of the first byte in the file.
 
     Example:
-        >>> TensorSpec(torch.float16, (3, 5)).nbytes
+        >>> TensorSpec("F16", (3, 5)).nbytes
         30
     """
 
-    dtype: torch.dtype
+    type: str
     shape: tuple[int, ...]
     offset: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in torch."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, TYPES[self.type][0])
+        return dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per number."""
+        return TYPES[self.type][1]
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether the numbers are floating-point."""
+        return "F" in self.type
 
     @property
     def numel(self) -> int:
@@ -58,7 +83,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.numel * self.dtype.itemsize
+        return self.numel * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,25 @@ class Header:
         return self.metadata.get("digest")
 
 
+def type_of(dtype: torch.dtype | str) -> str:
+    """The name in the header of a type of torch.
+
+    Args:
+        dtype: The type, or its name such as ``"float16"``.
+
+    Raises:
+        ValueError: If it is not one that files can hold.
+
+    Example:
+        >>> type_of("float16")
+        'F16'
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in _NAMES:
+        raise ValueError(f"dtype must be one of {', '.join(_NAMES)}, got {dtype}")
+    return _NAMES[name]
+
+
 def read_header(path: Path, check_size: bool = True) -> Header:
     """The header of a safetensors file; no tensor is read.
 
@@ -104,7 +148,7 @@ def read_header(path: Path, check_size: bool = True) -> Header:
             changed after it was written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from edm2lite.tensorfile import save_tensors
         >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
         >>> _ = save_tensors(path, {"w": torch.ones(3, 5)}, {"run": "a1"})
@@ -150,7 +194,7 @@ def header_bytes(
         seal: The xxh3-128 of these bytes with :data:`BLANK` as the seal.
 
     Example:
-        >>> start = header_bytes({"w": TensorSpec(torch.int8, (4,))}, {}, BLANK, BLANK)
+        >>> start = header_bytes({"w": TensorSpec("I8", (4,))}, {}, BLANK, BLANK)
         >>> json.loads(start[8:])["w"]
         {'dtype': 'I8', 'shape': [4], 'data_offsets': [0, 4]}
     """
@@ -161,7 +205,7 @@ def header_bytes(
     for name, spec in specs.items():
         begin, end = end, end + spec.nbytes
         entries[name] = {
-            "dtype": _NAMES[spec.dtype],
+            "dtype": spec.type,
             "shape": list(spec.shape),
             "data_offsets": [begin, end],
         }
@@ -191,7 +235,7 @@ def _is_sealed(raw: bytes, metadata: Mapping[str, str]) -> bool:
 
 def _spec(entry: Mapping[str, Any], data_start: int) -> TensorSpec:
     begin, end = entry["data_offsets"]
-    spec = TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]), data_start + begin)
+    spec = TensorSpec(entry["dtype"], tuple(entry["shape"]), data_start + begin)
     if begin < 0 or end - begin != spec.nbytes:
         raise ValueError("offsets do not match the shape")
     return spec

@@ -79,7 +79,7 @@ def test_failure_while_writing_leaves_the_earlier_file_and_nothing_else(tmp_path
     before = path.read_bytes()
 
     def fail_while_writing():
-        with TensorWriter(path, {"a": TensorSpec(torch.float32, (4,))}, {}) as writer:
+        with TensorWriter(path, {"a": TensorSpec("F32", (4,))}, {}) as writer:
             writer.write(torch.zeros(2))
             raise RuntimeError
 
@@ -94,7 +94,7 @@ def test_killed_while_writing_leaves_no_file_of_the_final_name(tmp_path):
         "import os, signal, torch; from pathlib import Path\n"
         "from edm2lite.tensorfile import TensorSpec, TensorWriter\n"
         f"with TensorWriter(Path({str(tmp_path / 'x.safetensors')!r}),"
-        " {'a': TensorSpec(torch.float32, (4,))}, {}) as w:\n"
+        " {'a': TensorSpec('F32', (4,))}, {}) as w:\n"
         "    w.write(torch.zeros(2)); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", script])

@@ -66,10 +66,8 @@ def main(
     """
     if (sigma_rel, gamma, verify).count(None) != 2:
         raise click.UsageError("give the lengths with either --sigma-rel or --gamma, or --verify")
-    import torch
-
     from edm2lite.ema import plan_targets
-    from edm2lite.ema.reconstruction import output_paths
+    from edm2lite.ema.building import output_paths
     from edm2lite.ema.verification import verify_reconstruction
 
     if verify is not None:
@@ -78,7 +76,7 @@ def main(
     plans = plan_targets(
         run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver, anywhere=True
     )
-    output_dtype = getattr(torch, dtype or plans[0].inputs[-1].dtype)
+    output_dtype = dtype or plans[0].inputs[-1].dtype
     plans = [plan.stored_as(output_dtype) for plan in plans]
     paths = output_paths(out or run / "ema", plans)
     if not dry_run:
@@ -90,9 +88,9 @@ def main(
     click.echo(json.dumps(rows, indent=1) if as_json else _table(rows))
 
 
-def _build(plans: list[Reconstruction], paths: list[Path], dtype: Any, max_error: float) -> None:
+def _build(plans: list[Reconstruction], paths: list[Path], dtype: str, max_error: float) -> None:
     """Write the files that do not exist yet."""
-    from edm2lite.ema.reconstruction import build, is_current
+    from edm2lite.ema.building import build, is_current
     from edm2lite.ema.targets import check_error
 
     check_error(plans, max_error)
@@ -101,7 +99,7 @@ def _build(plans: list[Reconstruction], paths: list[Path], dtype: Any, max_error
     if todo:
         averages = "1 average" if len(todo) == 1 else f"{len(todo)} averages"
         bar = ByteBar(f"{averages} from {len(plans[0].inputs)} snapshots")
-        list(build(todo, out=paths[0].parent, dtype=dtype, progress=bar))
+        build(todo, out=paths[0].parent, dtype=dtype, progress=bar)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -154,9 +154,9 @@ def _write_shard(
 ) -> None:
     channels, count = plan.autoencoder.channels, len(shard.positions)
     specs = {
-        "latents": TensorSpec(torch.float32, (count, 2 * channels, *shard.size)),
-        "positions": TensorSpec(torch.int64, (count,)),
-        "moments": TensorSpec(torch.float64, (2, channels)),
+        "latents": TensorSpec("F32", (count, 2 * channels, *shard.size)),
+        "positions": TensorSpec("I64", (count,)),
+        "moments": TensorSpec("F64", (2, channels)),
     }
     metadata = {"format": FORMAT, "settings": json.dumps(plan.settings)}
     sums = torch.zeros(2, channels, dtype=torch.float64)

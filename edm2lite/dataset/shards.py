@@ -193,7 +193,7 @@ def _header(path: Path, channels: int, shard: Mapping[str, Any]) -> Header:
     header = read_header(path)
     spec = header.tensors.get("latents")
     shape = (shard["count"], 2 * channels, *shard["size"])
-    if spec is None or spec.dtype != torch.float32 or spec.shape != shape:
+    if spec is None or spec.type != "F32" or spec.shape != shape:
         raise ValueError(
             f"{path} must hold latents [{', '.join(map(str, shape))}] float32 as {INDEX} says;"
             " encode the data set again"

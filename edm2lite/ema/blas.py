@@ -33,13 +33,14 @@ def on_one_thread(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _libraries().limit(limits=1, user_api="blas"):
+        with libraries().limit(limits=1, user_api="blas"):
             return function(*args, **kwargs)
 
     return limited
 
 
 @functools.cache
-def _libraries() -> ThreadpoolController:
+def libraries() -> ThreadpoolController:
+    """The libraries of linear algebra that NumPy and SciPy have loaded."""
     importlib.import_module("scipy.linalg")  # loads every BLAS; one loaded later would be missed
     return ThreadpoolController()

@@ -1,6 +1,6 @@
 """Reads many tensor files side by side, one block of every file at a time, and hashes them.
 
-The files hold the same tensors. Consecutive tensors that have one dtype in each file form a span,
+The files hold the same tensors. Consecutive tensors that have one type in each file form a span,
 which is cut into blocks regardless of where a tensor ends. Blocks are read into slots of memory
 that are reused in turn. The views of a slot are created once: slicing between two reads would hold
 Python's lock, and a core that finds the lock taken goes to sleep.
@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-import torch
+import numpy as np
 import xxhash
-from torch import Tensor
+from numpy.typing import NDArray
 
+from edm2lite.ema.casts import STORAGE
 from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import Header, check_digest
 
@@ -53,12 +54,14 @@ class BlockValues:
 
     Attributes:
         count: Values per file.
-        groups: Values [K_g, count] of consecutive files that share a dtype.
+        groups: Values [K_g, count] of consecutive files that share a type, as they are stored.
+        types: Type of each group, by its name in the header.
         rows: Bytes of each file.
     """
 
     count: int
-    groups: tuple[Tensor, ...]
+    groups: tuple[NDArray[np.generic], ...]
+    types: tuple[str, ...]
     rows: tuple[memoryview, ...]
 
     @property
@@ -69,11 +72,11 @@ class BlockValues:
 
 @dataclass(frozen=True)
 class _Span:
-    """Tensors that are adjacent in every file, and have one dtype in each file."""
+    """Tensors that are adjacent in every file, and have one type in each file."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
-    dtypes: tuple[torch.dtype, ...]  # of each file
+    types: tuple[str, ...]  # of each file
     offsets: tuple[int, ...]  # of the first byte in each file
 
 
@@ -85,15 +88,15 @@ class BlockReader:
         num_targets: Number of sums computed from each block; they share the memory of a block.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from pathlib import Path
         >>> from edm2lite.tensorfile import read_header, save_tensors
         >>> folder = Path(tempfile.mkdtemp())
         >>> paths = [save_tensors(folder / f"{k}", {"w": torch.ones(5) * k}, {}) for k in (1, 2)]
         >>> reader = BlockReader([read_header(path) for path in paths], num_targets=1)
         >>> with WorkerPool(1) as pool:
-        ...     [(parts[0].name, values.groups[0].sum(1)) for parts, values in reader.blocks(pool)]
-        [('w', tensor([ 5., 10.]))]
+        ...     [(parts[0].name, values.groups[0][:, 0]) for parts, values in reader.blocks(pool)]
+        [('w', array([1., 2.], dtype=float32))]
     """
 
     def __init__(self, headers: Sequence[Header], num_targets: int):
@@ -103,7 +106,7 @@ class BlockReader:
         self.block_values = min(BLOCK_VALUES, max(1024, fitting))
         self._spans = list(_spans(headers))
         widest = min(self.block_values, max((sum(s.sizes) for s in self._spans), default=0))
-        item = max((d.itemsize for span in self._spans for d in span.dtypes), default=1)
+        item = max((STORAGE[t].itemsize for span in self._spans for t in span.types), default=1)
         self._slots = deque(_Slot(len(headers), widest * item) for _ in range(_SLOTS))
 
     def blocks(self, pool: WorkerPool) -> Iterator[tuple[tuple[Part, ...], BlockValues]]:
@@ -130,7 +133,7 @@ class BlockReader:
             for span in self._spans:
                 offsets: Sequence[int] | None = span.offsets
                 for parts in _parts(span, self.block_values):
-                    values = self._slots[0].values(parts[-1].last, span.dtypes)
+                    values = self._slots[0].values(parts[-1].last, span.types)
                     self._slots.rotate(-1)
                     pool.add(partial(self._read, files, values, offsets), range(len(files)))
                     offsets = None
@@ -168,49 +171,51 @@ class _Slot:
     """Memory for one block of every file."""
 
     def __init__(self, num_files: int, nbytes: int):
-        self._memory = torch.empty(num_files, nbytes, dtype=torch.uint8)
-        self._dtypes: tuple[torch.dtype, ...] = ()
-        self._values = BlockValues(0, (), ())
+        self._memory = np.empty((num_files, nbytes), np.uint8)
+        self._types: tuple[str, ...] = ()
+        self._values = BlockValues(0, (), (), ())
 
-    def values(self, count: int, dtypes: tuple[torch.dtype, ...]) -> BlockValues:
+    def values(self, count: int, types: tuple[str, ...]) -> BlockValues:
         """Views of ``count`` values per file; those of the previous call if they fit."""
-        if (self._values.count, self._dtypes) != (count, dtypes):
-            self._dtypes, self._values = dtypes, self._views(count, dtypes)
+        if (self._values.count, self._types) != (count, types):
+            self._types, self._values = types, self._views(count, types)
         return self._values
 
-    def _views(self, count: int, dtypes: tuple[torch.dtype, ...]) -> BlockValues:
-        groups, begin = [], 0
-        for k, dtype in enumerate(dtypes):
-            if dtypes[k + 1 : k + 2] != (dtype,):
-                groups.append(self._memory[begin : k + 1].view(dtype)[:, :count])
+    def _views(self, count: int, types: tuple[str, ...]) -> BlockValues:
+        groups, kinds, begin = [], [], 0
+        for k, kind in enumerate(types):
+            if types[k + 1 : k + 2] != (kind,):
+                nbytes = count * STORAGE[kind].itemsize
+                groups.append(self._memory[begin : k + 1, :nbytes].view(STORAGE[kind]))
+                kinds.append(kind)
                 begin = k + 1
         rows = (
-            memory.numpy().data[: count * dtype.itemsize]
-            for memory, dtype in zip(self._memory, dtypes, strict=True)
+            memory[: count * STORAGE[kind].itemsize].data
+            for memory, kind in zip(self._memory, types, strict=True)
         )
-        return BlockValues(count, tuple(groups), tuple(rows))
+        return BlockValues(count, tuple(groups), tuple(kinds), tuple(rows))
 
 
 def _spans(headers: Sequence[Header]) -> Iterator[_Span]:
     """The spans of all tensors, in the order of the first file."""
     names: list[str] = []
-    dtypes: tuple[torch.dtype, ...] = ()
+    types: tuple[str, ...] = ()
     offsets: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
     tensors = headers[0].tensors
 
     def span() -> _Span:
-        return _Span(tuple(names), tuple(tensors[n].numel for n in names), dtypes, offsets)
+        return _Span(tuple(names), tuple(tensors[n].numel for n in names), types, offsets)
 
     for name in tensors:
         specs = [header.tensors[name] for header in headers]
-        own_dtypes = tuple(spec.dtype for spec in specs)
+        own_types = tuple(spec.type for spec in specs)
         starts = tuple(spec.offset for spec in specs)
-        if names and (own_dtypes != dtypes or starts != ends):
+        if names and (own_types != types or starts != ends):
             yield span()
             names.clear()
         if not names:
-            dtypes, offsets = own_dtypes, starts
+            types, offsets = own_types, starts
         names.append(name)
         ends = tuple(spec.offset + spec.nbytes for spec in specs)
     if names:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from edm2lite.ema.casts import STORAGE
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.trajectory import TrajectoryModel
@@ -28,7 +28,7 @@ def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
         ValueError: If a sampled value is not finite: that file is damaged.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from edm2lite.ema import PowerFunctionEMA, list_snapshots
         >>> weights, folder = {"w": torch.ones(50)}, tempfile.mkdtemp()
         >>> ema = PowerFunctionEMA(weights)
@@ -68,7 +68,7 @@ def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
         ValueError: If a value is not finite: that file is damaged.
     """
     rng = np.random.default_rng(0)
-    tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.dtype.is_floating_point]
+    tensors = [(n, s) for n, s in infos[-1].header.tensors.items() if s.is_floating_point]
     sizes = np.array([spec.numel for _, spec in tensors], dtype=np.float64)
     small = sizes.sum() <= _PLACES * _PLACE_LENGTH
     places = [(name, 0, spec.numel) for name, spec in tensors if small]
@@ -91,10 +91,12 @@ def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> ND
     values = []
     with open(info.path, "rb", buffering=0) as file:
         read = [
-            os.pread(file.fileno(), count * s.dtype.itemsize, s.offset + first * s.dtype.itemsize)
+            os.pread(file.fileno(), count * s.itemsize, s.offset + first * s.itemsize)
             for (_, first, count), s in zip(places, specs, strict=True)
         ]
-    for dtype, equal in itertools.groupby(range(len(places)), key=lambda i: specs[i].dtype):
-        data = bytearray(b"".join(read[i] for i in equal))
-        values.append(torch.frombuffer(data, dtype=dtype).double().numpy())
+    for kind, equal in itertools.groupby(range(len(places)), key=lambda i: specs[i].type):
+        stored = np.frombuffer(b"".join(read[i] for i in equal), STORAGE[kind])
+        if kind == "BF16":
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        values.append(stored.astype(np.float64))
     return np.concatenate(values)

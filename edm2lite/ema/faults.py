@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edm2lite.ema.folder import ScannedFile, tensor_shapes
@@ -15,6 +15,9 @@ from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress
 from edm2lite.tensorfile import read_blocks
+
+if TYPE_CHECKING:
+    import torch
 
 Fault = tuple[str, str]
 """State of a file in a word or two, and a message for the user."""
@@ -86,6 +89,8 @@ def byte_faults(infos: Sequence[SnapshotInfo], progress: Progress | None) -> dic
 
 
 def _finite(values: torch.Tensor) -> bool:
+    import torch
+
     # A finite sum means that all terms are finite, and is several times faster than testing each.
     return bool(torch.isfinite(values.sum(dtype=torch.float64))) or bool(
         torch.isfinite(values).all()

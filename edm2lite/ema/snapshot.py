@@ -10,12 +10,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
+from edm2lite.tensorheader import type_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 FORMAT = "edm2lite.ema/1"
 EXTRA_KEYS = ("model", "encoder", "data")
@@ -37,7 +40,7 @@ class SnapshotInfo:
         header: Shapes and positions of the tensors, metadata, digest.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from edm2lite.ema import PowerFunctionEMA, list_snapshots
         >>> ema, folder = PowerFunctionEMA({"w": torch.ones(3)}, [0.10]), tempfile.mkdtemp()
         >>> ema.update(nimg=64)
@@ -119,7 +122,7 @@ def write_snapshot(
         OSError: If the file cannot be written. No partial file is left behind.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = write_snapshot(
         ...     Path(tempfile.mkdtemp()), {"w": torch.ones(3)}, run="a1", sigma_rel=0.10,
         ...     profile=PowerFunction.of_width(0.10, 64), history=[(64, 1)], start_nimg=0,
@@ -152,13 +155,13 @@ def _write(
     path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, metadata: Mapping[str, str]
 ) -> None:
     specs = {
-        name: TensorSpec(dtype if v.is_floating_point() else v.dtype, tuple(v.shape))
+        name: TensorSpec(type_of(dtype if v.is_floating_point() else v.dtype), tuple(v.shape))
         for name, v in tensors.items()
     }
     with TensorWriter(path, specs, metadata) as writer:
         for name, value in tensors.items():
             stored = value.to(specs[name].dtype)
-            if stored.is_floating_point() and not torch.isfinite(stored).all():
+            if stored.is_floating_point() and not stored.isfinite().all():
                 raise ValueError(
                     f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
                     f" {metadata['nimg']} is not; nothing was written for it"
@@ -178,7 +181,7 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
         ValueError: If the file is damaged.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from edm2lite.tensorfile import save_tensors
         >>> path = save_tensors(Path(tempfile.mkdtemp()) / "w", {"w": torch.ones(3)}, {})
         >>> print(read_info(path))  # not a snapshot

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from edm2lite.ema.blocks import BlockReader, BlockValues, Part
+from edm2lite.ema.casts import STORAGE, narrow, widen
 from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import Header
 
@@ -25,6 +24,7 @@ STRIP_VALUES = 2**15
 STRIP_BYTES = 3 * 2**20
 """Memory of a strip of all files and its sums in float32; it stays in a core's cache."""
 
+Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes to read in total."""
 
@@ -34,32 +34,32 @@ def weighted_sums(
     weights: NDArray[np.float64],
     pool: WorkerPool,
     *,
-    dtype: torch.dtype = torch.float32,
+    type: str = "F32",
     progress: Progress | None = None,
-) -> Iterator[tuple[tuple[Part, ...], Tensor]]:
+) -> Iterator[tuple[tuple[Part, ...], NDArray[np.generic]]]:
     """R weighted sums of K files that hold the same tensors, block by block in file order.
 
     Sums are accumulated in float32. Tensors that are not floating-point are taken from the last
-    file, in their own dtype.
+    file, as they are.
 
     Args:
         headers: Headers of the K files; names, shapes and their order must agree.
         weights: [R, K] float64; each row sums to 1.
         pool: Workers that read and multiply. Tasks added to it between two blocks run with the
             next block; run it once more at the end.
-        dtype: Floating-point type of the sums.
+        type: Floating-point type of the sums, by its name in a header.
         progress: Called with the bytes read and the total after each block.
 
     Yields:
-        (parts, values [R, n] of ``dtype``): the tensors that the columns of ``values`` belong to,
-        and their sums. The memory of ``values`` is reused by the block after the next.
+        (parts, values [R, n] as stored): the tensors that the columns belong to, and their sums.
+        The memory of ``values`` is reused by the block after the next.
 
     Raises:
         ValueError: If a file ends early, or its bytes do not match its digest. The latter is known
             only after the last block: discard what was yielded then.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from pathlib import Path
         >>> from edm2lite.tensorfile import read_header, save_tensors
         >>> folder = Path(tempfile.mkdtemp())
@@ -68,13 +68,14 @@ def weighted_sums(
         >>> with WorkerPool(1) as pool:
         ...     ((parts, values),) = weighted_sums(headers, np.array([[0.25, 0.75]]), pool)
         >>> parts[0].name, values
-        ('w', tensor([[1.7500, 1.7500]]))
+        ('w', array([[1.75, 1.75]], dtype=float32))
     """
     # Files of one type lie together, so that one copy converts all of them.
     order = sorted(range(len(headers)), key=lambda k: (_kind(headers[k]), k))
     reader = BlockReader([headers[k] for k in order], len(weights))
-    outs = [torch.empty(len(weights), reader.block_values, dtype=dtype) for _ in range(2)]
-    multiplier = _Multiplier(weights[:, order], order.index(len(headers) - 1), outs, len(pool))
+    outs = [np.empty((len(weights), reader.block_values), STORAGE[type]) for _ in range(2)]
+    reference = order.index(len(headers) - 1)
+    multiplier = _Multiplier(weights[:, order], reference, outs, type, len(pool))
     total, done = sum(header.data_bytes for header in headers), 0
     for parts, block in reader.blocks(pool):
         values = multiplier.add(block, pool)
@@ -92,80 +93,86 @@ class _Multiplier:
         self,
         weights: NDArray[np.float64],
         reference: int,
-        outs: list[Tensor],
+        outs: list[NDArray[np.generic]],
+        type: str,
         num_workers: int,
     ):
-        self._weights = torch.from_numpy(np.ascontiguousarray(weights)).float()
+        self._weights = np.ascontiguousarray(weights, np.float32)
+        self._type = type
         self._reference = reference  # index of the file that the others differ little from
         self._outs = outs  # used in turn
         self._width = min(STRIP_VALUES, max(256, STRIP_BYTES // (4 * sum(weights.shape))))
         self._strips = [_Strip(self._weights, self._width) for _ in range(num_workers)]
         self._jobs: dict[tuple[int, int], tuple[BlockValues, list[_Job]]] = {}  # by memory used
 
-    def add(self, block: BlockValues, pool: WorkerPool) -> Tensor:
+    def add(self, block: BlockValues, pool: WorkerPool) -> NDArray[np.generic]:
         """[R, n] sums of a block, which the next run of ``pool`` fills in."""
-        if not block.groups[0].is_floating_point():
-            row = torch.cat(block.groups)[self._reference]
-            return row.expand(len(self._weights), -1)
+        if "F" not in block.types[0]:
+            row = np.concatenate(block.groups)[self._reference]
+            return np.broadcast_to(row, (len(self._weights), len(row)))
         self._outs.reverse()
         out = self._outs[0][:, : block.count]
-        key = block.groups[0].data_ptr(), out.data_ptr()
+        key = block.groups[0].ctypes.data, out.ctypes.data
         if key not in self._jobs or self._jobs[key][0] is not block:
             self._jobs[key] = block, self._cut(block, out)
         pool.add(self._multiply, self._jobs[key][1])
         return out
 
-    def _cut(self, block: BlockValues, out: Tensor) -> list[_Job]:
+    def _cut(self, block: BlockValues, out: NDArray[np.generic]) -> list[_Job]:
         width = math.ceil(block.count / math.ceil(block.count / self._width))  # equal strips
         columns = [slice(i, i + width) for i in range(0, block.count, width)]
-        return [_Job(tuple(g[:, c] for g in block.groups), out[:, c]) for c in columns]
+        groups = (tuple(group[:, c] for group in block.groups) for c in columns)
+        return [_Job(g, block.types, out[:, c]) for g, c in zip(groups, columns, strict=True)]
 
     def _multiply(self, worker: int, job: _Job) -> None:
         values, rows, sums = self._strips[worker].shaped(job)
-        for row, group in zip(rows, job.groups, strict=True):
-            row.copy_(group)
+        for row, group, kind in zip(rows, job.groups, job.types, strict=True):
+            widen(row, group, kind)
         if all(group.dtype.itemsize < 4 for group in job.groups):
-            torch.mm(self._weights, values, out=sums)
+            np.matmul(self._weights, values, out=sums)
         else:
             # The weights sum to 1, so the sum may run over differences from one of the files: they
             # are small, and so is the rounding of their sum. For files in half precision this is
             # not needed: their own rounding is a thousand times that of the sum.
-            base = values[self._reference].clone()
-            torch.addmm(base, self._weights, values.sub_(base), out=sums)
-        job.out.copy_(sums)
+            base = values[self._reference].copy()
+            values -= base
+            np.matmul(self._weights, values, out=sums)
+            sums += base
+        narrow(job.out, sums, self._type)
 
 
 @dataclass(frozen=True)
 class _Job:
     """A strip of a block, and where its sums belong."""
 
-    groups: tuple[Tensor, ...]  # [K_g, n]
-    out: Tensor  # [R, n]
+    groups: tuple[NDArray[np.generic], ...]  # [K_g, n]
+    types: tuple[str, ...]
+    out: NDArray[np.generic]  # [R, n]
 
 
 class _Strip:
     """Memory of one worker for the float32 values and sums of a strip; its views are reused."""
 
-    def __init__(self, weights: Tensor, width: int):
-        self._heights = list(weights.shape[::-1])
-        self._memory = torch.empty(sum(weights.shape) * width)
-        self._shape: list[torch.Size] = []
-        self._views: tuple[Tensor, tuple[Tensor, ...], Tensor]
+    def __init__(self, weights: Floats, width: int):
+        self._num_sums, self._num_files = weights.shape
+        self._memory = np.empty(sum(weights.shape) * width, np.float32)
+        self._shape: list[tuple[int, ...]] = []
+        self._views: tuple[Floats, list[Floats], Floats]
 
-    def shaped(self, job: _Job) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def shaped(self, job: _Job) -> tuple[Floats, list[Floats], Floats]:
         """Values of all files [K, n], those of each group, and sums [R, n]."""
         shape = [group.shape for group in job.groups]
         if shape != self._shape:
             count = job.out.shape[1]
-            both = self._memory[: sum(self._heights) * count].view(-1, count)
-            values, sums = torch.split(both, self._heights)
-            groups = torch.split(values, [len(group) for group in job.groups])
-            self._views = values, groups, sums
+            rows = self._num_files + self._num_sums
+            both = self._memory[: rows * count].reshape(rows, count)
+            values, sums = both[: self._num_files], both[self._num_files :]
+            ends = np.cumsum([len(group) for group in job.groups])[:-1]
+            self._views = values, np.split(values, ends), sums
             self._shape = shape
         return self._views
 
 
 def _kind(header: Header) -> str:
     """Name of the floating-point type of a file; empty if it has none."""
-    floating = (s.dtype for s in header.tensors.values() if s.dtype.is_floating_point)
-    return str(next(floating, ""))
+    return next((s.type for s in header.tensors.values() if s.is_floating_point), "")

@@ -2,7 +2,7 @@
 
 Coefficients and errors are computed from the headers of the files and from a small sample of their
 values, which shows how the weights moved (:mod:`edm2lite.ema.calibration`). Plans are carried out
-by :mod:`edm2lite.ema.reconstruction`.
+by :mod:`edm2lite.ema.building`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from edm2lite.ema.calibration import fit_model
 from edm2lite.ema.folder import list_snapshots
@@ -28,6 +27,12 @@ from edm2lite.ema.solve import Solution, solve_calibrated, solve_paper
 from edm2lite.tensorfile import MODEL_FORMAT
 from edm2lite.version import __version__
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MAX_ERROR = 0.02
+"""Default limit of predicted errors, relative to the norm of the weights."""
 SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
 
 
@@ -47,7 +52,7 @@ class Reconstruction:
         path: The file, if the average was written to one.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from edm2lite.ema import PowerFunctionEMA
         >>> ema, run = PowerFunctionEMA({"w": torch.ones(3)}), tempfile.mkdtemp()
         >>> ema.update(nimg=64)
@@ -81,7 +86,7 @@ class Reconstruction:
         """Sum of the absolute coefficients."""
         return float(np.abs(self.coefficients).sum())
 
-    def stored_as(self, dtype: torch.dtype) -> Reconstruction:
+    def stored_as(self, dtype: torch.dtype | str) -> Reconstruction:
         """This plan with the rounding of a result in ``dtype`` included in its predicted error."""
         error = math.hypot(self.predicted_error, ROUNDING[str(dtype).removeprefix("torch.")])
         metadata = {**self.metadata, "predicted_error": repr(error)}
@@ -93,7 +98,7 @@ def plan_targets(
     *,
     sigma_rel: float | Sequence[float] | None = None,
     gamma: float | Sequence[float] | None = None,
-    profiles: Sequence[Profile] | None = None,
+    profiles: Profile | Sequence[Profile] | None = None,
     nimg: int | None = None,
     solver: str = "calibrated",
     anywhere: bool = False,
@@ -120,7 +125,7 @@ def plan_targets(
         ValueError: If an average is out of range, or the snapshots do not belong together.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from edm2lite.ema import PowerFunctionEMA
         >>> ema, run = PowerFunctionEMA({"w": torch.ones(50)}), tempfile.mkdtemp()
         >>> ema.update(nimg=64)
@@ -134,6 +139,8 @@ def plan_targets(
         raise ValueError("give the averages as either sigma_rel, gamma or profiles, one of them")
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if profiles is not None and not isinstance(profiles, Sequence):
+        profiles = [profiles]
     targets, widths = _targets(infos, sigma_rel, gamma, profiles, nimg)
     used, solution = _solve(infos, targets, solver, anywhere)
     return [
@@ -184,7 +191,8 @@ def check_error(plans: Sequence[Reconstruction], max_error: float) -> None:
     where = "" if latest == bad[0].nimg else f", where the latest snapshot is of {latest}"
     raise ValueError(
         f"predicted errors must be at most {max_error:g}, those of sigma_rel {named} at nimg ="
-        f" {bad[0].nimg}{where} are larger; leave these out or raise the limit (--max-error)"
+        f" {bad[0].nimg}{where} are larger; leave these out or raise the limit (--max-error,"
+        " max_error)"
     )
 
 

@@ -6,17 +6,18 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from edm2lite.ema.folder import snapshot_folder
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import MODEL_FORMAT, Header, read_header, verify
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def verify_reconstruction(
@@ -40,7 +41,7 @@ def verify_reconstruction(
         ValueError: If a file is damaged, a snapshot is missing, or the values differ.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from edm2lite.ema import PowerFunctionEMA, reconstruct
         >>> weights, run = {"w": torch.ones(50)}, Path(tempfile.mkdtemp())
         >>> ema = PowerFunctionEMA(weights)
@@ -48,7 +49,7 @@ def verify_reconstruction(
         ...     weights["w"] += 0.01 * torch.randn(50)
         ...     ema.update(64 * step)
         ...     _ = ema.save_snapshots(run / "snapshots")
-        >>> (result,) = reconstruct(run, sigma_rel=0.07, out=run / "ema")
+        >>> result = reconstruct(run, sigma_rel=0.07, out=run / "ema")
         >>> verify_reconstruction(result.path, run)
         8
     """
@@ -77,6 +78,8 @@ def _compare(
     progress: Progress | None,
 ) -> tuple[int, float]:
     """Number of values of a file that differ from a weighted sum, and the largest difference."""
+    import torch
+
     sum_abs = float(np.abs(coefficients).sum())
     different, largest = 0, 0.0
     with open(header.path, "rb") as file, WorkerPool() as pool:
@@ -84,7 +87,7 @@ def _compare(
         for parts, values in weighted_sums(headers, coefficients, pool, progress=progress):
             for part in parts:
                 dtype = header.tensors[part.name].dtype
-                rebuilt = values[0, part.first : part.last].to(dtype)
+                rebuilt = torch.from_numpy(values[0, part.first : part.last].copy()).to(dtype)
                 data = bytearray(file.read(rebuilt.numel() * dtype.itemsize))
                 found = torch.frombuffer(data, dtype=dtype)
                 gap = (rebuilt.double() - found.double()).abs()
@@ -130,5 +133,7 @@ def _tolerance(values: Tensor, sum_abs: float) -> Tensor | float:
     """
     if not values.is_floating_point():
         return 0.0
+    import torch
+
     size = values.double().abs()
     return torch.finfo(values.dtype).eps * size + 2**-21 * sum_abs * size.max()

@@ -8,13 +8,15 @@ each thread takes the next task from it.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TypeVar
 
-import torch
+from edm2lite.ema.blas import libraries
 
 T = TypeVar("T")
 
@@ -22,9 +24,9 @@ T = TypeVar("T")
 class WorkerPool:
     """Threads that run the tasks added to them when :meth:`run` is called; the caller helps.
 
-    Use it as a context manager. While it is open, torch runs single-threaded in every worker:
-    torch's own threads wait for each other after every operation, which stalls all of them whenever
-    another program takes a core.
+    Use it as a context manager. While it is open, BLAS and torch run single-threaded in every
+    worker: their own threads wait for each other after every operation, which stalls all of them
+    whenever another program takes a core.
 
     Args:
         size: Number of workers, at least 1. [default: the cores this process may use, at most 8]
@@ -48,18 +50,20 @@ class WorkerPool:
         return self._size
 
     def __enter__(self) -> WorkerPool:
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        self._pool = ThreadPoolExecutor(
-            self._size, initializer=torch.set_num_threads, initargs=(1,)
+        self._closing = ExitStack()
+        self._closing.enter_context(libraries().limit(limits=1, user_api="blas"))
+        if (torch := sys.modules.get("torch")) is not None:
+            self._closing.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        self._pool = self._closing.enter_context(
+            ThreadPoolExecutor(self._size, initializer=_one_torch_thread)
         )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown()
-        torch.set_num_threads(self._threads)
+        self._closing.close()
 
     def add(self, function: Callable[[int, T], object], items: Iterable[T]) -> None:
         """Add the tasks ``function(worker, item)``, one per item, to the next run.
@@ -97,6 +101,11 @@ class WorkerPool:
             except BaseException:
                 self._tasks.clear()
                 raise
+
+
+def _one_torch_thread() -> None:
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 def num_cores() -> int:

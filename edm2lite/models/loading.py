@@ -20,14 +20,12 @@ from torch import Tensor
 
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import Reconstruction, plan_targets
-from edm2lite.ema.reconstruction import build
+from edm2lite.ema.building import build
+from edm2lite.ema.targets import MAX_ERROR
 from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
 from edm2lite.network.conditions import ClassLabel
 from edm2lite.tensorfile import load_tensors
 from edm2lite.units import parse_count
-
-MAX_ERROR = 0.02
-"""Predicted error above which an average is not rebuilt unless its name allows it."""
 
 EXPORTED = "model.safetensors"
 """Name of the weights in the folder of an exported model."""
@@ -181,7 +179,7 @@ def _rebuild(run: str, query: str, text: str) -> Reconstruction:
             f" {max_error:g}: the snapshots cannot give this length; choose another, or allow it by"
             f" adding ,max_error={2 * plans[0].predicted_error:.1g}"
         )
-    return next(build(plans))
+    return build(plans)[0]
 
 
 def _number(key: str, value: str, text: str) -> float:

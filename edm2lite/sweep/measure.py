@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from edm2lite.ema import plan_targets
-from edm2lite.ema.reconstruction import build
+from edm2lite.ema.building import build
 from edm2lite.ema.targets import Reconstruction
 from edm2lite.metrics.image_source import Generation
 from edm2lite.metrics.influence import covariance

@@ -114,7 +114,7 @@ def test_snapshots_of_other_shapes_are_found(folder):
 
 
 def test_a_reconstruction_among_the_snapshots_is_found(folder, tmp_path):
-    (built,) = reconstruct(folder, sigma_rel=0.08, out=tmp_path / "out")
+    built = reconstruct(folder, sigma_rel=0.08, out=tmp_path / "out")
     shutil.copy(built.path, folder)
     finding, _ = only_finding(folder)
     assert finding.state == "other format" and finding.path == folder / built.path.name

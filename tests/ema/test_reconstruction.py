@@ -14,8 +14,9 @@ from edm2lite.ema import (
     list_snapshots,
     plan_targets,
     reconstruct,
+    reconstruct_each,
 )
-from edm2lite.ema.reconstruction import build
+from edm2lite.ema.building import build
 from edm2lite.ema.targets import check_error
 from edm2lite.ema.verification import verify_reconstruction
 from edm2lite.tensorfile import load_tensors, save_tensors
@@ -65,7 +66,7 @@ def test_rebuilt_averages_match_directly_tracked_ones(walk):
 def test_a_stored_length_comes_back_as_it_was_stored(walk):
     folder, _ = walk
     info = list_snapshots(folder)[-1]
-    built = next(reconstruct(folder, sigma_rel=info.sigma_rel))
+    built = reconstruct(folder, sigma_rel=info.sigma_rel)
     one_hot = np.zeros(len(built.inputs))
     one_hot[[i.path for i in built.inputs].index(info.path)] = 1
     np.testing.assert_allclose(built.coefficients, one_hot, atol=1e-6)
@@ -77,7 +78,7 @@ def test_a_stored_length_comes_back_as_it_was_stored(walk):
 def test_stream_equals_the_sum_in_memory(walk, monkeypatch):
     folder, _ = walk
     monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_BYTES", 4 * 122 * 1024)
-    built = list(reconstruct(folder, gamma=[3.0, 12.0]))
+    built = reconstruct(folder, gamma=[3.0, 12.0])
     for result in built:
         exact = sum(
             x * load_tensors(i.path)[0]["a.weight"].double()
@@ -91,8 +92,8 @@ def test_stream_equals_the_sum_in_memory(walk, monkeypatch):
 
 def test_files_and_memory_agree_and_carry_provenance(walk, tmp_path):
     folder, _ = walk
-    in_memory = list(reconstruct(folder, sigma_rel=[0.2, 0.03]))
-    on_disk = list(reconstruct(folder, sigma_rel=[0.2, 0.03], out=tmp_path))
+    in_memory = reconstruct(folder, sigma_rel=[0.2, 0.03])
+    on_disk = reconstruct(folder, sigma_rel=[0.2, 0.03], out=tmp_path)
     for a, b in zip(in_memory, on_disk, strict=True):
         tensors, metadata = load_tensors(b.path)
         assert all(tensors[n].equal(t) for n, t in a.state_dict.items())
@@ -123,7 +124,7 @@ def test_lengths_are_given_one_way(walk, arguments):
 def test_output_into_the_snapshot_folder_is_refused(walk):
     before = sorted(walk[0].iterdir())
     with pytest.raises(ValueError, match="another folder"):
-        list(reconstruct(walk[0], sigma_rel=0.1, out=walk[0]))
+        reconstruct(walk[0], sigma_rel=0.1, out=walk[0])
     assert sorted(walk[0].iterdir()) == before
 
 
@@ -141,7 +142,7 @@ def test_damaged_snapshot_is_named_and_nothing_is_written(walk, tmp_path):
     data[-5] ^= 4
     victim.write_bytes(data)
     with pytest.raises(ValueError, match=victim.name):
-        list(reconstruct(some, sigma_rel=0.1, out=tmp_path / "out"))
+        reconstruct(some, sigma_rel=0.1, out=tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -202,10 +203,10 @@ def test_renamed_files_are_read_by_what_they_say(walk, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_one_average_alone_is_what_it_is_among_many(walk, tmp_path, monkeypatch, dtype):
     lengths = [0.02, 0.031, 0.06, 0.13, 0.2, 0.25, 0.28, 0.11, 0.09, 0.17, 0.012]
-    many = list(reconstruct(walk[0], sigma_rel=lengths, out=tmp_path / "many", dtype=dtype))
+    many = reconstruct(walk[0], sigma_rel=lengths, out=tmp_path / "many", dtype=dtype)
     monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_BYTES", 4 * 131 * 1030)
     for whole in many:
-        alone = next(reconstruct(walk[0], sigma_rel=whole.sigma_rel, dtype=dtype))
+        alone = reconstruct(walk[0], sigma_rel=whole.sigma_rel, dtype=dtype)
         tensors, _ = load_tensors(whole.path)
         # sums of float32 terms in another order, and one rounding to the type
         tolerance = {"atol": 2e-5, "rtol": torch.finfo(dtype).eps}
@@ -218,7 +219,7 @@ def test_one_average_alone_is_what_it_is_among_many(walk, tmp_path, monkeypatch,
 
 def test_verification_names_what_differs(walk, tmp_path):
     some = copy_some(walk[0], tmp_path / "some")
-    (built,) = reconstruct(some, sigma_rel=0.1, out=tmp_path / "out")
+    built = reconstruct(some, sigma_rel=0.1, out=tmp_path / "out")
     tensors, metadata = load_tensors(built.path)
     tensors["b"][3] += 0.25
     changed = {k: v for k, v in metadata.items() if "digest" not in k}
@@ -286,3 +287,49 @@ def test_windows_and_exponential_averages_match_direct_sums(tmp_path):
         # a window has an edge that smooth averages cannot follow: the walk moves 3 % over a cadence
         assert error < 5e-3 and 0.5 < built.predicted_error / error < 2
         assert built.gamma is None and built.sigma_rel is None
+
+
+def test_files_are_there_when_the_call_returns(walk, tmp_path):
+    reconstruct(walk[0], sigma_rel=[0.06, 0.1], out=tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["ema-0.06000-0000076800.safetensors", "ema-0.10000-0000076800.safetensors"]
+
+
+@pytest.mark.parametrize("call", [reconstruct, reconstruct_each])
+def test_a_wrong_path_or_length_is_told_at_the_call(walk, tmp_path, call):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        call(tmp_path / "wrong", sigma_rel=[0.1])
+    with pytest.raises(ValueError, match="sigma_rel must lie between 0 and"):
+        call(walk[0], sigma_rel=[0.5])
+
+
+def test_one_length_gives_one_result_and_a_list_gives_a_list(walk):
+    folder, _ = walk
+    for argument, one in (("sigma_rel", 0.1), ("gamma", 7), ("profiles", Window(5000, 76800))):
+        result = reconstruct(folder, **{argument: one})
+        (listed,) = reconstruct(folder, **{argument: [one]})
+        assert torch.equal(result.state_dict["a.weight"], listed.state_dict["a.weight"])
+    arrays = reconstruct(folder, sigma_rel=np.array([0.03, 0.07]))
+    assert [result.sigma_rel for result in arrays] == [0.03, 0.07]
+    assert reconstruct(folder, sigma_rel=np.float64(0.07)).sigma_rel == 0.07
+
+
+def test_lengths_that_snapshots_cannot_give_are_not_handed_over(walk, tmp_path):
+    few = copy_some(walk[0], tmp_path / "few")  # 3 times out of 60
+    (error,) = (plan.predicted_error for plan in plan_targets(few, sigma_rel=0.25))
+    assert error > 0.02
+    for call in (reconstruct, reconstruct_each):
+        with pytest.raises(ValueError, match=r"at most 0.02, those of sigma_rel 0.25 .*max_error"):
+            call(few, sigma_rel=[0.1, 0.25])
+    with pytest.raises(ValueError, match="at most 0.02"):
+        reconstruct(few, sigma_rel=[0.1, 0.25], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert reconstruct(few, sigma_rel=0.25, max_error=1).predicted_error == pytest.approx(error)
+
+
+def test_averages_one_after_the_other_are_those_made_together(walk):
+    lengths = [0.05, 0.12]
+    together = reconstruct(walk[0], sigma_rel=lengths)
+    for one, result in zip(reconstruct_each(walk[0], sigma_rel=lengths), together, strict=True):
+        assert one.sigma_rel == result.sigma_rel
+        torch.testing.assert_close(one.state_dict, result.state_dict, atol=2e-6, rtol=1e-6)

@@ -12,6 +12,7 @@ from edm2lite.ema.blocks import BlockReader
 from edm2lite.ema.stream import weighted_sums
 from edm2lite.ema.workers import WorkerPool
 from edm2lite.tensorfile import read_header, save_tensors
+from edm2lite.tensorheader import type_of
 
 SHAPES = {"a": (3, 700), "n": (), "none": (0, 4), "b": (2500,), "c": (1,), "d": (33, 50)}
 
@@ -29,6 +30,13 @@ def files(folder, dtypes):
     return written, headers
 
 
+def as_tensor(values, kind):
+    """A tensor of numbers as files store them: NumPy holds bfloat16 as integers."""
+    tensor = torch.from_numpy(np.array(values))
+    is_brain = kind == "BF16" and values.dtype == np.uint16
+    return tensor.view(torch.bfloat16) if is_brain else tensor
+
+
 @pytest.mark.parametrize("block_values", [1024, 2100, 2**17])
 def test_blocks_hold_every_value_once(tmp_path, monkeypatch, block_values):
     written, headers = files(tmp_path, [torch.float16, torch.float16, torch.float32])
@@ -39,7 +47,11 @@ def test_blocks_hold_every_value_once(tmp_path, monkeypatch, block_values):
         for parts, views in BlockReader(headers, 1).blocks(crew):
             sizes.append(views.count)
             assert parts[0].first == 0 and parts[-1].last == views.count
-            rows = [row for group in views.groups for row in group]
+            rows = [
+                row
+                for group, kind in zip(views.groups, views.types, strict=True)
+                for row in as_tensor(group, kind)
+            ]
             for part in parts:
                 for values, row in zip(read, rows, strict=True):
                     count = part.last - part.first
@@ -68,10 +80,11 @@ def test_sums_equal_float64_whatever_the_types_blocks_and_threads(
     weights[:, 0] += 1 - weights.sum(axis=1)
     sums = {name: torch.zeros(3, int(np.prod(shape))) for name, shape in SHAPES.items()}
     with WorkerPool(workers) as crew:
-        for parts, values in weighted_sums(headers, weights, crew, dtype=dtype):
+        for parts, values in weighted_sums(headers, weights, crew, type=type_of(dtype)):
             for part in parts:
                 columns = slice(part.begin, part.begin + part.last - part.first)
-                sums[part.name][:, columns] = values[:, part.first : part.last].float()
+                found = as_tensor(values[:, part.first : part.last], type_of(dtype))
+                sums[part.name][:, columns] = found.float()
     assert (sums.pop("n") == 3).all()  # of the last file
     for name, found in sums.items():
         stack = torch.stack([tensors[name].double().flatten() for tensors in written])
@@ -96,7 +109,7 @@ def test_tensors_are_found_where_their_header_says(tmp_path):
             for part in parts:
                 if part.name == "n":
                     continue
-                found = values[0, part.first : part.last]
+                found = torch.from_numpy(values[0, part.first : part.last].copy())
                 exact = (0.25 * written[0][part.name] + 0.75 * written[1][part.name]).flatten()
                 at = slice(part.begin, part.begin + len(found))
                 torch.testing.assert_close(found, exact[at], atol=1e-6, rtol=1e-6)

@@ -108,7 +108,7 @@ def test_a_part_of_the_module_other_lengths_and_another_clock(tmp_path):
     fit(tmp_path, [callback], 3)
     walk = [(6 * nimg, weights) for nimg, weights in exact_walk(3)]
     check_snapshots(tmp_path, walk, [6 * 44, 6 * 66], sigma_rels=(0.2,))
-    (built,) = reconstruct(tmp_path, sigma_rel=0.2)
+    built = reconstruct(tmp_path, sigma_rel=0.2)
     build().load_state_dict(built.state_dict)  # names of the part, not of the whole
     callback = EMACallback(tmp_path / "b", snapshot_steps=4, samples=100, source=lambda m: m.net)
     fit(tmp_path, [callback], 3)

@@ -59,7 +59,7 @@ def test_a_folder_of_raw_snapshots_becomes_a_run_that_is_rebuilt(tmp_path, dtype
     assert {info.dtype for info in infos} == {str(dtype).removeprefix("torch.")}
     assert infos[-1].history == ((2**20, 80),)
     assert reports == sorted(reports) and reports[-1][0] == reports[-1][1] and len(reports) == 20
-    (built,) = reconstruct(tmp_path / "run", sigma_rel=0.07)
+    built = reconstruct(tmp_path / "run", sigma_rel=0.07)
     names = [name for name, _ in random_net().named_parameters()]
     error = sum(float((built.state_dict[n] - truth[n]).square().sum()) for n in names)
     norm = sum(float(truth[n].square().sum()) for n in names)
@@ -75,7 +75,7 @@ def test_latents_are_still_known_after_reconstruction(tmp_path):
             path = tmp_path / "a" / f"n-{kimg:07d}-{length}.pkl"
             write(path, random_net(LATENTS), encoder=vae_encoder())
     import_folder(tmp_path / "a", tmp_path / "run")
-    (built,) = reconstruct(tmp_path / "run", sigma_rel=0.05)
+    built = reconstruct(tmp_path / "run", sigma_rel=0.05)
     assert encoder_from_json(built.metadata["encoder"]) == EDM2_LATENTS
 
 

@@ -46,7 +46,7 @@ def test_an_exported_average_comes_back_with_all_it_knows(run_dir, tmp_path):
 
 
 def test_the_card_states_length_time_error_coefficients_and_digests(run_dir, tmp_path):
-    (built,) = reconstruct(run_dir, sigma_rel=0.13, out=tmp_path / "ema")
+    built = reconstruct(run_dir, sigma_rel=0.13, out=tmp_path / "ema")
     folder = save_pretrained(built.path, tmp_path / "digits", license="cc-by-nc-sa-4.0")
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
@@ -70,7 +70,7 @@ def test_the_card_states_length_time_error_coefficients_and_digests(run_dir, tmp
 def test_raw_weights_and_half_precision_stay_what_they_are(run_dir, tmp_path):
     folder = save_pretrained(run_dir, tmp_path / "raw", license="mit")
     assert rows((folder / "README.md").read_text())["EMA length (sigma_rel)"] == "none"
-    (built,) = reconstruct(run_dir, gamma=7.0, out=tmp_path, dtype=torch.float16)
+    built = reconstruct(run_dir, gamma=7.0, out=tmp_path, dtype=torch.float16)
     folder = save_pretrained(built.path, tmp_path / "half", license="mit")
     assert load_tensors(folder / "model.safetensors")[0]["unet.out_gain"].dtype == torch.float16
     assert load(folder).metadata["digest"] == load(built.path).metadata["digest"]

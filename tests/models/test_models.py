@@ -59,7 +59,7 @@ def test_an_average_that_snapshots_cannot_give_is_refused_unless_allowed(run_dir
 
 
 def test_identity_tells_weights_apart_and_not_their_form(run_dir, tmp_path):
-    (built,) = reconstruct(run_dir, sigma_rel=0.07, out=tmp_path)
+    built = reconstruct(run_dir, sigma_rel=0.07, out=tmp_path)
     virtual = load(f"{run_dir}@sigma_rel=0.07")
     assert load(built.path).identity == virtual.identity
     assert load(f"{run_dir}@sigma_rel=0.08").identity != virtual.identity

@@ -1,0 +1,136 @@
+"""Conversions between float32 and the types in which files store numbers, with or without torch.
+
+NumPy has no bfloat16, and converts float16 one number at a time. Where torch is loaded its
+conversions are used. Where it is not, loading it would take longer than all the arithmetic of a
+reconstruction: the same bits are then made by integer operations on whole blocks.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STORAGE: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),  # the bits: NumPy has no such type
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""NumPy types that hold the numbers of each type of :data:`edm2lite.tensorheader.TYPES`."""
+
+
+def widen(out: NDArray[np.float32], values: NDArray[np.generic], kind: str) -> None:
+    """Convert stored numbers to float32.
+
+    Args:
+        out: Where the results go, of the shape of ``values``.
+        values: Numbers as they are stored, of type ``STORAGE[kind]``.
+        kind: Type of the stored numbers: F64, F32, F16 or BF16.
+
+    Example:
+        >>> out = np.empty(2, np.float32)
+        >>> widen(out, np.array([1.5, -2], np.float16), "F16")
+        >>> out
+        array([ 1.5, -2. ], dtype=float32)
+    """
+    if kind in ("F64", "F32"):
+        np.copyto(out, values, casting="same_kind")
+    elif "torch" in sys.modules:
+        _torch_copy(out, values, "F32", kind)
+    elif kind == "BF16":
+        bits = out.view(np.uint32)
+        np.copyto(bits, values, casting="same_kind")
+        np.left_shift(bits, 16, out=bits)
+    else:
+        _widen_half(out, values)
+
+
+def narrow(out: NDArray[np.generic], values: NDArray[np.float32], kind: str) -> None:
+    """Round float32 to the type in which numbers are stored, to nearest and ties to even.
+
+    Args:
+        out: Where the results go, of type ``STORAGE[kind]`` and the shape of ``values``.
+        values: Numbers.
+        kind: Type to store: F64, F32, F16 or BF16.
+
+    Example:
+        >>> out = np.empty(1, np.uint16)
+        >>> narrow(out, np.array([1.0], np.float32), "BF16")
+        >>> hex(out[0])  # the upper half of 0x3f800000
+        '0x3f80'
+    """
+    if kind in ("F64", "F32"):
+        np.copyto(out, values)
+    elif "torch" in sys.modules:
+        _torch_copy(out, values, kind, "F32")
+    elif kind == "BF16":
+        np.copyto(out, _narrow_brain(values), casting="unsafe")
+    else:
+        _narrow_half(out, values)
+
+
+def _torch_copy(out: NDArray[np.generic], values: NDArray[np.generic], to: str, of: str) -> None:
+    import torch
+
+    target, source = torch.from_numpy(out), torch.from_numpy(values)
+    target = target.view(torch.bfloat16) if to == "BF16" else target
+    target.copy_(source.view(torch.bfloat16) if of == "BF16" else source)
+
+
+def _widen_half(out: NDArray[np.float32], values: NDArray[np.generic]) -> None:
+    """float16 to float32: the bits moved into place, and 2**112 for the difference of exponents.
+
+    The exponent of a float16 means ``2**(e - 15)``, and in the place of a float32's it means
+    ``2**(e - 127)``. Numbers too small for an exponent become right by the same product.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, values.view(np.int16), casting="same_kind")  # the sign fills the upper half
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # 0x8fffe000: sign, exponent, fraction
+    np.multiply(out, np.float32(2.0**112), out=out)
+    if not -65520 < out.min(initial=0) <= out.max(initial=0) < 65520:  # infinity, NaN
+        np.copyto(out, values, casting="same_kind")
+
+
+def _narrow_brain(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Bits of float32 rounded to the upper half; NaN stays one."""
+    bits = values.view(np.uint32)
+    odd: NDArray[np.uint32] = (bits >> 16) & np.uint32(1)
+    odd += np.uint32(0x7FFF)
+    odd += bits
+    odd >>= 16
+    odd[np.isnan(values)] = 0x7FC0
+    return odd
+
+
+def _narrow_half(out: NDArray[np.generic], values: NDArray[np.float32]) -> None:
+    """float32 to float16, by the sum that shifts out the bits that are rounded away.
+
+    Adding ``2**k`` times 1.5 of the exponent leaves as many bits of the fraction as float16 has.
+    Numbers beyond its range, infinities and NaN are left to NumPy.
+    """
+    size = np.abs(values)
+    if not size.max(initial=0) < 65504:
+        np.copyto(out, values, casting="same_kind")
+        return
+    # Spacing of float16 at each number: 2**(e - 10), at least 2**-24.
+    unit = size.view(np.uint32) & 0x7F800000
+    np.maximum(unit, np.uint32((127 - 14) << 23), out=unit)
+    unit += np.uint32((23 - 10) << 23)  # a power of two of this size rounds to that spacing
+    shift = unit.view(np.float32)
+    np.add(size, shift, out=size)  # rounds to nearest, ties to even
+    np.subtract(size, shift, out=size)
+    size *= np.float32(2.0**-112)
+    bits = size.view(np.uint32)
+    bits >>= 13
+    bits |= (values.view(np.uint32) >> 16) & 0x8000
+    np.copyto(out.view(np.uint16), bits, casting="unsafe")

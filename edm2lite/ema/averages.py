@@ -97,6 +97,13 @@ class Averages:
         deferred: bool | None = None,
         buffered: bool | None = None,
     ):
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"dtype of the averages must be float32 or float64, got {dtype}; late updates move"
+                " an average by 1e-5 of a difference, which half precision rounds away"
+            )
+        if start_nimg < 0:
+            raise ValueError(f"start_nimg must be an image count of at least 0, got {start_nimg}")
         self.device = device
         self.deferred = device.type == "cuda" if deferred is None else deferred
         if buffered is None:

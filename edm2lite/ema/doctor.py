@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edm2lite.ema.calibration import fit_model
 from edm2lite.ema.faults import (
     Fault,
+    abandoned_snapshots,
     byte_faults,
     duplicates,
     foreign_snapshots,
@@ -40,8 +41,8 @@ class Finding:
     """One problem of a folder.
 
     Attributes:
-        state: damaged, truncated, corrupted, not finite, other run, other shapes, other format,
-            duplicate, or missing.
+        state: damaged, truncated, corrupted, not finite, other run, other course, other shapes,
+            other format, duplicate, or missing.
         message: One sentence for the user: what the problem is, and what to do.
         path: The file; None for missing ones.
         lost: Averages that cannot be used because of it.
@@ -133,6 +134,7 @@ def examine(
     faults = {file.path: fault for file in files if (fault := header_fault(file)) is not None}
     readable = [file.info for file in files if file.info and file.path not in faults]
     faults |= foreign_snapshots(readable)
+    faults |= abandoned_snapshots([i for i in readable if i.path not in faults])
     if not quick:
         faults |= byte_faults([i for i in readable if i.path not in faults], progress)
     faults |= duplicates([i for i in readable if i.path not in faults])

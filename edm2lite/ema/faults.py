@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edm2lite.ema.course import given_up
 from edm2lite.ema.folder import ScannedFile, tensor_shapes
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import SnapshotInfo
@@ -54,6 +55,16 @@ def foreign_snapshots(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:
 
 def _most_common(values: Sequence[object]) -> object:
     return Counter(values).most_common(1)[0][0]
+
+
+def abandoned_snapshots(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:
+    """Snapshots of a course of the run that was given up for another one.
+
+    Args:
+        infos: Snapshots of one run.
+    """
+    by_time = sorted(infos, key=lambda info: (info.nimg, -info.gamma))
+    return {path: ("other course", message) for path, message in given_up(by_time).items()}
 
 
 def byte_faults(infos: Sequence[SnapshotInfo], progress: Progress | None) -> dict[Path, Fault]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edm2lite.ema.course import check_one_course
 from edm2lite.ema.snapshot import FORMAT, SnapshotInfo, read_info
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def list_snapshots(source: Path) -> list[SnapshotInfo]:
     Raises:
         FileNotFoundError: If the folder does not exist or holds no snapshot.
         ValueError: If a file is damaged, two files hold the same average, or the files are of
-            different runs or models.
+            different runs, courses of a run, or models.
 
     Example:
         >>> import tempfile, torch
@@ -103,8 +104,8 @@ def list_snapshots(source: Path) -> list[SnapshotInfo]:
     return infos
 
 
-def refuse_other_runs(folder: Path, run: str) -> None:
-    """Refuse to mix the snapshots of two runs in one folder.
+def snapshots_of_run(folder: Path, run: str) -> list[SnapshotInfo]:
+    """The snapshots in a folder to which a run is about to write; those of another are refused.
 
     A damaged file is only logged: reading the folder reports it again.
 
@@ -117,20 +118,26 @@ def refuse_other_runs(folder: Path, run: str) -> None:
 
     Example:
         >>> import tempfile
-        >>> refuse_other_runs(Path(tempfile.mkdtemp()), "a1")
+        >>> snapshots_of_run(Path(tempfile.mkdtemp()), "a1")
+        []
     """
+    infos = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             info = read_info(path)
         except ValueError as error:
             logger.warning("a damaged file lies among the snapshots: %s", error)
             continue
-        if info is not None and info.run != run:
+        if info is None:
+            continue
+        if info.run != run:
             raise ValueError(
                 f"snapshots in one folder must come from one run, {folder} holds run {info.run} and"
                 f" this is run {run}; give another folder, or load_state_dict() of that run's"
                 " checkpoint to continue it"
             )
+        infos.append(info)
+    return infos
 
 
 def tensor_shapes(info: SnapshotInfo) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -169,3 +176,4 @@ def _check_one_run(folder: Path, infos: Sequence[SnapshotInfo]) -> None:
                 f"every average must be stored once, {other.name} and {info.path.name} in {folder}"
                 f" both hold sigma_rel {info.sigma_rel} at nimg = {info.nimg}; remove one"
             )
+    check_one_course(folder, infos)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from edm2lite.ema.shards import local_shard
+
 Source = nn.Module | Mapping[str, Tensor]
 """Where the tensors of a model are found: a module, or a mapping of names to tensors."""
 
@@ -146,6 +148,42 @@ def check_names(expected: Iterable[str], found: Iterable[str]) -> None:
             "tensors must be the ones that are averaged;"
             f" missing {missing[:5] or 'none'}, unknown {unknown[:5] or 'none'}"
         )
+
+
+def saved_averages(
+    expected: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Mapping[str, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of a live average and the saved one that belongs there.
+
+    Args:
+        expected: Length -> name -> live average.
+        saved: The same from a checkpoint, full or sharded tensors.
+
+    Raises:
+        ValueError: If lengths, names or shapes differ.
+
+    Example:
+        >>> import torch
+        >>> live, saved = torch.zeros(2), torch.ones(2)
+        >>> saved_averages({"0.1": {"w": live}}, {"0.1": {"w": saved}})
+        [(tensor([0., 0.]), tensor([1., 1.]))]
+    """
+    if sorted(saved) != sorted(expected):
+        raise ValueError(
+            f"saved averages must have lengths {list(expected)}, found {sorted(saved)}"
+        )
+    pairs = []
+    for length, views in expected.items():
+        check_names(views, saved[length])
+        for name, view in views.items():
+            value = local_shard(saved[length][name])
+            if value.shape != view.shape:
+                raise ValueError(
+                    f"saved average of {name} must have the shape {tuple(view.shape)}, it has"
+                    f" {tuple(value.shape)}; load a checkpoint of this model"
+                )
+            pairs.append((view, value))
+    return pairs
 
 
 def _trains(source: Source, tensor: Tensor) -> bool:

@@ -6,11 +6,14 @@ one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def is_sharded(tensor: object) -> bool:
@@ -85,6 +88,21 @@ def sharded_like(shard: Tensor, tensor: Any) -> Tensor:
     return sharded
 
 
+def warn_if_ranks_differ(num_refused: int, tensors: Iterable[Any]) -> None:
+    """Log a warning if ranks that share these tensors refused different numbers of updates.
+
+    All of them must call this.
+
+    Example:
+        >>> warn_if_ranks_differ(3, [torch.zeros(2)])
+    """
+    counts = values_of_ranks(num_refused, tensors)
+    if len(set(counts)) > 1:
+        logger.warning(
+            "ranks refused different numbers of EMA updates, %s: history is rank 0's", counts
+        )
+
+
 def values_of_ranks(value: int, tensors: Iterable[Any]) -> list[int]:
     """``value`` as it is on every rank that shares these tensors, all of which must call this.
 
@@ -102,6 +120,19 @@ def values_of_ranks(value: int, tensors: Iterable[Any]) -> list[int]:
     rows = DTensor.from_local(shard, mesh, [Shard(0)] * mesh.ndim, run_check=False)
     values: list[int] = rows.full_tensor().tolist()
     return values
+
+
+def is_first_rank() -> bool:
+    """Whether this is rank 0 of the processes that train together, or the only process.
+
+    Example:
+        >>> is_first_rank()
+        True
+    """
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or (
+        distributed.get_rank() == 0
+    )
 
 
 def is_writer(tensors: Iterable[Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from edm2lite.atomic import sync
@@ -21,12 +22,13 @@ FOLDER = "superseded"
 """Name of the archive within the folder of the snapshots."""
 
 
-def archive(snapshots: Path, nimg: int) -> None:
+def archive(snapshots: Path, nimg: int, gammas: Collection[float] | None = None) -> None:
     """Archive the snapshots that are later than ``nimg``, and delete partly written files.
 
     Args:
         snapshots: Folder of the snapshots; it need not exist.
         nimg: Image count from which the run continues.
+        gammas: Exponents that the run tracks. [default: those of all files]
 
     Example:
         >>> import tempfile, torch
@@ -44,7 +46,13 @@ def archive(snapshots: Path, nimg: int) -> None:
     for partial in snapshots.glob(".*.partial"):
         partial.unlink()
     files = scan_snapshots(snapshots)
-    later = [file.info for file in files if file.info is not None and file.info.nimg > nimg]
+    later = [
+        file.info
+        for file in files
+        if file.info is not None
+        and file.info.nimg > nimg
+        and (gammas is None or file.info.gamma in gammas)
+    ]
     if not later:
         return
     folder = snapshots / FOLDER
@@ -53,7 +61,7 @@ def archive(snapshots: Path, nimg: int) -> None:
         os.replace(info.path, _free_name(folder, info))
     sync(folder)
     sync(snapshots)
-    logger.info(
+    logger.warning(
         "archived %d snapshots later than nimg = %d, from which the run continues, in %s",
         len(later), nimg, folder,
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +14,10 @@ from torch import Tensor
 
 from edm2lite.ema.averages import Averages
 from edm2lite.ema.lengths import widths_and_exponents
-from edm2lite.ema.model_tensors import Source, TrackedTensors, check_names
+from edm2lite.ema.model_tensors import Source, TrackedTensors, saved_averages
 from edm2lite.ema.profile import PowerFunction
-from edm2lite.ema.shards import local_shard, sharded_like, values_of_ranks
+from edm2lite.ema.shards import is_first_rank, local_shard, sharded_like, warn_if_ranks_differ
 from edm2lite.ema.writer import SnapshotSaver
-
-logger = logging.getLogger(__name__)
 
 
 class PowerFunctionEMA:
@@ -52,10 +49,12 @@ class PowerFunctionEMA:
             [default: the device of the first tensor]
         dtype: Type of the averages, float32 or float64.
         run: Identifier stored in every snapshot. [default: a random one]
+        folder: Folder that snapshots are saved in. It is examined at once, as by :meth:`claim`.
+        state: Result of :meth:`state_dict` to continue from, as by :meth:`load_state_dict`.
 
     Raises:
-        ValueError: If the lengths, ``dtype`` or ``start_nimg`` are out of range, or there is
-            nothing to average.
+        ValueError: If the lengths, ``dtype`` or ``start_nimg`` are out of range, there is nothing
+            to average, ``state`` does not fit, or ``folder`` holds snapshots of another run.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -79,15 +78,10 @@ class PowerFunctionEMA:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         run: str | None = None,
+        folder: str | Path | None = None,
+        state: Mapping[str, Any] | None = None,
     ):
         self.sigma_rels, self.gammas = widths_and_exponents(sigma_rels, gammas)
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"dtype of the averages must be float32 or float64, got {dtype}; late updates move"
-                " an average by 1e-5 of a difference, which half precision rounds away"
-            )
-        if start_nimg < 0:
-            raise ValueError(f"start_nimg must be an image count of at least 0, got {start_nimg}")
         self.start_nimg, self._last_nimg = start_nimg, start_nimg
         self.run = run or secrets.token_hex(4)
         self._tracked = TrackedTensors(source)
@@ -101,6 +95,12 @@ class PowerFunctionEMA:
         )
         self._saver = SnapshotSaver()
         self._is_applied = False
+        self._begin_nimg = start_nimg  # where this process began or continues the run
+        if state is not None:
+            self.load_state_dict(state)
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and is_first_rank():
+            self.claim(self.folder)
 
     @property
     def nimg(self) -> int:
@@ -131,7 +131,7 @@ class PowerFunctionEMA:
 
         Raises:
             ValueError: If ``nimg`` did not grow, or the tensors are not those that are tracked.
-            RuntimeError: If called within :meth:`applied`.
+            RuntimeError: Within :meth:`applied`.
         """
         nimg = operator.index(nimg)
         if nimg <= self._last_nimg:
@@ -166,8 +166,7 @@ class PowerFunctionEMA:
     def applied(self, sigma_rel: float) -> Iterator[None]:
         """Let the model hold an average within the block, and exactly its own weights afterwards.
 
-        Args:
-            sigma_rel: One of the tracked lengths.
+        ``sigma_rel`` is one of the tracked lengths.
         """
         own_weights = {name: local_shard(t).clone() for name, t in self._tracked.live().items()}
         outer, self._is_applied = self._is_applied, True
@@ -178,9 +177,24 @@ class PowerFunctionEMA:
             self._write_live(own_weights)
             self._is_applied = outer
 
+    def claim(self, folder: str | Path) -> None:
+        """Make a folder ready for the snapshots of this run, before any work is done.
+
+        Snapshots in it that are later than this moment are of a course that was given up, when
+        training went on from an older checkpoint: they are moved to ``superseded/``. The first
+        :meth:`save_snapshots` to a folder does the same.
+
+        Args:
+            folder: Folder of the snapshots. It is created if missing.
+
+        Raises:
+            ValueError: If it holds snapshots of another run, or another process writes to it.
+        """
+        self._saver.claim(Path(folder), run=self.run, nimg=self._begin_nimg, gammas=self.gammas)
+
     def save_snapshots(
         self,
-        folder: str | Path,
+        folder: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
         extra: Mapping[str, str] | None = None,
         *,
@@ -191,7 +205,8 @@ class PowerFunctionEMA:
         Every rank of a sharded model must call this; rank 0 gathers and writes.
 
         Args:
-            folder: Folder of the snapshots. It is created if missing.
+            folder: Folder of the snapshots. It is created if missing. [default: the one that was
+                given at construction]
             dtype: Stored floating-point type: float32, float16 or bfloat16.
             extra: Further metadata, such as a description of the model (``model``, JSON).
             background: Whether to copy to host memory and return while a thread writes. Errors of
@@ -201,18 +216,16 @@ class PowerFunctionEMA:
             The files, one for each average.
 
         Raises:
-            ValueError: If no update has been made, ``folder`` holds snapshots of another run, or a
-                value is not finite in ``dtype``.
-            OSError: If a file cannot be written. No partial file is left behind; make room and
-                call again.
+            ValueError: If no update has been made, there is no folder, it holds snapshots of
+                another run, another process writes to it, or a value is not finite in ``dtype``.
+            OSError: If a file cannot be written. No part of it is left; make room, call again.
         """
+        folder = self.folder if folder is None else folder
+        if folder is None:
+            raise ValueError("save_snapshots() needs a folder, here or at construction; got none")
         if not self.history:
             raise ValueError("a snapshot needs at least one update; call update(nimg) first")
-        counts = values_of_ranks(self.num_refused, self._tracked.live().values())
-        if len(set(counts)) > 1:
-            logger.warning(
-                "ranks refused different numbers of EMA updates, %s: history is rank 0's", counts
-            )
+        warn_if_ranks_differ(self.num_refused, self._tracked.live().values())
         return self._saver.save(
             Path(folder),
             (
@@ -220,6 +233,7 @@ class PowerFunctionEMA:
                 for gamma, sigma_rel in zip(self.gammas, self.sigma_rels, strict=True)
             ),
             run=self.run,
+            begin=self._begin_nimg,
             history=[(s, n) for s, n in self.history],
             start_nimg=self.start_nimg,
             dtype=dtype,
@@ -255,24 +269,12 @@ class PowerFunctionEMA:
         Raises:
             ValueError: If its lengths or tensors are not those of this tracker; nothing changes.
         """
-        lengths = [repr(s) for s in self.sigma_rels]
-        if sorted(state["averages"]) != sorted(lengths):
-            raise ValueError(
-                f"saved averages must have lengths {lengths}, found {sorted(state['averages'])}"
-            )
         names = list(self._tracked.live())
-        copies = []
-        for i, length in enumerate(lengths):
-            check_names(names, state["averages"][length])
-            for name, view in zip(names, self._averages.views(i), strict=True):
-                saved = local_shard(state["averages"][length][name])
-                if saved.shape != view.shape:
-                    raise ValueError(
-                        f"saved average of {name} must have the shape {tuple(view.shape)}, it has"
-                        f" {tuple(saved.shape)}; load a checkpoint of this model"
-                    )
-                copies.append((view, saved))
-        for view, saved in copies:
+        views = {
+            repr(sigma_rel): dict(zip(names, self._averages.views(i), strict=True))
+            for i, sigma_rel in enumerate(self.sigma_rels)
+        }
+        for view, saved in saved_averages(views, state["averages"]):
             view.copy_(saved)
         clock = state["clock"]
         self._averages.set_clock(
@@ -281,6 +283,8 @@ class PowerFunctionEMA:
             num_refused=clock["num_refused"],
         )
         self.start_nimg, self._last_nimg, self.run = clock["start_nimg"], self.nimg, clock["run"]
+        self._begin_nimg = self.nimg
+        self._saver.forget()
 
     def _average(self, sigma_rel: float) -> dict[str, Tensor]:
         if sigma_rel not in self.sigma_rels:

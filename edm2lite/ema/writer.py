@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm2lite.ema.folder import refuse_other_runs
+from edm2lite.ema import stale
+from edm2lite.ema.claim import Claim, claim
+from edm2lite.ema.course import link_text
+from edm2lite.ema.folder import snapshots_of_run
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.shards import gather, is_sharded, is_writer
-from edm2lite.ema.snapshot import snapshot_path, write_snapshot
+from edm2lite.ema.snapshot import SnapshotInfo, snapshot_path, write_snapshot
+from edm2lite.tensorfile import read_header
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +112,34 @@ class SnapshotSaver:
 
     def __init__(self) -> None:
         self.writer = BackgroundWriter()
-        self._own: set[tuple[Path, str]] = set()
+        self._folders: dict[Path, _Folder] = {}
+
+    def claim(self, folder: Path, *, run: str, nimg: int, gammas: Sequence[float]) -> None:
+        """Make a folder ready for the snapshots of a run, unless this was done before.
+
+        Those in it that are later than ``nimg`` are archived: see :mod:`edm2lite.ema.stale`.
+
+        Args:
+            folder: Folder of the snapshots. It is created if missing.
+            run: Identifier of the run.
+            nimg: Image count at which the run began or from which it continues.
+            gammas: Exponents of its averages.
+
+        Raises:
+            ValueError: If the folder holds snapshots of another run, or another process writes
+                to it.
+        """
+        if folder in self._folders:
+            return
+        claimed = claim(folder)
+        snapshots_of_run(folder, run)
+        stale.archive(folder, nimg, gammas)
+        self._folders[folder] = _Folder(folder, claimed, snapshots_of_run(folder, run))
+
+    def forget(self) -> None:
+        """Examine every folder anew before the next snapshot: the run continues elsewhere."""
+        self.writer.flush()
+        self._folders.clear()
 
     def save(
         self,
@@ -116,6 +147,7 @@ class SnapshotSaver:
         averages: Iterable[tuple[float, PowerFunction, Mapping[str, Tensor]]],
         *,
         run: str,
+        begin: int = 0,
         dtype: torch.dtype,
         background: bool,
         **details: Any,
@@ -126,6 +158,7 @@ class SnapshotSaver:
             folder: Folder of the snapshots. It is created if missing.
             averages: (sigma_rel, profile, tensors) of each average.
             run: Identifier of the run.
+            begin: Image count at which the run began or from which it continues.
             dtype: Stored floating-point type.
             background: Whether a thread writes while this returns.
             details: Further arguments of :func:`edm2lite.ema.snapshot.write_snapshot`.
@@ -134,21 +167,24 @@ class SnapshotSaver:
             The files.
 
         Raises:
-            ValueError: If ``folder`` holds snapshots of another run, or a tensor is not finite.
+            ValueError: If ``folder`` holds snapshots of another run, another process writes to
+                it, or a tensor is not finite.
             OSError: If a file cannot be written.
         """
         self.writer.flush()
-        jobs, paths = [], []
+        jobs: list[Job] = []
+        paths = []
+        averages = list(averages)
+        gammas = [profile.gamma for _, profile, _ in averages]
         for sigma_rel, profile, tensors in averages:
             writes = is_writer(tensors.values())
-            if writes and (folder, run) not in self._own:
-                refuse_other_runs(folder, run)
-                self._own.add((folder, run))
+            if writes:
+                self.claim(folder, run=run, nimg=begin, gammas=gammas)
             if background or any(is_sharded(t) for t in tensors.values()):
                 tensors = gather(tensors, dtype, keep=writes)
             details |= {"run": run, "profile": profile, "sigma_rel": sigma_rel, "dtype": dtype}
             if writes:
-                jobs.append(partial(write_snapshot, folder, tensors, **details))
+                jobs.append(partial(self._folders[folder].write, tensors, **details))
             paths.append(snapshot_path(folder, sigma_rel, profile.nimg))
         for job in jobs:  # only now: a job that fails must not leave other ranks waiting to gather
             if background:
@@ -156,3 +192,33 @@ class SnapshotSaver:
             else:
                 job()
         return paths
+
+
+class _Folder:
+    """A folder of snapshots as this run finds and extends it.
+
+    Every snapshot names the one of its length before it, so that files of two courses of a run,
+    which have the same identifier, cannot be taken for one (:mod:`edm2lite.ema.course`).
+    """
+
+    def __init__(self, path: Path, claimed: Claim, infos: Sequence[SnapshotInfo]):
+        self.path, self.claimed = path, claimed
+        self._digests: dict[float, dict[int, str]] = defaultdict(dict)  # by exponent and time
+        for info in infos:
+            self._digests[info.gamma][info.nimg] = str(info.header.digest)
+
+    def write(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        profile: PowerFunction,
+        extra: Mapping[str, str],
+        **details: Any,
+    ) -> None:
+        """Write one average; see :func:`edm2lite.ema.snapshot.write_snapshot`."""
+        known = self._digests[profile.gamma]
+        before = max((nimg for nimg in known if nimg < profile.nimg), default=None)
+        if before is not None:
+            extra = {**extra, "previous": link_text(before, known[before])}
+        path = write_snapshot(self.path, tensors, profile=profile, extra=extra, **details)
+        known[profile.nimg] = str(read_header(path).digest)

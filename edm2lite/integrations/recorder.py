@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA, stale
-from edm2lite.ema.folder import refuse_other_runs
 from edm2lite.ema.model_tensors import Source, named_tensors
 from edm2lite.ema.shards import gather, is_sharded
 
@@ -145,8 +144,7 @@ class Recorder:
             ema.load_state_dict({**state["ema"], "averages": averages})
             self.nimg, self._steps = state["nimg"], state["steps"]
         if is_main:
-            refuse_other_runs(self.snapshots, ema.run)
-            stale.archive(self.snapshots, self.nimg)
+            ema.claim(self.snapshots)
         self._ema, self._model, self._is_main = ema, model, is_main
         self._takes_part = is_main or any(is_sharded(t) for t in named_tensors(source).values())
         self._saved_nimg = -1

@@ -36,7 +36,7 @@ def main() -> None:
         nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1)
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    ema = PowerFunctionEMA(model)  # line 2
+    ema = PowerFunctionEMA(model, folder=f"{args.run}/snapshots")  # line 2
     batch_size, losses = 64, []
     for step in range(1, STEPS + 1):
         x, y = draw(batch_size)
@@ -47,7 +47,7 @@ def main() -> None:
         ema.update(step * batch_size)  # line 3: training samples seen so far
         if step % (STEPS // 40) == 0:
             losses.append(loss.item())
-            ema.save_snapshots(f"{args.run}/snapshots")  # line 4
+            ema.save_snapshots()  # line 4
 
     print(f"training loss {losses[0]:.2f} to {losses[-1]:.2f}")
     print("weights         validation loss  rebuilt to within")

@@ -49,9 +49,17 @@ class Outputs:
             "data": config.data.source,
         }
 
-    def archive_after(self, nimg: int) -> None:
-        """Archive the snapshots that are later than ``nimg``, where the run continues."""
+    def begin(self, nimg: int) -> None:
+        """Claim the snapshots for this process, and archive those later than ``nimg``.
+
+        Args:
+            nimg: Image count at which the run begins or from which it continues.
+
+        Raises:
+            ValueError: If another process trains in this folder.
+        """
         if self._main:
+            self.ema.claim(self.snapshots)
             stale.archive(self.snapshots, nimg)
 
     def save_snapshots(self) -> None:

@@ -274,7 +274,7 @@ class Trainer:
         state = self.checkpoints.load_latest(partial(state_of, self))
         if state is not None:
             restore(self, state)
-        self.outputs.archive_after(self.nimg)
+        self.outputs.begin(self.nimg)
 
 
 def _plain(value: Any) -> Any:

@@ -38,8 +38,8 @@ class Claim:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise ValueError(
                     f"snapshots in one folder must be written by one process, another one writes to"
-                    f" {folder} now; in a loop with several ranks call save_snapshots() on rank 0"
-                    " alone, or else wait for the other run to end"
+                    f" {folder} now; wait for it to end, or, in a loop of your own with several"
+                    " ranks, call save_snapshots() on rank 0 alone"
                 ) from None
 
 

@@ -92,13 +92,15 @@ def _widen_half(out: NDArray[np.float32], values: NDArray[np.generic]) -> None:
     The exponent of a float16 means ``2**(e - 15)``, and in the place of a float32's it means
     ``2**(e - 127)``. Numbers too small for an exponent become right by the same product.
     """
+    stored = values.view(np.int16)
+    if stored.max(initial=0) >= 0x7C00 or stored.view(np.uint16).max(initial=0) >= 0xFC00:
+        np.copyto(out, values, casting="same_kind")  # infinity or NaN
+        return
     bits = out.view(np.int32)
-    np.copyto(bits, values.view(np.int16), casting="same_kind")  # the sign fills the upper half
+    np.copyto(bits, stored)  # the sign fills the upper half
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # 0x8fffe000: sign, exponent, fraction
     np.multiply(out, np.float32(2.0**112), out=out)
-    if not -65520 < out.min(initial=0) <= out.max(initial=0) < 65520:  # infinity, NaN
-        np.copyto(out, values, casting="same_kind")
 
 
 def _narrow_brain(values: NDArray[np.float32]) -> NDArray[np.uint32]:

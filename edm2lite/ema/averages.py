@@ -11,50 +11,19 @@ update returns at once.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from edm2lite.ema.host_buffer import HostBuffer
 
 logger = logging.getLogger(__name__)
 
 _ALONE = 2**16  # smaller tensors are averaged in groups, with one operation for many
 _CHUNK = {"cpu": 2**21, "cuda": 2**22}  # elements that stay in cache while every average is updated
 _FOLD = 1024  # verdicts kept as scalars, of 512 bytes each on CUDA, before they are packed
-
-
-class HostBuffer:
-    """Page-locked copies of tensors in host memory, filled asynchronously.
-
-    Args:
-        tensors: Tensors whose shapes and dtypes the copies have.
-
-    Example:
-        >>> buffer = HostBuffer([torch.ones(2)])
-        >>> buffer.send([torch.full((2,), 5.0)])
-        >>> buffer.receive()
-        [tensor([5., 5.])]
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]):
-        self._devices = {t.device for t in tensors if t.device.type == "cuda"}
-        self._events: list[torch.cuda.Event] = []
-        self._copies = [
-            torch.empty(t.shape, dtype=t.dtype, pin_memory=bool(self._devices)) for t in tensors
-        ]
-
-    def send(self, tensors: Sequence[Tensor]) -> None:
-        """Queue the copies behind the work of the current streams, and return at once."""
-        for copy, tensor in zip(self._copies, tensors, strict=True):
-            copy.copy_(tensor, non_blocking=True)
-        self._events = [torch.cuda.current_stream(d).record_event() for d in self._devices]
-
-    def receive(self) -> list[Tensor]:
-        """The copies. Waits until they are complete, but for nothing that was queued later."""
-        for event in self._events:
-            event.synchronize()
-        return self._copies
 
 
 class Averages:
@@ -108,32 +77,72 @@ class Averages:
         self.deferred = device.type == "cuda" if deferred is None else deferred
         if buffered is None:
             buffered = device.type == "cpu" and any(t.is_cuda for t in tensors)
-        self._buffer = HostBuffer(tensors) if buffered else None
+        self._is_buffered = buffered
+        self._buffer: HostBuffer | None = None
+        self._is_torn = False
         self._clock_device = device if self.deferred else torch.device("cpu")
         self._powers = torch.tensor(gammas, dtype=torch.float64, device=self._clock_device) + 1
         self._chunk = _CHUNK.get(device.type, _CHUNK["cuda"])
         self._groups = _grouped(tensors, self._chunk if self.deferred else _ALONE, self._chunk)
         num = sum(t.numel() for t in tensors)
         self._flat = torch.empty(len(gammas), num, dtype=dtype, device=device)
-        self._views = [[torch.empty(0)] * len(tensors) for _ in gammas]
-        end = 0
-        for i in (i for group in self._groups for i in group):
-            begin, end = end, end + tensors[i].numel()
-            for views, flat in zip(self._views, self._flat, strict=True):
-                views[i] = flat[begin:end].view(tensors[i].shape)
-                views[i].copy_(tensors[i])
+        self._shapes = [t.shape for t in tensors]
+        self._views = self._views_of_flat()
+        if not self._all_in_range(tensors):
+            raise ValueError(
+                "weights must be finite when averaging begins, found NaN, infinity or numbers too"
+                f" large for {dtype}; load or initialize them before the tracker is made"
+            )
+        for views in self._views:
+            for view, tensor in zip(views, tensors, strict=True):
+                view.copy_(tensor)
         self.set_clock(nimg=start_nimg, history=[], num_refused=0)
 
-    def views(self, index: int) -> list[Tensor]:
+    def _views_of_flat(self) -> list[list[Tensor]]:
+        """Every average as views of its memory, in the order and shapes of the tensors."""
+        found = [[torch.empty(0)] * len(self._shapes) for _ in self._flat]
+        end = 0
+        for i in (i for group in self._groups for i in group):
+            begin, end = end, end + self._shapes[i].numel()
+            for views, flat in zip(found, self._flat, strict=True):
+                views[i] = flat[begin:end].view(self._shapes[i])
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles, which would part the views
+        self.settle()
+        return {k: v for k, v in self.__dict__.items() if k not in ("_views", "_buffer")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _buffer=None)
+        self._views = self._views_of_flat()
+
+    def views(self, index: int, *, to_replace: bool = False) -> list[Tensor]:
         """The averages under exponent ``index``, in the order and shapes of the tensors.
 
         They are live: the next update changes them.
+
+        Args:
+            index: Number of the exponent.
+            to_replace: Whether the caller is about to give all of them other values.
+
+        Raises:
+            RuntimeError: If an update was interrupted, unless they are to be replaced.
         """
-        self._take_buffered()
+        if not to_replace:
+            self._take_buffered()
+            self._refuse_torn()
         return self._views[index]
+
+    def _refuse_torn(self) -> None:
+        if self._is_torn:
+            raise RuntimeError(
+                "an update of the averages was interrupted, and some hold it while others do not;"
+                " continue from a checkpoint (load_state_dict)"
+            )
 
     def set_clock(self, *, nimg: int, history: list[list[int]], num_refused: int) -> None:
         """Set the clock and the record of updates, to continue from a checkpoint."""
+        self._is_torn = False
         self.nimg, self.history, self.num_refused = nimg, history, num_refused
         self._buffered_nimg: int | None = None  # image count of the weights in the buffer
         self._taken = torch.tensor(nimg, dtype=torch.float64, device=self._clock_device)
@@ -147,11 +156,15 @@ class Averages:
         Args:
             tensors: Weights; they count for all images since the last update that was taken.
             nimg: Image count now.
+
+        Raises:
+            RuntimeError: If an earlier update was interrupted.
         """
-        if self._buffer is None:
+        if not self._is_buffered:
             self._average(tensors, nimg)
         else:
             self._take_buffered()
+            self._buffer = self._buffer or HostBuffer(tensors)
             self._buffer.send(tensors)
             self._buffered_nimg = nimg
 
@@ -163,20 +176,16 @@ class Averages:
 
     @torch.no_grad()
     def _average(self, tensors: Sequence[Tensor], nimg: int) -> None:
-        finite = self._all_finite(tensors)
-        self._offered.append(nimg)
-        self._verdicts.append(finite)
-        if len(self._verdicts) == _FOLD:
-            self._packed.append(torch.stack(self._verdicts))
-            self._verdicts = []
-        if not self.deferred:
-            self._read_verdicts()
-            if not finite:
-                return
+        self._refuse_torn()
+        finite = self._all_in_range(tensors)
+        if not self.deferred and not finite:
+            self._record(nimg, finite)
+            return
         stride = nimg - self._taken
         ends = -torch.expm1(self._powers * torch.log1p(-stride / nimg))  # 1 - beta, Eq. 127
         weights = torch.where(finite, ends, 0).to(self.device, self._flat.dtype).unbind()
-        self._taken = self._taken + torch.where(finite, stride, 0)
+        taken = self._taken + torch.where(finite, stride, 0)
+        self._is_torn = True  # until averages, history and clock agree again
         end = self._flat.shape[1]
         for values in self._flattened(tensors, reversed(self._groups)):  # the last are in cache
             for part in reversed(torch.split(values, self._chunk)):
@@ -187,6 +196,19 @@ class Averages:
                 for flat, weight in zip(self._flat, weights, strict=True):
                     flat[begin:end].lerp_(part, weight)
                 end = begin
+        self._taken = taken
+        self._record(nimg, finite)
+        self._is_torn = False
+
+    def _record(self, nimg: int, finite: Tensor) -> None:
+        """Put an update on record; on a CPU, in the history at once."""
+        self._offered.append(nimg)
+        self._verdicts.append(finite)
+        if len(self._verdicts) == _FOLD:
+            self._packed.append(torch.stack(self._verdicts))
+            self._verdicts = []
+        if not self.deferred:
+            self._read_verdicts()
 
     def settle(self) -> Averages:
         """Wait for the device, bring ``nimg``, ``history`` and ``num_refused`` up to date.
@@ -224,28 +246,32 @@ class Averages:
             rows = [tensors[i].reshape(-1) for i in group]
             yield rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def _all_finite(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Whether all elements are finite, a 0-dim bool.
+    def _all_in_range(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Whether all elements are numbers that can be averaged, a 0-dim bool.
 
+        These are at most half the largest number of the averages, so that differences are finite.
         The answer is exact: it rests on extremes, which unlike sums and 2-norms cannot overflow.
         """
+        limit = torch.finfo(self._flat.dtype).max / 2
         filled = [t for t in tensors if t.numel()]
         if not filled:  # a rank whose shards are all empty
             return torch.ones((), dtype=torch.bool, device=self._clock_device)
         if self.deferred:
             norms = torch._foreach_norm(filled, float("inf"))
             scalars = [norm.to(self._clock_device, non_blocking=True) for norm in norms]
-            return torch.stack(scalars).isfinite().all()
-        # On a CPU a sum reads fastest, and it is finite only if every element is.
-        total = sum(
-            part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).item()
+            return (torch.stack(scalars).double() <= limit).all()
+        # On a CPU the 2-norm reads fastest, and no element is larger; its squares may overflow.
+        if all(
+            torch.linalg.vector_norm(
+                part, dtype=torch.promote_types(part.dtype, torch.float32)
+            ).item()
+            <= limit
             for values in self._flattened(tensors, self._groups)
             for part in torch.split(values, self._chunk)
-        )
-        if math.isfinite(total):
+        ):
             return torch.ones((), dtype=torch.bool)
-        extremes = [extreme.cpu() for t in filled for extreme in torch.aminmax(t)]
-        return torch.stack(extremes).isfinite().all()
+        extremes = [extreme.cpu().double() for t in filled for extreme in torch.aminmax(t)]
+        return (torch.stack(extremes).abs() <= limit).all()
 
 
 def _grouped(tensors: Sequence[Tensor], alone: int, limit: int) -> list[list[int]]:

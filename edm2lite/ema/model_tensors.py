@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -151,23 +152,28 @@ def check_names(expected: Iterable[str], found: Iterable[str]) -> None:
 
 
 def saved_averages(
-    expected: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Mapping[str, Tensor]]
+    expected: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> list[tuple[Tensor, Tensor]]:
     """Pairs of a live average and the saved one that belongs there.
 
     Args:
         expected: Length -> name -> live average.
-        saved: The same from a checkpoint, full or sharded tensors.
+        state: ``averages`` likewise, and ``clock``, from a checkpoint.
 
     Raises:
-        ValueError: If lengths, names or shapes differ.
+        ValueError: If lengths, names or shapes differ, a value is not finite, or the clock is
+            before its start.
 
     Example:
         >>> import torch
         >>> live, saved = torch.zeros(2), torch.ones(2)
-        >>> saved_averages({"0.1": {"w": live}}, {"0.1": {"w": saved}})
+        >>> state = {"averages": {"0.1": {"w": saved}}, "clock": {"nimg": 64, "start_nimg": 0}}
+        >>> saved_averages({"0.1": {"w": live}}, state)
         [(tensor([0., 0.]), tensor([1., 1.]))]
     """
+    saved, clock = state["averages"], state["clock"]
+    if not clock["nimg"] >= clock["start_nimg"] >= 0:
+        raise ValueError(f"a saved clock must not be before its start, found {clock}")
     if sorted(saved) != sorted(expected):
         raise ValueError(
             f"saved averages must have lengths {list(expected)}, found {sorted(saved)}"
@@ -182,6 +188,8 @@ def saved_averages(
                     f"saved average of {name} must have the shape {tuple(view.shape)}, it has"
                     f" {tuple(value.shape)}; load a checkpoint of this model"
                 )
+            if not value.isfinite().all():
+                raise ValueError(f"saved average of {name} must be finite; load another checkpoint")
             pairs.append((view, value))
     return pairs
 

@@ -142,8 +142,9 @@ class PowerFunctionEMA:
         if self._is_applied:
             raise RuntimeError("update() must come after applied(), the weights are averages now")
         shards = [local_shard(t) for t in self._tracked.live(source).values()]
-        self._averages.update(shards, nimg)
-        self._last_nimg = nimg
+        with self._saver.lock:
+            self._averages.update(shards, nimg)
+            self._last_nimg = nimg
 
     def state_dict_of(self, sigma_rel: float) -> dict[str, Tensor]:
         """The state dict of the model, with averages in place of the trained parameters.
@@ -174,8 +175,8 @@ class PowerFunctionEMA:
             self._write_live(self._average(sigma_rel))
             yield
         finally:
-            self._write_live(own_weights)
             self._is_applied = outer
+            self._write_live(own_weights)
 
     def claim(self, folder: str | Path) -> None:
         """Make a folder ready for the snapshots of this run, before any work is done.
@@ -226,20 +227,21 @@ class PowerFunctionEMA:
         if not self.history:
             raise ValueError("a snapshot needs at least one update; call update(nimg) first")
         warn_if_ranks_differ(self.num_refused, self._tracked.live().values())
-        return self._saver.save(
-            Path(folder),
-            (
-                (sigma_rel, PowerFunction(gamma, self.nimg), self.state_dict_of(sigma_rel))
-                for gamma, sigma_rel in zip(self.gammas, self.sigma_rels, strict=True)
-            ),
-            run=self.run,
-            begin=self._begin_nimg,
-            history=[(s, n) for s, n in self.history],
-            start_nimg=self.start_nimg,
-            dtype=dtype,
-            extra=dict(extra or {}),
-            background=background,
-        )
+        with self._saver.lock:
+            return self._saver.save(
+                Path(folder),
+                (
+                    (sigma_rel, PowerFunction(gamma, self.nimg), self.state_dict_of(sigma_rel))
+                    for gamma, sigma_rel in zip(self.gammas, self.sigma_rels, strict=True)
+                ),
+                run=self.run,
+                begin=self._begin_nimg,
+                history=[(s, n) for s, n in self.history],
+                start_nimg=self.start_nimg,
+                dtype=dtype,
+                extra=dict(extra or {}),
+                background=background,
+            )
 
     def flush(self) -> None:
         """Wait for the files of ``save_snapshots(background=True)`` and raise any error."""
@@ -263,18 +265,15 @@ class PowerFunctionEMA:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the result of :meth:`state_dict`.
 
-        Args:
-            state: Averages and clock.
-
         Raises:
-            ValueError: If its lengths or tensors are not those of this tracker; nothing changes.
+            ValueError: If ``state`` is not one of such a tracker; nothing changes.
         """
         names = list(self._tracked.live())
         views = {
-            repr(sigma_rel): dict(zip(names, self._averages.views(i), strict=True))
+            repr(sigma_rel): dict(zip(names, self._averages.views(i, to_replace=True), strict=True))
             for i, sigma_rel in enumerate(self.sigma_rels)
         }
-        for view, saved in saved_averages(views, state["averages"]):
+        for view, saved in saved_averages(views, state):
             view.copy_(saved)
         clock = state["clock"]
         self._averages.set_clock(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -25,6 +28,25 @@ from edm2lite.tensorfile import read_header
 logger = logging.getLogger(__name__)
 
 Job = Callable[[], object]
+
+
+_writers: WeakSet[BackgroundWriter] = WeakSet()
+
+
+def _in_forked_child() -> None:
+    """A forked process has no thread that writes; what was on its way is its parent's to write."""
+    for writer in _writers:
+        writer._reset()
+
+
+def _at_exit() -> None:
+    for writer in _writers:
+        writer.report_unwritten()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
+atexit.register(_at_exit)  # runs once the threads have ended
 
 
 class BackgroundWriter:
@@ -45,10 +67,23 @@ class BackgroundWriter:
     """
 
     def __init__(self) -> None:
+        self._reset()
+        _writers.add(self)
+
+    def _reset(self) -> None:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+
+    def report_unwritten(self) -> None:
+        """Log what can no longer be written, because the program ends."""
+        if self._jobs or self._error is not None:
+            logger.error(
+                "the program ends with %d files not written (%s); call flush() before it does",
+                len(self._jobs),
+                self._error,
+            )
 
     def submit(self, job: Job) -> None:
         """Queue a job and return at once. The job is not started before an error is raised."""
@@ -98,6 +133,7 @@ class SnapshotSaver:
 
     Attributes:
         writer: The background thread.
+        lock: Held while averages change or are copied, so that a snapshot is of one moment.
 
     Example:
         >>> import tempfile
@@ -112,7 +148,11 @@ class SnapshotSaver:
 
     def __init__(self) -> None:
         self.writer = BackgroundWriter()
+        self.lock = threading.RLock()
         self._folders: dict[Path, _Folder] = {}
+
+    def __reduce__(self) -> tuple[type[SnapshotSaver], tuple[()]]:
+        return SnapshotSaver, ()  # a copy has a thread of its own
 
     def claim(self, folder: Path, *, run: str, nimg: int, gammas: Sequence[float]) -> None:
         """Make a folder ready for the snapshots of a run, unless this was done before.

@@ -1,9 +1,18 @@
-"""Files that appear complete or not at all, even after a power cut."""
+"""Files that appear complete or not at all, even after a power cut.
+
+A file is written under a hidden name of its own, ``.NAME.<random>.partial``, and renamed when it is
+complete. It is locked while its writer lives, so that what a killed process left behind is told
+from what another one is writing, and is removed by the next writer of that name.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +31,11 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; what they can promise is promised anyway.
+        if error.errno != errno.EINVAL or not Path(path).is_dir():
+            error.filename = str(path)
+            raise
     finally:
         os.close(descriptor)
 
@@ -47,7 +61,8 @@ def naming(path: Path) -> Iterator[None]:
 def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
     """An open file that becomes ``path`` when the block ends, and is discarded if it raises.
 
-    Until then an earlier file of that name stays as it was.
+    Until then an earlier file of that name stays as it was. Several processes may replace one file:
+    the last one to finish does.
 
     Args:
         path: Name that the finished file takes. Missing folders are created.
@@ -66,19 +81,72 @@ def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    remove_abandoned(path.parent, f".{glob.escape(path.name)}.*.partial")
+    file, temporary = _create(path, mode)
     try:
-        file = open(temporary, mode)  # noqa: SIM115 closed below, where a second failure is ignored
         try:
             yield file
             with naming(path):
                 file.flush()
                 os.fsync(file.fileno())
+            os.replace(temporary, path)  # while it is locked
         finally:
             with contextlib.suppress(OSError):  # closing flushes again what could not be written
                 file.close()
-        os.replace(temporary, path)
         sync(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_abandoned(folder: Path, pattern: str = ".*.partial") -> None:
+    """Remove the hidden files of writers that no longer live.
+
+    Args:
+        folder: Where to look; it need not exist.
+        pattern: Which names to look at.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / ".report.txt.0a1b.partial").write_text("half")
+        >>> remove_abandoned(folder)
+        >>> list(folder.iterdir())
+        []
+    """
+    for path in folder.glob(pattern):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # gone, a link, a folder: nothing that this module wrote
+            continue
+        try:
+            if _lock(descriptor):
+                path.unlink()
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _create(path: Path, mode: str) -> tuple[Any, Path]:
+    """A new locked file that no other process has, beside ``path``, and its name."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        with naming(path):
+            descriptor = os.open(temporary, flags, 0o666)
+        # Between creation and lock another process may take the file for an abandoned one.
+        if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+            return os.fdopen(descriptor, mode), temporary
+        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock a file. False if another process holds it, None where files cannot be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True

@@ -105,12 +105,12 @@ def test_killed_while_writing_leaves_no_file_of_the_final_name(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 def test_full_disk_is_an_error_and_the_earlier_file_stays(tmp_path, monkeypatch):
     path = save_tensors(tmp_path / "x.safetensors", TENSORS, {})
-    real_open = open
 
-    def full(name, *args, **kwargs):
-        return real_open("/dev/full" if str(name).endswith(".partial") else name, *args, **kwargs)
+    def full(descriptor, mode):
+        os.close(descriptor)
+        return open("/dev/full", mode)
 
-    monkeypatch.setattr("builtins.open", full)
+    monkeypatch.setattr("edm2lite.atomic.os.fdopen", full)
     with pytest.raises(OSError, match="No space left"):
         save_tensors(path, {"a": torch.zeros(100_000)}, {})
     monkeypatch.undo()

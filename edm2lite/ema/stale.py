@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from edm2lite.atomic import sync
+from edm2lite.atomic import remove_abandoned, sync
 from edm2lite.ema.folder import scan_snapshots
 from edm2lite.ema.snapshot import SnapshotInfo, read_info, snapshot_path
 
@@ -43,8 +43,7 @@ def archive(snapshots: Path, nimg: int, gammas: Collection[float] | None = None)
     """
     if not snapshots.is_dir():
         return
-    for partial in snapshots.glob(".*.partial"):
-        partial.unlink()
+    remove_abandoned(snapshots)
     files = scan_snapshots(snapshots)
     later = [
         file.info

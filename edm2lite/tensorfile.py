@@ -178,6 +178,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {}
     for name, spec in header.tensors.items():
         begin = spec.offset - header.data_start
+        if spec.type == "BOOL" and max(data[begin : begin + spec.nbytes], default=0) > 1:
+            raise damaged(header.path, f"holds a truth value other than 0 and 1 in {name}")
         flat = (
             torch.frombuffer(data, dtype=spec.dtype, count=spec.numel, offset=begin)
             if spec.numel

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ TYPES: dict[str, tuple[str, int]] = {
 BLANK = "0" * 32
 """Stands in the header where a digest is not yet known."""
 _NAMES = {name: type_ for type_, (name, _) in TYPES.items()}
-_MAX_HEADER = 100 * 2**20  # the limit of the safetensors library
+_MAX_HEADER = 25 * 2**20  # some 200,000 tensors; nested lists of this size parse in 5 s
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def read_header(path: Path, check_size: bool = True) -> Header:
     """
     path = Path(path)
     if not path.is_file():
+        if os.path.lexists(path):
+            raise damaged(path, "is not a file but a folder, a pipe or a link to nothing")
         raise FileNotFoundError(f"there is no file {path}")
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -166,12 +169,12 @@ def read_header(path: Path, check_size: bool = True) -> Header:
             raise damaged(path, "is cut short inside its header or is not a safetensors file")
         raw = file.read(length)
     try:
-        entries = json.loads(raw)
-        metadata = entries.pop("__metadata__", {})
+        entries = json.loads(raw, object_pairs_hook=_distinct)
+        metadata = _strings(entries.pop("__metadata__", {}))
         tensors = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        end = _end(tensors, 8 + length)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, "has an unreadable header") from error
-    end = max((s.offset - 8 - length + s.nbytes for s in tensors.values()), default=0)
     if check_size and size != 8 + length + end:
         raise damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
     if not _is_sealed(raw, metadata):
@@ -233,8 +236,35 @@ def _is_sealed(raw: bytes, metadata: Mapping[str, str]) -> bool:
     return xxhash.xxh3_128_hexdigest(len(raw).to_bytes(8, "little") + blank) == seal
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which no name may stand twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("metadata must be strings")
+    return metadata
+
+
+def _end(tensors: Mapping[str, TensorSpec], data_start: int) -> int:
+    """Bytes of all tensors, which must fill the file without gaps and overlaps."""
+    end = data_start
+    for spec in sorted(tensors.values(), key=lambda spec: (spec.offset, spec.nbytes)):
+        if spec.offset != end:
+            raise ValueError("tensors overlap, or leave a gap")
+        end += spec.nbytes
+    return end - data_start
+
+
 def _spec(entry: Mapping[str, Any], data_start: int) -> TensorSpec:
     begin, end = entry["data_offsets"]
+    numbers = [begin, end, *entry["shape"]]
+    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(numbers) > 66:
+        raise ValueError("shape and offsets must be whole numbers")
     spec = TensorSpec(entry["dtype"], tuple(entry["shape"]), data_start + begin)
     if begin < 0 or end - begin != spec.nbytes:
         raise ValueError("offsets do not match the shape")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.rounding import ROUNDING
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
 from edm2lite.tensorheader import type_of
 
@@ -191,8 +192,13 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
     meta = header.metadata
     if meta.get("format") != FORMAT:
         return None
+    if header.digest is None:
+        raise ValueError(
+            f"{path} must carry digests of its header and values, and has none: another tool wrote"
+            " it anew; restore the original from a copy or move it out of the folder"
+        )
     try:
-        return SnapshotInfo(
+        info = SnapshotInfo(
             path=Path(path),
             run=meta["run"],
             profile=PowerFunction(float(meta["gamma"]), int(meta["nimg"])),
@@ -201,8 +207,26 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
             dtype=meta["dtype"],
             header=header,
         )
-    except (KeyError, ValueError) as error:
+        _check(info)
+        return info
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path} must have the metadata of {FORMAT}, missing or malformed is {error};"
             " restore it from a copy or move it out of the folder"
         ) from error
+
+
+def _check(info: SnapshotInfo) -> None:
+    """Refuse what no tracker writes.
+
+    Raises:
+        ValueError: If a number is out of range, or the history does not add up.
+    """
+    if info.dtype not in ROUNDING:
+        raise ValueError(f"dtype {info.dtype!r}")
+    if not 0 <= info.start_nimg < info.nimg < 2**63 or not info.gamma <= 1e100:
+        raise ValueError(f"nimg {info.nimg} after {info.start_nimg}, gamma {info.gamma}")
+    if not 0 < info.sigma_rel < 0.29 or any(s <= 0 or n <= 0 for s, n in info.history):
+        raise ValueError(f"sigma_rel {info.sigma_rel}, history {info.history[:3]}")
+    if info.start_nimg + sum(stride * count for stride, count in info.history) != info.nimg:
+        raise ValueError(f"a history that ends elsewhere than at nimg = {info.nimg}")

@@ -25,6 +25,9 @@ Array = NDArray[np.float64]
 
 _BINS = 4000  # for inner products of profiles that have no closed form
 
+REVISION = "2"
+"""Changes when :func:`solve_calibrated` gives other coefficients; recorded with every result."""
+
 
 @dataclass(frozen=True)
 class Solution:

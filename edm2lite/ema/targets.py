@@ -23,7 +23,7 @@ from edm2lite.ema.folder import list_snapshots
 from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
-from edm2lite.ema.solve import Solution, solve_calibrated, solve_paper
+from edm2lite.ema.solve import REVISION, Solution, solve_calibrated, solve_paper
 from edm2lite.tensorfile import MODEL_FORMAT
 from edm2lite.version import __version__
 
@@ -260,6 +260,7 @@ def _metadata(
         **length,
         "profile": repr(target),
         "solver": solver,
+        **({"solver_revision": REVISION} if solver == "calibrated" else {}),
         "predicted_error": repr(float(solution.predicted_error[r])),
         "inputs": json.dumps(inputs, separators=(",", ":")),
         "tool": f"edm2lite {__version__}",

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,9 +78,18 @@ class Model:
     def identity(self) -> str:
         """Hash of where the weights come from: of the snapshots of an average, or of the file.
 
-        It is equal for an average that is rebuilt now and one that is read from a file.
+        It is equal for an average that is rebuilt now, alone or with others, on this machine or on
+        another one, and one that is read from a file; their coefficients agree but for rounding.
         """
-        source = self.metadata.get("inputs") or self.metadata.get("digest")
+        return self._hash(_recipe(self.metadata))
+
+    @property
+    def earlier_identity(self) -> str:
+        """The identity by which versions before 0.3 knew these weights: of exact coefficients."""
+        return self._hash(self.metadata.get("inputs"))
+
+    def _hash(self, recipe: str | None) -> str:
+        source = recipe or self.metadata.get("digest")
         if source is None:  # a file that another tool has written: hash the weights themselves
             state = xxhash.xxh3_64()
             for name, value in self.net.state_dict().items():
@@ -86,6 +97,16 @@ class Model:
                 state.update(value.detach().cpu().contiguous().reshape(-1).numpy())
             return state.hexdigest()
         return xxhash.xxh3_64_hexdigest(source.encode())
+
+
+def _recipe(metadata: Mapping[str, str]) -> str | None:
+    """What an average was rebuilt from, and how; None for weights that are none."""
+    text = metadata.get("inputs")
+    inputs = json.loads(text) if text is not None else None
+    if not isinstance(inputs, list) or not all(isinstance(entry, dict) for entry in inputs):
+        return text
+    how = [metadata.get(key) for key in ("profile", "solver", "solver_revision")]
+    return json.dumps([how, [entry["digest"] for entry in inputs]])
 
 
 def load(spec: str | Path) -> Model:

@@ -191,7 +191,12 @@ def fill(
     """
     rank, world = processes.rank(), processes.world_size()
     missing = [
-        folder.open(generator.settings, generator.seeds, generator.seed_conditioning)
+        folder.open(
+            generator.settings,
+            generator.seeds,
+            generator.seed_conditioning,
+            earlier=generator.earlier_settings,
+        )
         for generator, folder in zip(generators, folders, strict=True)
     ]
     done, total = 0, sum(map(len, missing))

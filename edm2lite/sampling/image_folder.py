@@ -63,6 +63,8 @@ class ImageFolder:
         settings: Mapping[str, Any],
         seeds: Sequence[int],
         conditioning: Conditioning | None = None,
+        *,
+        earlier: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Check that the place is free or holds images of these settings; begin to fill it.
 
@@ -70,6 +72,7 @@ class ImageFolder:
             settings: Settings that the images are made with, as JSON can hold them.
             seeds: Seeds of the images that should be there in the end.
             conditioning: What the network is told about each of them.
+            earlier: Values by which earlier versions recorded some of the settings.
 
         Returns:
             Positions in ``seeds`` of the images that are missing.
@@ -82,7 +85,7 @@ class ImageFolder:
             raise ValueError("seeds must be unique, got duplicates; leave them out")
         if not self.is_zip and self.path.is_file():
             raise ValueError(f"{self.path} is a file; give a folder, or a name that ends in .zip")
-        self._check_settings(json.loads(json.dumps(settings)))
+        self._check_settings(json.loads(json.dumps(settings)), earlier or {})
         self._table = ConditionTable.of(seeds, conditioning or Conditioning())
         self._table.check(self._table_there(), self.path)
         with self._archive() as archive:
@@ -147,7 +150,7 @@ class ImageFolder:
                 return [_pixels(archive.read(name)) for name in names]
         return [_pixels((self.path / name).read_bytes()) for name in names]
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
+    def _check_settings(self, settings: dict[str, Any], earlier: Mapping[str, Any]) -> None:
         data = self._read("settings.json")
         if data is None:
             if (self.is_zip and self.path.exists()) or _visible(self.folder):
@@ -157,7 +160,11 @@ class ImageFolder:
                 )
             return
         there = _upgraded(json.loads(data))
-        different = [k for k in {**there, **settings} if there.get(k) != settings.get(k)]
+        different = [
+            k
+            for k in {**there, **settings}
+            if there.get(k) not in (settings.get(k), earlier.get(k, settings.get(k)))
+        ]
         if different:
             said = ", ".join(
                 f"{k} ({_text(there.get(k))}, now {_text(settings.get(k))})" for k in different

@@ -143,6 +143,12 @@ class ImageGenerator:
             **self.sampling.changes(), **rows, **compiled,
         }  # fmt: skip
 
+    @property
+    def earlier_settings(self) -> dict[str, Any]:
+        """The values of settings by which earlier versions told the same images."""
+        guide = self.guide.earlier_identity if isinstance(self.guide, Model) else self.guide
+        return {"weights": self.model.earlier_identity, **({"guide": guide} if guide else {})}
+
     def part(self, positions: Sequence[int]) -> ImageGenerator:
         """A generator of some of the images, by their positions in :attr:`seeds`."""
         seeds = [self.seeds[i] for i in positions]

@@ -1,5 +1,7 @@
 """Models by name: odd paths, averages that cannot be had, and what identifies the weights."""
 
+import dataclasses
+import json
 import shutil
 
 import pytest
@@ -72,3 +74,16 @@ def test_identity_tells_weights_apart_and_not_their_form(run_dir, tmp_path):
         )
         foreign.append(load(tmp_path / f"{change}.safetensors").identity)
     assert foreign[0] != foreign[1]
+
+
+def test_an_average_is_the_same_on_a_processor_that_rounds_otherwise(run_dir):
+    here = load(f"{run_dir}@sigma_rel=0.07")
+    inputs = json.loads(here.metadata["inputs"])
+    for entry in inputs:
+        entry["coefficient"] *= 1 + 1e-13
+    there = dataclasses.replace(here, metadata={**here.metadata, "inputs": json.dumps(inputs)})
+    assert there.identity == here.identity != load(f"{run_dir}@sigma_rel=0.08").identity
+    assert there.earlier_identity != here.earlier_identity
+    inputs[0]["digest"] = "0" * 32
+    other = dataclasses.replace(here, metadata={**here.metadata, "inputs": json.dumps(inputs)})
+    assert other.identity != here.identity

@@ -23,6 +23,14 @@ from edm2lite.network.conditions import ClassLabel, Condition, ConditionImage
 from edm2lite.network.layers import MPConv, MPFourier
 from edm2lite.network.operations import mp_cat, mp_silu, mp_sum
 
+_RANGES = {
+    "img_resolution": (1, 65536), "img_channels": (1, 65536), "model_channels": (1, 65536),
+    "head_channels": (1, 65536), "num_blocks": (1, 1024),
+    "label_dim": (0, 2**31), "cond_channels": (0, 65536),
+    **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), (0, 1)),
+    "clip_act": (1e-3, 1e30),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(BackboneConfig):
@@ -80,6 +88,16 @@ class UNetConfig(BackboneConfig):
     }
 
     def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"{name} must lie between {low} and {high}, got {getattr(self, name)}"
+                )
+        if not self.channel_mult or not all(1 <= m <= 1024 for m in self.channel_mult):
+            raise ValueError(
+                "channel_mult must hold a factor from 1 to 1024 for every level, got"
+                f" {list(self.channel_mult)}"
+            )
         if self.img_resolution % self.size_multiple:
             raise ValueError(
                 f"img_resolution must be a multiple of {self.size_multiple} with"
@@ -98,8 +116,6 @@ class UNetConfig(BackboneConfig):
                     f" {self.head_channels} channels, got {width}; change model_channels,"
                     " channel_mult or head_channels"
                 )
-        if min(self.label_dim, self.cond_channels) < 0:
-            raise ValueError("label_dim and cond_channels must be at least 0 (0 for none)")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 

@@ -1,7 +1,9 @@
 """Configurations: every shipped one builds, mistakes are explained; the learning rate."""
 
 import pytest
+import yaml
 
+from edm2lite.config_file import strict_yaml
 from edm2lite.training.config import load_config, shipped
 from edm2lite.training.fields import differing
 from edm2lite.training.schedule import learning_rate
@@ -92,3 +94,53 @@ def test_learning_rate_is_the_published_one(iteration, lr):
 def test_no_ramp_and_no_decay():
     assert learning_rate(0, 8, ref_lr=0.5, ref_batches=0, rampup_nimg=0) == 0.5
     assert learning_rate(10**9, 8, ref_lr=0.5, ref_batches=0, rampup_nimg=0) == 0.5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("seed: 1\nseed: 2", r"line 2: seed must be given once"),
+        ("net:\n  backbone:\n    kind: unet\n    kind: unet", r"line 4: kind must be given once"),
+        ("seed: 1:30", "seed: input should be a valid integer.*got '1:30'"),
+        ("seed: true", "seed must be a number, got true"),
+        ("seed: 0x10", "seed: input should be a valid integer"),
+        ("a: &a [x]\nb: *a", r"line 2: names for values \(&, \*\) are not supported"),
+        ("seed: " + "[" * 100_000, "must be YAML"),
+        ("loss: {P_mean: .nan}", r"loss: .*finite|loss.P_mean must be finite, got nan"),
+        ("encoder: {scale: .inf}", r"finite"),
+        ("net: {backbone: {num_blocks: 1000000}}", "num_blocks must lie between 1 and 1024"),
+        ("net: {backbone: {head_channels: 0}}", "head_channels must lie between 1 and"),
+        ("net: {backbone: {model_channels: 0}}", "model_channels must lie between 1 and"),
+        ("net: {backbone: {channel_mult: []}}", "channel_mult must hold a factor"),
+        ("net: {backbone: {clip_act: -1}}", "clip_act must lie between"),
+        ("net: {backbone: {res_balance: -1}}", "res_balance must lie between 0 and 1"),
+        ("net: {backbone: {label_balance: 2}}", "label_balance must lie between 0 and 1"),
+    ],
+)
+def test_surprises_of_yaml_and_numbers_out_of_range_are_refused(tmp_path, text, message):
+    digits = strict_yaml.parse(load_config("digits").to_yaml())
+    try:
+        merged = merge(digits, strict_yaml.parse(text))
+        text = yaml.safe_dump(merged)
+    except yaml.YAMLError:
+        pass  # what is wrong with it is in the text
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def merge(values, changes):
+    if not isinstance(changes, dict):
+        return changes
+    return {**values, **{k: merge(values.get(k) or {}, v) for k, v in changes.items()}}
+
+
+def test_numbers_and_words_are_read_as_they_look():
+    assert load_config("digits", ["seed=010"]).seed == 10
+    text = "{a: 12, b: -0.5, c: 1e3, d: no, e: true, f: null, g: 2026-11-29, h: 1_000, i: 1.5e-3}"
+    assert strict_yaml.parse(text) == {
+        "a": 12, "b": -0.5, "c": "1e3", "d": "no", "e": True, "f": None, "g": "2026-11-29",
+        "h": 1000, "i": 0.0015,
+    }  # fmt: skip

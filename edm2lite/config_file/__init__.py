@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from edm2lite.config_file import strict_yaml
 from edm2lite.messages import one_line
 
 T = TypeVar("T")
@@ -62,7 +64,12 @@ def load(
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint) and name not in values and _is_required(cls, name):
             values[name] = {}  # so that the error names what is missing in it
-    return _built(cls, _chosen_built(values, cls, (), source), (), source)
+    config = _built(cls, _chosen_built(values, cls, (), source), (), source)
+    for name, value in flatten(config).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{source}: {name} must be finite, got {number}")
+    return config
 
 
 def _built(cls: type[T], values: Mapping[str, Any], path: tuple[str, ...], source: str) -> T:
@@ -81,7 +88,13 @@ def _built(cls: type[T], values: Mapping[str, Any], path: tuple[str, ...], sourc
                 f"{source}: {where} must be given and is missing; --set {where}=VALUE does it"
             ) from None
         expected = first["msg"][0].lower() + first["msg"][1:]
-        raise ValueError(f"{source}: {where}: {expected}, got {first['input']!r}") from None
+        raise ValueError(
+            f"{source}: {where}: {expected}, got {one_line(repr(first['input']), 200)}"
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), 200)
 
 
 def _chosen_built(
@@ -134,7 +147,7 @@ def shipped() -> list[str]:
 
 def _value(text: str, value: str) -> Any:
     try:
-        return yaml.safe_load(value)
+        return strict_yaml.parse(value)
     except yaml.YAMLError as error:
         reason = one_line(error)
         raise ValueError(f"--set {text}: the value must be YAML: {reason}") from error
@@ -152,7 +165,7 @@ def read_yaml(source: str) -> dict[str, Any]:
                 f" {', '.join(shipped())}"
             )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = strict_yaml.parse(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{source} must be YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -187,6 +200,8 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
             raise ValueError(
                 f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
             )
+        if isinstance(value, bool) and hints[key] in (int, float):
+            raise ValueError(f"{dotted} must be a number, got {str(value).lower()}")
         hint, is_list = _part(hints[key])
         if is_list:
             _check_list(value, hint, dotted, (*path, key))
@@ -196,13 +211,15 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
 
 def _check_part(value: Any, hint: Any, dotted: str, path: tuple[str, ...]) -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{dotted} must hold keys and values, got {value!r}")
+        raise ValueError(f"{dotted} must hold keys and values, got {_shown(value)}")
     _check_keys(value, _class_of(hint, value, dotted), path)
 
 
 def _check_list(value: Any, hint: Any, dotted: str, path: tuple[str, ...]) -> None:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{dotted} must be a list, each item with keys and values, got {value!r}")
+        raise ValueError(
+            f"{dotted} must be a list, each item with keys and values, got {_shown(value)}"
+        )
     for i, item in enumerate(value):
         if isinstance(item, Mapping) and "kinds" in vars(hint) and "kind" not in item:
             raise ValueError(

@@ -30,11 +30,12 @@ _ARRAY = "numpy._core.multiarray._reconstruct"
 _BUFFER = "numpy._core.numeric._frombuffer"
 _BYTES = "_codecs.encode"  # how protocol 2 writes bytes
 
-NAMES = frozenset(
+ARRAY_NAMES = frozenset({_SCALAR, _ARRAY, _BUFFER, _BYTES, "numpy.dtype", "numpy.ndarray"})
+"""All functions and classes that pickled values of NumPy name."""
+NAMES = ARRAY_NAMES | frozenset(
     {
-        *(PERSISTENT, CONTAINER, *MAPPINGS),
-        *(_PARAMETER, _TENSOR, _ARCHIVE, _SCALAR, _ARRAY, _BUFFER, _BYTES),
-        *("builtins.set", "numpy.dtype", "numpy.ndarray", "torch.device", "torch.Size"),
+        *(PERSISTENT, CONTAINER, *MAPPINGS, _PARAMETER, _TENSOR, _ARCHIVE),
+        *("builtins.set", "torch.device", "torch.Size"),
         *("torch.nn.parameter.Parameter", "torch.float16", "torch.float32", "torch.bfloat16"),
     }
 )
@@ -167,14 +168,49 @@ def plain(value: object, what: str) -> object:
     if isinstance(value, list | tuple) and _is_flat(value):
         return [plain(v, what) for v in value]
     if isinstance(value, Record) and value.name == _SCALAR and len(value.args) == 2:
-        return _array(value.args[1], value.args[0], what).tolist()[0]
-    if isinstance(value, Record) and value.name == _BUFFER and len(value.args) >= 2:
-        return _array(value.args[0], value.args[1], what).tolist()
-    if isinstance(value, Record) and value.name == _ARRAY:
-        state = value.state if isinstance(value.state, tuple) else ()
-        if len(state) == 5:
-            return _array(state[4], state[2], what).tolist()
+        return _array(value.args[1], value.args[0], what, _MAX_VALUES).tolist()[0]
+    if (parts := _array_parts(value)) is not None:
+        content, dtype, _, _ = parts
+        return _array(content, dtype, what, _MAX_VALUES).tolist()
     raise ValueError(f"must hold numbers or text as {what}, holds {_kind(value)}")
+
+
+def array(value: object, what: str) -> np.ndarray:
+    """A pickled NumPy array of numbers, in its shape; read-only where it is a view of the file.
+
+    Args:
+        value: Value from :func:`edm2lite.interop.inert_pickle.read_pickle`.
+        what: Name of the value in error messages.
+
+    Raises:
+        ValueError: If the value is something else, or its bytes are not as many as its shape needs.
+
+    Example:
+        >>> import pickle
+        >>> data = memoryview(pickle.dumps(np.eye(2)))
+        >>> array(read_pickle(data, ARRAY_NAMES)[0], "identity").tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if (parts := _array_parts(value)) is None:
+        raise ValueError(f"must hold an array of NumPy as {what}, holds {_kind(value)}")
+    content, dtype, shape, order = parts
+    flat = _array(content, dtype, what)
+    sizes = _sizes(shape)
+    if sizes is None or math.prod(sizes) != len(flat):
+        raise ValueError(f"is damaged: {what} has {len(flat)} values and another shape")
+    return flat.reshape(sizes, order="F" if order in (True, "F") else "C")
+
+
+def _array_parts(value: object) -> tuple[object, object, object, object] | None:
+    """Content, dtype, shape and order of a pickled array; None if it is none."""
+    if isinstance(value, Record) and value.name == _BUFFER and len(value.args) == 4:
+        content, dtype, shape, order = value.args
+        return content, dtype, shape, order
+    state = value.state if isinstance(value, Record) and value.name == _ARRAY else None
+    if isinstance(state, tuple) and len(state) == 5:
+        _, shape, dtype, order, content = state
+        return content, dtype, shape, order
+    return None
 
 
 def _is_flat(values: Sequence[object]) -> bool:
@@ -208,13 +244,13 @@ def _storage(value: object, name: str) -> Tensor:
     return torch.frombuffer(raw, dtype=dtype)
 
 
-def _array(content: object, dtype: object, what: str) -> np.ndarray:
-    """The flat values of a pickled NumPy array or scalar."""
+def _array(content: object, dtype: object, what: str, limit: int | None = None) -> np.ndarray:
+    """The flat values of a pickled NumPy array or scalar, at most so many 8-byte values."""
     data = _bytes(content, what)
     kind = dtype.args[0] if isinstance(dtype, Record) and dtype.args else None
     order = dtype.state[1] if isinstance(dtype, Record) and isinstance(dtype.state, tuple) else ""
     code = f"{order}{kind}".replace("|", "")
-    if not re.fullmatch("[<>=]?(b1|[iu][1248]|f[248])", code) or len(data) > 8 * _MAX_VALUES:
+    if not re.fullmatch("[<>=]?(b1|[iu][1248]|f[248])", code) or (limit and len(data) > 8 * limit):
         raise ValueError(f"must hold a few numbers as {what}, holds {shown(code)}")
     numbers = np.dtype(code)
     if not len(data) or len(data) % numbers.itemsize:

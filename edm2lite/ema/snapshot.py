@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.profile import PowerFunction
-from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
+from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, all_finite, read_header
 
 FORMAT = "edm2lite.ema/1"
 EXTRA_KEYS = ("model", "encoder", "data")
@@ -158,7 +158,7 @@ def _write(
     with TensorWriter(path, specs, metadata) as writer:
         for name, value in tensors.items():
             stored = value.to(specs[name].dtype)
-            if stored.is_floating_point() and not torch.isfinite(stored).all():
+            if stored.is_floating_point() and not all_finite(stored):
                 raise ValueError(
                     f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
                     f" {metadata['nimg']} is not; nothing was written for it"

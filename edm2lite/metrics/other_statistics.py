@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edm2lite.interop.inert_pickle import read_pickle, shown
-from edm2lite.interop.torch_records import ARRAY_NAMES, MAPPINGS, array, as_mapping
+from edm2lite.interop.plain_records import VALUE_NAMES, array, as_mapping
 from edm2lite.metrics.moments import Array
 
 SUFFIXES = (".npz", ".pkl")
@@ -116,7 +116,7 @@ def _from_npz(path: Path) -> OtherStatistics:
 def _from_pickle(path: Path) -> list[OtherStatistics]:
     try:
         data = memoryview(path.read_bytes())
-        value, end = read_pickle(data, ARRAY_NAMES | set(MAPPINGS))
+        value, end = read_pickle(data, VALUE_NAMES)
         if end != len(data):
             raise ValueError(f"is damaged: {len(data) - end} bytes follow after its end")
         content = as_mapping(value, "its content")

@@ -29,6 +29,7 @@ CPU = [
     "fid_memory.py",
     "trainer_overhead.py",
     "data.py",
+    "import_folder.py",
 ]
 CUDA = [
     f"train_step.py --net {net} --batch-size {batch} --dtype {dtype} --compile --device cuda"

@@ -13,6 +13,7 @@ from edm2lite.atomic import replacing
 from edm2lite.tensorfile import (
     TensorSpec,
     TensorWriter,
+    all_finite,
     load_tensors,
     read_header,
     save_tensors,
@@ -147,3 +148,15 @@ except OSError as error:
     assert ran.stdout.strip() == f"File too large: {path}", ran
     assert list(tmp_path.iterdir()) == [path]
     assert load_tensors(path)[0]["x"].shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(dtype):
+    for size in (0, 1, 7, 33, 1001):
+        values = torch.randn(size).to(dtype)
+        assert all_finite(values)
+        for bad in (torch.nan, torch.inf, -torch.inf):
+            for place in range(0, size, max(1, size // 50)):
+                spoiled = values.clone()
+                spoiled[place] = bad
+                assert not all_finite(spoiled), (size, bad, place)

@@ -74,7 +74,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "dtype": {
         "type": click.Choice(DTYPES),
-        "help": "Dtype in which the networks compute. [default: as the model states]",
+        "help": "Dtype in which the networks compute. [default: as the model states, but"
+        " float32 for float16 on a CPU]",
     },
 }
 _FIELDS = {"steps": "num_steps", "churn": "S_churn"}  # where an option and its field differ

@@ -36,6 +36,21 @@ if TYPE_CHECKING:
 @click.option("--mirror", is_flag=True, help="Store each image mirrored too; doubles the size.")
 @click.option("--gray", is_flag=True, help="Store images with one channel.")
 @click.option(
+    "--exif",
+    type=click.Choice(["turn", "ignore"]),
+    default="turn",
+    show_default=True,
+    help="Turn photos as their EXIF says, or ignore it, as EDM and EDM2 do.",
+)
+@click.option(
+    "--background",
+    metavar="COLOR",
+    default="white",
+    show_default=True,
+    help="Color behind transparent parts (a name or #rrggbb), or none to leave out transparency, as"
+    " EDM and EDM2 do: the colors stored there show.",
+)
+@click.option(
     "--no-labels", is_flag=True, help="Ignore labels; do not derive classes from folder names."
 )
 @click.option("--no-conditions", is_flag=True, help="Leave out condition images.")
@@ -70,14 +85,14 @@ if TYPE_CHECKING:
 @user_errors
 def main(
     source: Path, dest: Path, no_labels: bool, no_conditions: bool, normalize_like: Path | None,
-    split: str, threads: int, **options: Any,
+    split: str, threads: int, background: str, **options: Any,
 ) -> None:  # fmt: skip
     """Convert SOURCE to DEST, a ZIP (if it ends in .zip) or a folder.
 
     SOURCE is a folder or ZIP of images (the class of an image is the folder it is in, or stands in
     dataset.json), a CSV with columns path, label and condition, a JSONL with these keys, or
     CIFAR-10 or MNIST as torchvision stores them. DEST has uncompressed PNGs and dataset.json, the
-    form that EDM and EDM2 read too.
+    form that EDM and EDM2 read too if every image has a label or none has.
 
     \b
     Examples:
@@ -90,11 +105,14 @@ def main(
 
     if normalize_like is not None:
         options["normalization"] = normalization_of(normalize_like)
-    conversion = Conversion(**options)
+    conversion = Conversion(background=None if background == "none" else background, **options)
     images = open_collection(source, split, labeled=not no_labels, conditions=not no_conditions)
     report = convert_images(images, dest, conversion, threads, CountBar("convert"))
     for line in _lines(report, dest):
         click.echo(line)
+    labels = None if images.table is None else images.table.values
+    if labels is not None and labels.ndim == 1 and (labels == -1).any():
+        click.echo("note: some images have no label, which EDM and EDM2 cannot read")
 
 
 def _lines(report: ConversionReport, dest: Path) -> list[str]:

@@ -68,7 +68,8 @@ def main() -> None:
 def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     """Write the feature statistics of DATASET: `digits`, or a folder or ZIP of images.
 
-    Under torchrun, processes share the images.
+    Under torchrun, processes share the images. Statistics of other tools (.npz with mu and sigma,
+    EDM2's .pkl) are converted; --extractor then says what made their features.
 
     \b
     Example:
@@ -79,7 +80,8 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
 
     written = write_statistics(dataset, out, extractor, progress=_bar("features"), **options)
     if written is not None:
-        click.echo(f"{out}: {written.count} images, {len(written.mean)} features ({extractor})")
+        images = f"{written.count} images, " if written.count else ""
+        click.echo(f"{out}: {images}{len(written.mean)} features ({extractor})")
 
 
 @main.command()
@@ -89,8 +91,8 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     "refs",
     type=_FILE,
     multiple=True,
-    help="Statistics of `edm2lite evaluate stats`, or .npz with mu and sigma. Give two if metrics"
-    " need two extractors.",
+    help="Statistics of `edm2lite evaluate stats`, .npz with mu and sigma, or EDM2's .pkl. Give two"
+    " if metrics need two extractors.",
 )
 @click.option(
     "--metrics",

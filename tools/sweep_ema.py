@@ -36,7 +36,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help=f"Metric: {', '.join(METRICS)}, or MODULE:CLASS of your own. fid is the Fréchet distance"
     " in the features of --ref; loss is computed on --data, and nothing is sampled.",
 )
-@click.option("--ref", type=_FILE, help="Reference statistics: `edm2lite evaluate stats`, or .npz.")
+@click.option(
+    "--ref",
+    type=_FILE,
+    help="Reference statistics: `edm2lite evaluate stats`, .npz, or EDM2's .pkl.",
+)
 @click.option("--data", help="Held-out data set for --metric loss.")
 @click.option(
     "--conditions",

@@ -8,7 +8,7 @@ import numpy as np
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.encoders import LatentEncoder
-from edm2lite.network.conditions import described, missing
+from edm2lite.network.conditions import ClassLabel, described, missing
 
 from .config import RunConfig
 from .data import make_order
@@ -63,9 +63,15 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
     make_order(dataset, config.data, config.seed, config.batch_size)
     lacking = missing(network.conditions, dataset.conditions)
     if lacking:
+        advice = ""
+        if dataset.table is None and any(isinstance(c, ClassLabel) for c in lacking):
+            advice = (
+                f"; to give the images of {dataset.name} classes, convert them from a folder per"
+                " class, or from a list, by edm2lite dataset convert"
+            )
         raise ValueError(
             f"net.backbone must take what {dataset.name} has ({described(dataset.conditions)}) or"
-            f" less, got {described(lacking)}"
+            f" less, got {described(lacking)}{advice}"
         )
 
 

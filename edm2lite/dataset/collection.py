@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -19,15 +19,13 @@ from edm2lite.dataset.condition_files import (
     read_normalization,
     read_pairs,
 )
+from edm2lite.dataset.decoding import SUFFIXES, open_image
 from edm2lite.dataset.files import Files, open_files
-from edm2lite.dataset.images import SUFFIXES
-from edm2lite.dataset.labels import Labels, as_labels, table_labels
+from edm2lite.dataset.labels import Labels, as_labels, stated_labels
 from edm2lite.dataset.table import read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
 
 Load = Callable[[int], Image.Image]
-
-_PHOTOS = (*SUFFIXES, ".jpe", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
@@ -92,51 +90,18 @@ def open_collection(
     return _from_files(open_files(path), labeled, conditions)
 
 
-def class_folders(names: Sequence[str], origin: str) -> Labels | None:
-    """The class of each image by the folder that it is in; None if all lie at the top.
-
-    A folder that contains everything is skipped if there are folders in it.
-
-    Args:
-        names: Names of the images, with ``/`` between folders.
-        origin: Name of the collection for messages.
-
-    Raises:
-        ValueError: If some images lie in no folder.
-
-    Example:
-        >>> class_folders(["all/cat/1.png", "all/dog/1.png", "all/cat/2.png"], "photos").values
-        array([0, 1, 0])
-    """
-    parts = [PurePosixPath(name).parts for name in names]
-    while min(map(len, parts)) > 2 and len({part[0] for part in parts}) == 1:
-        parts = [part[1:] for part in parts]
-    loose = [name for name, part in zip(names, parts, strict=True) if len(part) == 1]
-    if len(loose) == len(names):
-        return None
-    if loose:
-        raise ValueError(
-            f"all images of {origin} must lie in a folder named after their class, or none;"
-            f" {loose[0]} and {len(loose) - 1} others lie in no folder (--no-labels ignores"
-            " folders)"
-        )
-    classes = sorted({part[0] for part in parts})
-    index = {name: i for i, name in enumerate(classes)}
-    return as_labels([index[part[0]] for part in parts], origin, classes)
-
-
 def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollection:
     origin = str(files.path)
     content = read_table(files)
     pairs = read_pairs(content, origin)
-    photos = [name for name in files.names if name.lower().endswith(_PHOTOS)]
+    photos = [name for name in files.names if name.lower().endswith(SUFFIXES)]
     names = image_names(photos, pairs, origin)
     if not names:
-        raise ValueError(f"{origin} must hold images ({', '.join(_PHOTOS)}), found none")
+        raise ValueError(f"{origin} must hold images ({', '.join(SUFFIXES)}), found none")
     paired = paired_files(pairs, names, files) if conditions else {}
     table = None
     if labeled:
-        table = table_labels(content, names, origin) if content else class_folders(names, origin)
+        table = stated_labels(content, names, files)
     return ImageCollection(
         origin, names, _loader(files, names), table,
         conditions={name: _loader(files, paths) for name, paths in paired.items()},
@@ -145,18 +110,7 @@ def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollectio
 
 
 def _loader(files: Files, names: Sequence[str]) -> Load:
-    return lambda i: _open(io.BytesIO(files.read(names[i])), names[i], str(files.path))
-
-
-def _open(file: Any, name: str, origin: str) -> Image.Image:
-    try:
-        image = Image.open(file)
-        image.load()
-        return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{name} in {origin} cannot be read as an image ({error}); remove or repair it"
-        ) from error
+    return lambda i: open_image(io.BytesIO(files.read(names[i])), names[i], str(files.path))
 
 
 def _from_list(path: Path, conditions: bool) -> ImageCollection:
@@ -184,7 +138,7 @@ def _list_loader(path: Path, names: Sequence[str]) -> Load:
         file = path.parent / names[index]
         if not file.is_file():
             raise ValueError(f"{names[index]} in {path} does not exist; correct the list")
-        return _open(file, names[index], str(path))
+        return open_image(io.BytesIO(file.read_bytes()), names[index], str(path))
 
     return load
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.conditions import DatasetCondition
+from edm2lite.dataset.decoding import decode_image
 from edm2lite.dataset.files import Files, open_files
-from edm2lite.dataset.images import decode_image
 from edm2lite.dataset.table import TABLE, read_table
 from edm2lite.network.conditions import ConditionImage
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from edm2lite.dataset.buckets import MAX_ERROR, Buckets
 from edm2lite.dataset.collection import ImageCollection
 from edm2lite.dataset.condition_files import Normalization, PixelSums
-from edm2lite.dataset.crop import Transform, cover, is_gray, kept_area, shorter_side, upright
+from edm2lite.dataset.crop import Transform, cover, is_gray, kept_area, shorter_side
+from edm2lite.dataset.decoding import Exif, check_background, upright
 from edm2lite.dataset.files import writing
 from edm2lite.dataset.table import TABLE, table_text
 from edm2lite.threads import map_in_threads
@@ -35,13 +36,18 @@ class Conversion:
         bucket_step: Number that the sides of buckets are multiples of; None for an eighth of
             ``resolution``.
         max_error: Largest |ln(aspect ratio / bucket's aspect ratio)| of an image that fits.
+        exif: Whether images are turned as their EXIF says, or stay as they are stored.
+        background: Color behind transparent parts; None leaves out the transparency, so that the
+            colors that are stored there show. EDM's and EDM2's converters ignore EXIF and leave out
+            transparency.
         skip_damaged: Whether images that cannot be read are left out; otherwise the first one ends
             the conversion.
         normalization: Normalization of conditions, to be that of another data set; what neither it
             nor the collection states is measured.
 
     Raises:
-        ValueError: If buckets have no resolution, or the resolution is not positive.
+        ValueError: If buckets have no resolution, the resolution is not positive, or the background
+            is no color.
 
     Example:
         >>> Conversion(resolution=512, crop="buckets").bucket_step is None  # an eighth of 512
@@ -55,6 +61,8 @@ class Conversion:
     gray: bool = False
     bucket_step: int | None = None
     max_error: float = MAX_ERROR
+    exif: Exif = "turn"
+    background: str | None = "white"
     skip_damaged: bool = False
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
 
@@ -63,6 +71,11 @@ class Conversion:
             raise ValueError("buckets need a resolution, for example --resolution 512")
         if self.resolution is not None and self.resolution < 1:
             raise ValueError(f"resolution must be at least 1, got {self.resolution}")
+        check_background(self.background)
+
+    def upright(self, image: Image.Image, gray: bool) -> Image.Image:
+        """An image before it is resampled, in mode L or RGB."""
+        return upright(image, gray, self.exif, self.background)
 
 
 @dataclass(frozen=True)
@@ -202,8 +215,8 @@ def _convert_one(
     collection: ImageCollection, index: int, conversion: Conversion, buckets: Buckets | None
 ) -> _Converted:
     try:
-        image = upright(collection.load(index), conversion.gray or collection.gray)
-        conditions = _load_conditions(collection, index, image.size)
+        image = conversion.upright(collection.load(index), conversion.gray or collection.gray)
+        conditions = _load_conditions(collection, index, image.size, conversion)
     except (ValueError, OSError) as error:
         if collection.names[index] in str(error):
             raise
@@ -219,12 +232,12 @@ def _convert_one(
 
 
 def _load_conditions(
-    collection: ImageCollection, index: int, size: tuple[int, int]
+    collection: ImageCollection, index: int, size: tuple[int, int], conversion: Conversion
 ) -> dict[str, Image.Image]:
     found = {}
     for name, load in collection.conditions.items():
         image = load(index)
-        found[name] = upright(image, is_gray(image))
+        found[name] = conversion.upright(image, is_gray(image))
         if found[name].size != size:
             (width, height), (found_width, found_height) = size, found[name].size
             raise ValueError(

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 Transform = Literal["lanczos", "dhariwal"]
-
-
-def upright(image: Image.Image, gray: bool) -> Image.Image:
-    """The picture as a viewer shows it: turned as its EXIF says, on white where transparent.
-
-    Args:
-        image: Image of any mode.
-        gray: Whether the result has one channel, mode L; otherwise it is RGB.
-
-    Raises:
-        ValueError: If the image has more than 8 bits per channel.
-    """
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"it has mode {image.mode}, more than 8 bits; save it with 8")
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("L" if gray else "RGB")
 
 
 def is_gray(image: Image.Image) -> bool:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.decoding import decode_image
 from edm2lite.dataset.files import Files
 from edm2lite.dataset.labels import Labels
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def open_images(
@@ -50,29 +48,6 @@ def open_images(
         return image
 
     return ImageDataset(origin, len(names), shape, read, table, sizes, names)
-
-
-def decode_image(data: bytes, name: str, origin: str) -> NDArray[np.uint8]:
-    """uint8 [C, H, W] of an image file: gray as one channel, anything else as RGB.
-
-    Args:
-        data: Content of the file.
-        name: Name of the file for messages.
-        origin: Name of the data set for messages.
-
-    Raises:
-        ValueError: If the file is damaged, or has more than 8 bits per channel.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {image.mode} has more than 8 bits")
-            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{name} in {origin} cannot be read as an image ({error}); remove it"
-        ) from error
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def load_array(data: bytes, name: str, origin: str) -> NDArray[Any]:

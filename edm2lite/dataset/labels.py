@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edm2lite.dataset.files import Files
+
+GENERATED = "settings.json"
+"""Name of the file that tells a folder of images that edm2lite has generated."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,57 @@ def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> 
             " (null for an image without a class)"
         )
     return as_labels([by_name[name] for name in names], origin, classes, label_dim)
+
+
+def stated_labels(content: dict[str, Any], names: Sequence[str], files: Files) -> Labels | None:
+    """The labels of the images of a folder or ZIP, by ``dataset.json`` or else by their folders.
+
+    The folders of images that edm2lite has generated are numbered by seeds, and are no classes.
+
+    Args:
+        content: Content of ``dataset.json``, empty if there is none.
+        names: Names of the images.
+        files: Files of the folder or ZIP.
+
+    Raises:
+        ValueError: As :func:`table_labels` and :func:`class_folders`.
+    """
+    if content:
+        return table_labels(content, names, str(files.path))
+    return None if GENERATED in files.names else class_folders(names, str(files.path))
+
+
+def class_folders(names: Sequence[str], origin: str) -> Labels | None:
+    """The class of each image by the folder that it is in; None if all lie at the top.
+
+    A folder that contains everything is skipped if there are folders in it.
+
+    Args:
+        names: Names of the images, with ``/`` between folders.
+        origin: Name of the collection for messages.
+
+    Raises:
+        ValueError: If some images lie in no folder.
+
+    Example:
+        >>> class_folders(["all/cat/1.png", "all/dog/1.png", "all/cat/2.png"], "photos").values
+        array([0, 1, 0])
+    """
+    parts = [PurePosixPath(name).parts for name in names]
+    while min(map(len, parts)) > 2 and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    loose = [name for name, part in zip(names, parts, strict=True) if len(part) == 1]
+    if len(loose) == len(names):
+        return None
+    if loose:
+        raise ValueError(
+            f"all images of {origin} must lie in a folder named after their class, or none;"
+            f" {loose[0]} and {len(loose) - 1} others lie in no folder (edm2lite dataset convert"
+            " --no-labels ignores folders)"
+        )
+    classes = sorted({part[0] for part in parts})
+    index = {name: i for i, name in enumerate(classes)}
+    return as_labels([index[part[0]] for part in parts], origin, classes)
 
 
 def _vectors(rows: Sequence[Any], origin: str, classes: Sequence[str]) -> Labels:

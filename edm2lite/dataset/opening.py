@@ -1,7 +1,9 @@
 """Opening a data set, whatever its form.
 
 - ``digits``: scikit-learn's handwritten digits
-- a folder or ZIP of images: PNG or uint8 NPY anywhere below the top, and ``dataset.json``
+- a folder or ZIP of images: PNG, JPEG and others, or uint8 NPY, anywhere below the top, with
+  ``dataset.json`` or, for image files, a folder per class. Pixels and labels are those that
+  ``edm2lite dataset convert`` would store; gray files have one channel, as with ``--gray``
 - a folder or ZIP of latents: NPY of floats [2C, H, W] (the form of EDM2), and ``dataset.json``
 - a folder with ``latents.json``: latents in shards, as ``edm2lite dataset encode`` writes them
 - ``module:function``: the :class:`edm2lite.dataset.base.ImageDataset` that a function of yours
@@ -24,9 +26,10 @@ from edm2lite.dataset.condition_files import (
     read_pairs,
     with_condition_images,
 )
+from edm2lite.dataset.decoding import SUFFIXES
 from edm2lite.dataset.files import open_files
-from edm2lite.dataset.images import SUFFIXES, load_array, open_images
-from edm2lite.dataset.labels import table_labels
+from edm2lite.dataset.images import load_array, open_images
+from edm2lite.dataset.labels import stated_labels, table_labels
 from edm2lite.dataset.latents import open_arrays
 from edm2lite.dataset.shards import INDEX, is_incomplete, open_shards
 from edm2lite.dataset.table import read_table
@@ -107,7 +110,10 @@ def _open_stored(path: Path) -> ImageDataset:
             f" {next(n for n in names if not n.endswith('.npy'))} and {arrays[0]}"
         )
     paired = paired_files(pairs, names, files)
-    table = table_labels(content, names, str(path))
+    if arrays:
+        table = table_labels(content, names, str(path))
+    else:
+        table = stated_labels(content, names, files)
     if arrays and load_array(files.read(names[0]), names[0], str(path)).dtype.kind == "f":
         if pairs:
             raise ValueError(

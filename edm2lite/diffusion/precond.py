@@ -138,7 +138,7 @@ class Precond(nn.Module):
     def __init__(self, config: PrecondConfig):
         super().__init__()
         self.config = config
-        self.is_prepared = False
+        self.is_prepared = self.is_loaded = False
         # not by add_module, which refuses the name of the property below
         self._modules[config.backbone.tensor_prefix] = config.backbone.build()
         self.logvar_fourier = MPFourier(config.logvar_channels)
@@ -178,10 +178,19 @@ class Precond(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         self._check_levels(sigma)
         s = self.config.scalings(sigma[:, None, None, None])
-        dtype = torch_dtype(self.config.dtype)
+        dtype = torch_dtype(self.dtype_on(x.device))
         F_x = self.backbone((s.c_in * x).to(dtype), s.c_noise.flatten(), told)
         D_x: Tensor = s.c_skip * x + s.c_out * F_x.float()
         return D_x
+
+    def dtype_on(self, device: torch.device) -> Dtype:
+        """Floating-point type in which the network computes on a device: that of ``config``.
+
+        On a CPU, which is many times slower in float16, float32 takes its place for networks that
+        were loaded from a file, such as the released ones of EDM2.
+        """
+        slow = self.is_loaded and device.type == "cpu" and self.config.dtype == "float16"
+        return "float32" if slow else self.config.dtype
 
     def logvar(self, sigma: Tensor) -> Tensor:
         """u(sigma), log of the expected weighted loss per element: [N] -> [N] float32 (Eq. 21)."""
@@ -203,20 +212,16 @@ class Precond(nn.Module):
         two, the second in the order that the kernels want for the shape of images seen last.
 
         Args:
-            dtype: Floating-point type in which the network computes. [default: as here]
+            dtype: Floating-point type in which the network computes. [default: :meth:`dtype_on`]
             device: Device of the copy. [default: as here]
             compiled: Whether torch.compile comes next. On a CPU, call the copy once before that,
                 without gradients: the graph uses the weights that the call has brought into order.
         """
-        config = self.config if dtype is None else dataclasses.replace(self.config, dtype=dtype)
-        net = prepared_copy(
-            self,
-            mp_layers(self),
-            dtype=torch_dtype(config.dtype),
-            device=next(self.parameters()).device if device is None else torch.device(device),
-            compiled=compiled,
-        )
-        net.config, net.is_prepared = config, True
+        place = next(self.parameters()).device if device is None else torch.device(device)
+        config = dataclasses.replace(self.config, dtype=dtype or self.dtype_on(place))
+        computed = torch_dtype(config.dtype)
+        net = prepared_copy(self, mp_layers(self), dtype=computed, device=place, compiled=compiled)
+        net.config, net.is_prepared, net.is_loaded = config, True, False
         return net
 
     def _check_images(self, x: Tensor) -> None:
@@ -291,4 +296,5 @@ class Precond(nn.Module):
         with torch.device("meta"):
             net = cls(PrecondConfig.from_json(metadata["model"]))
         fill_(net, tensors, origin)
+        net.is_loaded = True
         return net.eval().requires_grad_(False)

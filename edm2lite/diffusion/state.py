@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
+
+from edm2lite.tensorfile import all_finite
 
 
 def fill_(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -21,6 +22,7 @@ def fill_(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
         ValueError: If names or shapes differ from those of the network, or values are not finite.
 
     Example:
+        >>> import torch
         >>> net = nn.Linear(2, 1, bias=False, device="meta")
         >>> fill_(net, {"weight": torch.tensor([[3, 4]], dtype=torch.bfloat16)}, "net.safetensors")
         >>> net.weight.tolist()
@@ -36,6 +38,6 @@ def fill_(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"{origin} does not fit its own model configuration: {first}") from error
-    bad = [name for name, value in net.state_dict().items() if not torch.isfinite(value).all()]
+    bad = [name for name, value in net.state_dict().items() if not all_finite(value)]
     if bad:
         raise ValueError(f"{origin} must hold finite weights, {bad[0]} does not; use another file")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,7 @@ from edm2lite.ema.folder import ScannedFile, tensor_shapes
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress
-from edm2lite.tensorfile import read_blocks
-
-if TYPE_CHECKING:
-    import torch
+from edm2lite.tensorfile import all_finite, read_blocks
 
 Fault = tuple[str, str]
 """State of a file in a word or two, and a message for the user."""
@@ -86,7 +82,7 @@ def byte_faults(infos: Sequence[SnapshotInfo], progress: Progress | None) -> dic
                 done += values.numel() * values.element_size()
                 if progress is not None and done < total:
                     progress(done, total)
-                if bad is None and values.is_floating_point() and not _finite(values):
+                if bad is None and values.is_floating_point() and not all_finite(values):
                     bad = name
             if bad is not None:
                 message = f"{info.path} holds NaN or infinity in {bad}; remove it"
@@ -97,15 +93,6 @@ def byte_faults(infos: Sequence[SnapshotInfo], progress: Progress | None) -> dic
     if progress is not None and total:
         progress(total, total)
     return faults
-
-
-def _finite(values: torch.Tensor) -> bool:
-    import torch
-
-    # A finite sum means that all terms are finite, and is several times faster than testing each.
-    return bool(torch.isfinite(values.sum(dtype=torch.float64))) or bool(
-        torch.isfinite(values).all()
-    )
 
 
 def duplicates(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
-from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
+from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, all_finite, read_header
 from edm2lite.tensorheader import type_of
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _write(
     with TensorWriter(path, specs, metadata) as writer:
         for name, value in tensors.items():
             stored = value.to(specs[name].dtype)
-            if stored.is_floating_point() and not stored.isfinite().all():
+            if stored.is_floating_point() and not all_finite(stored):
                 raise ValueError(
                     f"snapshot tensors must be finite as {metadata['dtype']}, {name} at nimg ="
                     f" {metadata['nimg']} is not; nothing was written for it"

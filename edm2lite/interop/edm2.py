@@ -81,7 +81,7 @@ def import_file(
         >>> _ = path.write_bytes(pickle.dumps(exec))  # what an attack would ask for
         >>> import_file(path)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: ...net.pkl asks for builtins.exec, which is not part of a network; ...
+        ValueError: ...net.pkl asks for builtins.exec, which does not belong in it; ...
     """
     path = Path(path)
     target = path.with_suffix(".safetensors") if out is None else Path(out)

@@ -1,8 +1,8 @@
 """The configuration of an official EDM2 network, from the settings that its pickle records.
 
-Settings are recorded in ``_init_kwargs`` of the network and of its parts, and as attributes of the
-parts. If one is recorded several times, the values must agree. Settings that the network of this
-package does not have are refused by name.
+Settings are recorded in ``_init_args`` and ``_init_kwargs`` of the network and of its parts, and as
+attributes of the parts. If one is recorded several times, the values must agree. Settings that the
+network of this package does not have are refused by name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any, TypeGuard
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.interop.inert_pickle import shown
-from edm2lite.interop.torch_records import Instance, as_mapping, plain
+from edm2lite.interop.plain_records import plain
+from edm2lite.interop.torch_records import Instance, arguments
 from edm2lite.network.unet import UNetConfig
 
 _UNET = {
@@ -34,6 +35,20 @@ _UNET = {
 }
 _FIXED = {"channel_mult_noise": None, "channel_mult_emb": None, "resample_filter": [1, 1]}
 _SETTINGS = {*_UNET, *_FIXED, "use_fp16", "sigma_data", "logvar_channels"}
+_POSITIONS = {  # the arguments of the official classes, in their order
+    "Precond": (
+        "img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data", "logvar_channels",
+    ),
+    "UNet": (
+        "img_resolution", "img_channels", "label_dim", "model_channels", "channel_mult",
+        "channel_mult_noise", "channel_mult_emb", "num_blocks", "attn_resolutions", "label_balance",
+        "concat_balance",
+    ),
+    "Block": (
+        "in_channels", "out_channels", "emb_channels", "flavor", "resample_mode", "resample_filter",
+        "attention", "channels_per_head", "dropout", "res_balance", "attn_balance", "clip_act",
+    ),
+}  # fmt: skip
 _LISTS = {"channel_mult", "attn_resolutions"}
 _SHARES = {"dropout", "label_balance", "concat_balance", "res_balance", "attn_balance"}
 _POSITIVE = {"clip_act", "sigma_data"}
@@ -82,23 +97,21 @@ def _values(parts: Mapping[str, Instance]) -> dict[str, Any]:
     """Official name -> value of every setting that is recorded anywhere."""
     values: dict[str, Any] = {}
     for prefix, part in parts.items():
-        if part.class_name not in ("Precond", "UNet", "Block"):
+        if part.class_name not in _POSITIONS:
             continue
         where = prefix.rstrip(".") or "ema"
-        arguments = as_mapping(part.attributes.get("_init_kwargs", {}), f"settings of {where}")
+        given = arguments(part, _POSITIONS[part.class_name], where)
         if part.class_name != "Block":
-            unknown = [shown(name) for name in arguments if name not in _SETTINGS]
+            unknown = [shown(name) for name in given if name not in _SETTINGS]
             if unknown:
                 raise ValueError(f"sets {', '.join(unknown[:5])}, which is not supported here")
-        for source in (arguments, part.attributes):
+        for source in (given, part.attributes):
             for name in _SETTINGS & source.keys():
                 value = _checked(name, plain(source[name], f"{name} of {where}"), where)
                 if values.setdefault(name, value) != value:
                     raise ValueError(
                         f"contradicts itself: {name} is {values[name]}, but {value} in {where}"
                     )
-    if parts[""].attributes.get("_init_args"):
-        raise ValueError("sets values by position, which is not supported here")
     return values
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 
 from edm2lite.interop.inert_pickle import shown
-from edm2lite.interop.torch_records import Instance, as_mapping, plain
+from edm2lite.interop.plain_records import plain
+from edm2lite.interop.torch_records import Instance, arguments
 from edm2lite.models.encoders import EDM2_LATENTS, Encoder, LatentEncoder, PixelEncoder
 
 _STATISTICS: dict[str, object] = {  # defaults, where a file does not record others
@@ -15,7 +16,7 @@ _STATISTICS: dict[str, object] = {  # defaults, where a file does not record oth
     "final_mean": 0.0,
     "final_std": 0.5,
 }
-_UNUSED = ("batch_size",)  # does not affect the result
+_ARGUMENTS = ("vae_name", *_STATISTICS, "batch_size")  # in their order; the last changes nothing
 
 
 def encoder_of(instance: Instance, img_channels: int) -> Encoder:
@@ -37,14 +38,11 @@ def encoder_of(instance: Instance, img_channels: int) -> Encoder:
             f"must have an encoder of RGB images or StabilityVAE latents, has one of class"
             f" {shown(instance.class_name)}"
         )
-    settings = as_mapping(instance.attributes.get("_init_kwargs", {}), "settings of encoder")
-    known = () if pixels else ("vae_name", *_STATISTICS, *_UNUSED)
+    known = () if pixels else _ARGUMENTS
+    settings = arguments(instance, known, "encoder")
     unknown = [shown(name) for name in settings if name not in known]
-    if unknown or instance.attributes.get("_init_args"):
-        raise ValueError(
-            f"sets {', '.join(unknown) or 'values by position'} of its encoder, which is not"
-            " supported here"
-        )
+    if unknown:
+        raise ValueError(f"sets {', '.join(unknown)} of its encoder, which is not supported here")
     if pixels:
         return PixelEncoder()
     vae = plain(settings.get("vae_name", EDM2_LATENTS.vae), "vae_name")

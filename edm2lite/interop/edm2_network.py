@@ -6,31 +6,27 @@ network that the file describes before anything is returned.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
-from edm2lite.diffusion.precond import Precond
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema.stream import Progress
 from edm2lite.interop.edm2_config import configuration
 from edm2lite.interop.edm2_encoder import encoder_of
 from edm2lite.interop.inert_pickle import read_pickle, shown
-from edm2lite.interop.torch_records import (
-    NAMES,
-    Instance,
-    as_instance,
-    as_mapping,
-    modules,
-    plain,
-    tensor,
-)
+from edm2lite.interop.plain_records import as_mapping, plain
+from edm2lite.interop.torch_records import NAMES, Instance, as_instance, modules, tensor
 from edm2lite.network.unet import UNetConfig
+from edm2lite.tensorfile import all_finite
 
-_BLOCK = 64 * 2**20
+_BLOCK = 4 * 2**20
 _CLASSES = ("UNet", "Block", "MPConv", "MPFourier", "ModuleDict")
 
 
@@ -64,10 +60,11 @@ def read_network(path: str | Path, progress: Progress | None = None) -> Network:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give a network pickle of EDM2")
-    data = memoryview(bytearray(path.stat().st_size))
+    data = np.empty(path.stat().st_size, np.uint8).data
+    state, done = xxhash.xxh3_128(), 0
     with open(path, "rb", buffering=0) as file:
-        done = 0
         while count := file.readinto(data[done : done + _BLOCK]):
+            state.update(data[done : done + count])  # while it is in the cache
             done += count
             if progress is not None:
                 progress(done, len(data))
@@ -79,7 +76,7 @@ def read_network(path: str | Path, progress: Progress | None = None) -> Network:
         tensors, description = _network(outer, done)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
-    return Network(tensors, description, xxhash.xxh3_128_hexdigest(data))
+    return Network(tensors, description, state.hexdigest())
 
 
 def _network(
@@ -94,8 +91,7 @@ def _network(
             )
     records = _tensor_records(parts)
     config = configuration(parts, len(records))
-    with torch.device("meta"):
-        expected = {name: t.shape for name, t in Precond(config).state_dict().items()}
+    expected = _shapes(config)
     missing, unknown = sorted(expected.keys() - records), sorted(records.keys() - expected)
     if missing or unknown:
         raise ValueError(
@@ -111,6 +107,13 @@ def _network(
     encoder = encoder_of(as_instance(outer.get("encoder"), "encoder"), config.backbone.img_channels)
     tensors = {name: _weight(records[name], name, shape) for name, shape in expected.items()}
     return tensors, {"model": config.to_json(), "encoder": encoder.to_json()}
+
+
+@functools.lru_cache(maxsize=4)  # the files of a run are all of one network
+def _shapes(config: PrecondConfig) -> Mapping[str, torch.Size]:
+    """Name -> shape of all tensors of a network."""
+    with torch.device("meta"):
+        return {name: t.shape for name, t in Precond(config).state_dict().items()}
 
 
 def _tensor_records(parts: Mapping[str, Instance]) -> dict[str, object]:
@@ -153,6 +156,6 @@ def _weight(record: object, name: str, shape: torch.Size) -> Tensor:
             f"must hold {name} of shape {list(shape)} by its own description, has"
             f" {list(value.shape)}"
         )
-    if not torch.isfinite(value).all():
+    if not all_finite(value):
         raise ValueError(f"must hold finite weights, {name} does not")
     return value

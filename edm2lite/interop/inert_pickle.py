@@ -80,7 +80,7 @@ def read_pickle(data: memoryview, names: Container[str], start: int = 0) -> tupl
         {'w': [1, 2.5]}
         >>> read_pickle(memoryview(pickle.dumps(exec)), names=())  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: asks for builtins.exec, which is not part of a network; ...
+        ValueError: asks for builtins.exec, which does not belong in it; ...
     """
     reader = _Reader(data, names, start)
     try:
@@ -122,7 +122,7 @@ class _Reader:
                 _ACTIONS[code](self)
             else:
                 what = _INSTRUCTIONS.get(code, f"{code:#04x}")
-                raise ValueError(f"uses the pickle instruction {what}, which no network needs")
+                raise ValueError(f"uses the pickle instruction {what}, which no such file needs")
         raise ValueError(f"takes more than {MAX_INSTRUCTIONS} pickle instructions to read")
 
     def take(self, count: int) -> memoryview:
@@ -138,7 +138,7 @@ class _Reader:
     def integer(self, kind: str) -> int:
         size = self.number(kind)
         if size > _MAX_NUMBER:
-            raise ValueError(f"holds an integer of {size} bytes, which no network needs")
+            raise ValueError(f"holds an integer of {size} bytes, which no such file needs")
         return int.from_bytes(self.take(size), "little", signed=True)
 
     def text(self, kind: str) -> str:
@@ -173,7 +173,7 @@ class _Reader:
                 dotted = new + dotted.removeprefix(old)
         if dotted not in self.names:
             raise ValueError(
-                f"asks for {shown(dotted)}, which is not part of a network; nothing of it was"
+                f"asks for {shown(dotted)}, which does not belong in it; nothing of it was"
                 " executed. Do not load this file with other tools"
             )
         return Name(dotted)

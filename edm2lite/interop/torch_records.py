@@ -1,4 +1,4 @@
-"""Builds tensors, NumPy values and module trees from :mod:`edm2lite.interop.inert_pickle` records.
+"""Builds tensors and module trees from :mod:`edm2lite.interop.inert_pickle` records.
 
 A pickle of torch stores a module as its ``__dict__`` and a tensor as a view of a storage, which is
 an archive of its own: five small pickles, then the numbers as raw bytes. The archive is read here
@@ -7,34 +7,25 @@ by the same reader; the unpickler of torch is not involved.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edm2lite.interop.inert_pickle import Name, Record, Reference, read_pickle, shown
+from edm2lite.interop.plain_records import VALUE_NAMES, as_bytes, as_mapping, as_sizes, kind_of
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 CONTAINER = "torch.nn.modules.container.ModuleDict"
-MAPPINGS = ("dnnlib.util.EasyDict", "collections.OrderedDict")
 _PARAMETER = "torch._utils._rebuild_parameter"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _ARCHIVE = "torch.storage._load_from_bytes"
-_SCALAR = "numpy._core.multiarray.scalar"
-_ARRAY = "numpy._core.multiarray._reconstruct"
-_BUFFER = "numpy._core.numeric._frombuffer"
-_BYTES = "_codecs.encode"  # how protocol 2 writes bytes
-
-NAMES = frozenset(
+NAMES = VALUE_NAMES | frozenset(
     {
-        *(PERSISTENT, CONTAINER, *MAPPINGS),
-        *(_PARAMETER, _TENSOR, _ARCHIVE, _SCALAR, _ARRAY, _BUFFER, _BYTES),
-        *("builtins.set", "numpy.dtype", "numpy.ndarray", "torch.device", "torch.Size"),
+        *(PERSISTENT, CONTAINER, _PARAMETER, _TENSOR, _ARCHIVE),
+        *("builtins.set", "torch.device", "torch.Size"),
         *("torch.nn.parameter.Parameter", "torch.float16", "torch.float32", "torch.bfloat16"),
     }
 )
@@ -46,8 +37,7 @@ _STORAGES = {
     "torch.BFloat16Storage": torch.bfloat16,
 }
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's archives before they were ZIP files
-_MAX_DEPTH = 8  # largest nesting of modules, and largest number of dimensions
-_MAX_VALUES = 4096  # largest number of values in a NumPy array or list
+_MAX_DEPTH = 8  # largest nesting of modules
 
 
 @dataclass(frozen=True)
@@ -61,23 +51,6 @@ class Instance:
 
     class_name: str
     attributes: Mapping[str | int, object]
-
-
-def as_mapping(value: object, what: str) -> Mapping[str | int, object]:
-    """The entries of a pickled dict of any kind.
-
-    Args:
-        value: Value from :func:`edm2lite.interop.inert_pickle.read_pickle`.
-        what: Name of the value in error messages.
-
-    Raises:
-        ValueError: If the value is not a mapping.
-    """
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, Record) and value.name in MAPPINGS:
-        return value.items
-    raise ValueError(f"must hold a mapping as {what}, holds {_kind(value)}")
 
 
 def as_instance(value: object, what: str) -> Instance:
@@ -96,7 +69,37 @@ def as_instance(value: object, what: str) -> Instance:
             return Instance(name, as_mapping(meta.get("state"), f"state of {what}"))
     if isinstance(value, Record) and value.name == CONTAINER:
         return Instance("ModuleDict", as_mapping(value.state, f"state of {what}"))
-    raise ValueError(f"must hold an object of EDM2 as {what}, holds {_kind(value)}")
+    raise ValueError(f"must hold an object of EDM2 as {what}, holds {kind_of(value)}")
+
+
+def arguments(instance: Instance, names: Sequence[str], what: str) -> dict[str | int, object]:
+    """The arguments that an object of EDM2 was built with, those given by position too.
+
+    Args:
+        instance: The object.
+        names: Names of the arguments of its class, in their order.
+        what: Name of the object in error messages.
+
+    Raises:
+        ValueError: If more are given by position than there are names, or one is given twice.
+
+    Example:
+        >>> built = Instance("Block", {"_init_args": (8,), "_init_kwargs": {"out_channels": 16}})
+        >>> arguments(built, ("in_channels", "out_channels"), "block")
+        {'in_channels': 8, 'out_channels': 16}
+    """
+    given = instance.attributes.get("_init_args", ())
+    if not isinstance(given, tuple | list) or len(given) > len(names):
+        raise ValueError(
+            f"must give at most {len(names)} settings of {what} by position, holds"
+            f" {len(given) if isinstance(given, tuple | list) else kind_of(given)}"
+        )
+    named = as_mapping(instance.attributes.get("_init_kwargs", {}), f"settings of {what}")
+    positional: dict[str | int, object] = dict(zip(names, given, strict=False))
+    twice = [name for name in positional if name in named]
+    if twice:
+        raise ValueError(f"contradicts itself: {twice[0]} of {what} is set twice")
+    return positional | dict(named)
 
 
 def modules(root: object, what: str) -> Iterator[tuple[str, Instance]]:
@@ -139,10 +142,10 @@ def tensor(value: object, name: str) -> Tensor:
     if isinstance(value, Record) and value.name == _PARAMETER and value.args:
         value = value.args[0]
     if not isinstance(value, Record) or value.name != _TENSOR or len(value.args) < 4:
-        raise ValueError(f"must hold a tensor as {name}, holds {_kind(value)}")
+        raise ValueError(f"must hold a tensor as {name}, holds {kind_of(value)}")
     flat = _storage(value.args[0], name)
     offset = value.args[1]
-    shape, stride = _sizes(value.args[2]), _sizes(value.args[3])
+    shape, stride = as_sizes(value.args[2]), as_sizes(value.args[3])
     if type(offset) is int and offset >= 0 and shape is not None and stride is not None:
         last = sum((n - 1) * step for n, step in zip(shape, stride, strict=False))
         if len(shape) == len(stride) and 0 < math.prod(shape) <= len(flat) - offset > last:
@@ -152,40 +155,11 @@ def tensor(value: object, name: str) -> Tensor:
     raise ValueError(f"is damaged: {name} does not fit in its storage of {len(flat)} values")
 
 
-def plain(value: object, what: str) -> object:
-    """A pickled number or string, or a flat list of them; NumPy values are converted.
-
-    Args:
-        value: Value from :func:`edm2lite.interop.inert_pickle.read_pickle`.
-        what: Name of the value in error messages.
-
-    Raises:
-        ValueError: If the value is something else.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple) and _is_flat(value):
-        return [plain(v, what) for v in value]
-    if isinstance(value, Record) and value.name == _SCALAR and len(value.args) == 2:
-        return _array(value.args[1], value.args[0], what).tolist()[0]
-    if isinstance(value, Record) and value.name == _BUFFER and len(value.args) >= 2:
-        return _array(value.args[0], value.args[1], what).tolist()
-    if isinstance(value, Record) and value.name == _ARRAY:
-        state = value.state if isinstance(value.state, tuple) else ()
-        if len(state) == 5:
-            return _array(state[4], state[2], what).tolist()
-    raise ValueError(f"must hold numbers or text as {what}, holds {_kind(value)}")
-
-
-def _is_flat(values: Sequence[object]) -> bool:
-    return len(values) <= _MAX_VALUES and not any(isinstance(v, list | tuple) for v in values)
-
-
 def _storage(value: object, name: str) -> Tensor:
     """All values [numel] of a pickled storage, without a copy."""
     if not isinstance(value, Record) or value.name != _ARCHIVE or len(value.args) != 1:
-        raise ValueError(f"must hold a storage of torch for {name}, holds {_kind(value)}")
-    data = _bytes(value.args[0], name)
+        raise ValueError(f"must hold a storage of torch for {name}, holds {kind_of(value)}")
+    data = as_bytes(value.args[0], name)
     header, at = [], 0
     for names in ((), (), (), _STORAGES, ()):
         part, at = read_pickle(data, names, at)
@@ -206,41 +180,3 @@ def _storage(value: object, name: str) -> Tensor:
     if stored != numel or len(raw) != stored * dtype.itemsize or not raw:
         raise ValueError(f"is damaged: {name} promises {shown(numel)} values in {len(raw)} bytes")
     return torch.frombuffer(raw, dtype=dtype)
-
-
-def _array(content: object, dtype: object, what: str) -> np.ndarray:
-    """The flat values of a pickled NumPy array or scalar."""
-    data = _bytes(content, what)
-    kind = dtype.args[0] if isinstance(dtype, Record) and dtype.args else None
-    order = dtype.state[1] if isinstance(dtype, Record) and isinstance(dtype.state, tuple) else ""
-    code = f"{order}{kind}".replace("|", "")
-    if not re.fullmatch("[<>=]?(b1|[iu][1248]|f[248])", code) or len(data) > 8 * _MAX_VALUES:
-        raise ValueError(f"must hold a few numbers as {what}, holds {shown(code)}")
-    numbers = np.dtype(code)
-    if not len(data) or len(data) % numbers.itemsize:
-        raise ValueError(f"is damaged: {what} has {len(data)} bytes")
-    return np.frombuffer(data, numbers)
-
-
-def _bytes(value: object, what: str) -> memoryview:
-    if isinstance(value, memoryview):
-        return value
-    if isinstance(value, Record) and value.name == _BYTES and len(value.args) == 2:
-        text, coding = value.args
-        if isinstance(text, str) and coding == "latin1":
-            with contextlib.suppress(UnicodeEncodeError):
-                return memoryview(bytearray(text, "latin1"))
-    raise ValueError(f"must hold bytes for {what}, holds {_kind(value)}")
-
-
-def _sizes(value: object) -> tuple[int, ...] | None:
-    """A pickled shape, or strides; None if the value is neither."""
-    if isinstance(value, Record) and value.name == "torch.Size" and len(value.args) == 1:
-        value = value.args[0]
-    if not isinstance(value, tuple | list) or len(value) > _MAX_DEPTH:
-        return None
-    return tuple(value) if all(type(n) is int and 0 <= n < 2**40 for n in value) else None
-
-
-def _kind(value: object) -> str:
-    return f"a call of {value.name}" if isinstance(value, Record) else shown(value)

@@ -1,15 +1,18 @@
-"""DINOv2 vision transformers as torch-fidelity's extractors, built here from their weights alone.
+"""DINOv2 features as FD-DINOv2 takes them: its resizing of images, and the vision transformers.
 
 torch-fidelity has torch.hub fetch the network's code together with the weights, and run it. The
-network is small enough to be written down; what torch-fidelity does to images before it stays
-torch-fidelity's. Architecture: arXiv 2304.07193 (a ViT with LayerScale, patches of 14 pixels).
+network is small enough to be written down, so it is built here from its weights alone.
+Architecture: arXiv 2304.07193 (a ViT with LayerScale, patches of 14 pixels).
+
+torch-fidelity also resizes images bilinearly without antialiasing. FD-DINOv2 (arXiv 2306.04675) is
+defined on images that PIL resizes bicubically, which has antialiasing. That is done here too.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,76 @@ URLS = {
     f"dinov2-vit-{size}-14": f"{_HOST}/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth"
     for size in "sbl"
 }
+PREPROCESSING = "bicubic-antialiased-224"
+"""What the statistics of DINOv2 features record as their ``preprocessing``."""
+_SIDE = 224
+_UNIT = 2.0**22  # PIL stores weights as multiples of 1 / _UNIT
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, with values in 0..1
 _HEAD = 64  # channels of an attention head, in every size
+
+
+def network_input(images: Tensor) -> Tensor:
+    """Images as the networks see them in FD-DINOv2, [N, 3, 224, 224] float32.
+
+    Images are resized bicubically with antialiasing, first along rows and then along columns, and
+    are rounded to 0..255 after each, as PIL does it. (Pillow 13 takes columns first in some images
+    that are taller than wide.) Then ``(v / 255 - mean) / std`` with the mean and the standard
+    deviation of ImageNet.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+
+    Example:
+        >>> white = torch.full((1, 3, 32, 48), 255, dtype=torch.uint8)
+        >>> [round(v, 3) for v in network_input(white)[0, :, 0, 0].tolist()]
+        [2.249, 2.429, 2.64]
+    """
+    rows, columns = (
+        _resizing(size).to(images.device) for size in (images.shape[3], images.shape[2])
+    )
+    x = _rounded(images.double() @ rows.T)
+    x = _rounded(columns @ x).float()
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (_MEAN, _STD))
+    return x.div_(255).sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=16)
+def _resizing(size: int) -> Tensor:
+    """[224, size] float64, the weights of PIL's bicubic filter: sums with bytes are exact."""
+    scale = size / _SIDE
+    center = (torch.arange(_SIDE, dtype=torch.float64)[:, None] + 0.5) * scale
+    x = (torch.arange(size, dtype=torch.float64) + 0.5 - center).abs() / max(scale, 1.0)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1  # Keys' cubic with a = -1/2
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weights /= weights.sum(dim=1, keepdim=True)
+    return (weights * _UNIT).round_() / _UNIT
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.add_(0.5).floor_().clamp_(0, 255)
+
+
+class DINOv2Features(nn.Module):
+    """uint8 [N, 3, H, W] -> [N, F]: features of a network, of images as FD-DINOv2 resizes them.
+
+    Args:
+        net: Network, float32 [N, 3, 224, 224] -> [N, F].
+
+    Example:
+        >>> images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+        >>> DINOv2Features(VisionTransformer(dim=64, depth=1))(images).shape
+        torch.Size([2, 64])
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> [N, F]."""
+        features: Tensor = self.net(network_input(images))
+        return features
 
 
 class _Scale(nn.Module):
@@ -132,8 +204,8 @@ class VisionTransformer(nn.Module):
         return net
 
 
-def extractor(name: str, weights: Path | None) -> Any:
-    """torch-fidelity's extractor around a network of this file's weights, or of downloaded ones.
+def extractor(name: str, weights: Path | None) -> DINOv2Features:
+    """The extractor around a network of this file's weights, or of downloaded ones.
 
     Args:
         name: Key of :data:`URLS`.
@@ -143,9 +215,6 @@ def extractor(name: str, weights: Path | None) -> Any:
         RuntimeError: If the weights do not fit.
         OSError: If they cannot be downloaded.
     """
-    from torch_fidelity import FeatureExtractorBase
-    from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
-
     if weights is None:
         tensors = torch.hub.load_state_dict_from_url(
             URLS[name], map_location="cpu", weights_only=True, progress=False
@@ -154,9 +223,4 @@ def extractor(name: str, weights: Path | None) -> Any:
         tensors, _ = load_tensors(weights)
     else:
         tensors = torch.load(weights, map_location="cpu", weights_only=True)
-    # without its __init__, which would fetch the code of the network and run it
-    built = FeatureExtractorDinoV2.__new__(FeatureExtractorDinoV2)
-    FeatureExtractorBase.__init__(built, name, ["dinov2"])
-    built.feature_extractor_internal_dtype = torch.float32
-    built.model = VisionTransformer.from_tensors(tensors)
-    return built.requires_grad_(False)
+    return DINOv2Features(VisionTransformer.from_tensors(tensors)).requires_grad_(False)

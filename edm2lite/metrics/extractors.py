@@ -40,6 +40,7 @@ class Extractor:
         module: Module that maps uint8 [N, 3, H, W] to [N, F], or to a tuple of one such tensor.
         weights_digest: SHA-256 of the file, "" without one.
         device: Device of the module. [default: the CPU]
+        preprocessing: What is done to images before the network, where statistics record it.
 
     Example:
         >>> corner = Extractor("corner", None, lambda x: x[:, 0, 0, :2].float(), "")
@@ -52,6 +53,7 @@ class Extractor:
     module: Any = field(repr=False)
     weights_digest: str
     device: torch.device | None = None
+    preprocessing: str = ""
 
     @torch.no_grad()
     def features(self, images: Tensor) -> NDArray[np.float64]:
@@ -127,7 +129,22 @@ def open_extractor(
             _check_pickle(file)
         module = _create(name, file)
     place = torch.device(device)
-    return Extractor(name, file, module.to(place).eval(), _digest(file), place)
+    return Extractor(name, file, module.to(place).eval(), _digest(file), place, preprocessing(name))
+
+
+def preprocessing(name: str) -> str:
+    """What an extractor does to images before its network; "" where the name says it all.
+
+    Example:
+        >>> preprocessing("dinov2-vit-l-14"), preprocessing("inception-v3-compat")
+        ('bicubic-antialiased-224', '')
+    """
+    return dinov2.PREPROCESSING if is_dinov2(name) else ""
+
+
+def is_dinov2(name: str) -> bool:
+    """Whether an extractor of this name gives features of DINOv2."""
+    return name.startswith("dinov2-")
 
 
 def _create(name: str, weights: Path | None) -> Any:
@@ -139,7 +156,8 @@ def _create(name: str, weights: Path | None) -> Any:
         cls = registry.FEATURE_EXTRACTORS_REGISTRY[name]
         layer = cls.get_default_feature_layer_for_metric("fid")
         path = None if weights is None else str(weights)
-        return cls(name, [layer], feature_extractor_weights_path=path).requires_grad_(False)
+        theirs = cls(name, [layer], feature_extractor_weights_path=path).requires_grad_(False)
+        return dinov2.DINOv2Features(theirs.model) if is_dinov2(name) else theirs
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{weights} does not fit extractor {name}: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.metrics.extractors import Extractor
+from edm2lite.metrics.extractors import Extractor, preprocessing
 from edm2lite.metrics.moments import Array, RunningMoments
+from edm2lite.metrics.other_statistics import SUFFIXES, chosen, read_other
 from edm2lite.tensorfile import load_tensors, save_tensors
 
 FORMAT = "edm2lite.stats/1"
@@ -33,6 +35,8 @@ class FeatureStats:
         source: Name of the images.
         image_shape: (C, H, W) of the images, () if unknown.
         features: [count, F] float32 for the metrics that need them, or None.
+        preprocessing: What was done to the images before the network, "" where the extractor says
+            it all. Of DINOv2 it is :data:`edm2lite.metrics.dinov2.PREPROCESSING`.
 
     Example:
         >>> import tempfile
@@ -51,6 +55,7 @@ class FeatureStats:
     source: str
     image_shape: tuple[int, ...] = ()
     features: NDArray[np.float32] | None = field(repr=False, default=None)
+    preprocessing: str = ""
 
     @classmethod
     def of(
@@ -72,6 +77,7 @@ class FeatureStats:
         return cls(
             moments.count, moments.mean, moments.cov, extractor.name, weights,
             extractor.weights_digest, source, tuple(image_shape), features,
+            extractor.preprocessing,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> Path:
@@ -84,6 +90,7 @@ class FeatureStats:
             "weights_digest": self.weights_digest,
             "source": self.source,
             "image_shape": "x".join(map(str, self.image_shape)),
+            "preprocessing": self.preprocessing,
         }
         tensors = {"mean": torch.from_numpy(self.mean), "cov": torch.from_numpy(self.cov)}
         if self.features is not None:
@@ -91,20 +98,66 @@ class FeatureStats:
         return save_tensors(Path(path), tensors, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> FeatureStats:
-        """Read what :meth:`save` wrote, or ``.npz`` statistics (``mu``, ``sigma``) of other tools.
+    def load(cls, path: str | Path, extractor: str | None = None) -> FeatureStats:
+        """Read what :meth:`save` wrote, or the statistics of another tool.
+
+        Args:
+            path: The file: of :meth:`save`; ``.npz`` with ``mu`` and ``sigma``; or ``.pkl`` of
+                EDM2.
+            extractor: Name of the extractor that made the features. A ``.npz`` of DINOv2 needs it,
+                since the file does not say how its features were made, and so does a ``.pkl`` of
+                several extractors.
 
         Raises:
             FileNotFoundError: If there is no file at ``path``.
-            ValueError: If the file is damaged or of another kind.
+            ValueError: If the file is damaged or of another kind, its features are of another
+                extractor, or of DINOv2 on images that were resized in another way.
         """
-        if Path(path).suffix == ".npz":
-            return _load_npz(Path(path))
-        tensors, meta = load_tensors(Path(path))
-        if meta.get("format") != FORMAT:
+        found = cls.load_all(path, extractor)
+        if len(found) > 1:
+            names = " and ".join(stats.extractor for stats in found)
+            raise ValueError(f"{path} has statistics of {names}; name the extractor to choose one")
+        return found[0]
+
+    @classmethod
+    def load_all(cls, path: str | Path, extractor: str | None = None) -> list[FeatureStats]:
+        """All statistics in a file, which are several only in a ``.pkl`` of EDM2; see :meth:`load`.
+
+        Args:
+            path: The file.
+            extractor: Name of the extractor whose statistics are read. [default: all]
+
+        Raises:
+            FileNotFoundError: If there is no file at ``path``.
+            ValueError: As :meth:`load`.
+        """
+        path = Path(path)
+        if path.suffix in SUFFIXES:
+            return [
+                cls(0, s.mean, s.cov, s.extractor, "", "", str(path),
+                    preprocessing=preprocessing(s.extractor))
+                for s in chosen(path, read_other(path), extractor) if s.extractor
+            ]  # fmt: skip
+        stats = cls._load_own(path)
+        stats.check_preprocessing(str(path))
+        if extractor not in (None, stats.extractor):
             raise ValueError(
-                f"{path} must hold feature statistics; make them with edm2lite evaluate stats"
+                f"{path} must hold statistics of {extractor}, it holds those of {stats.extractor}"
             )
+        return [stats]
+
+    @classmethod
+    def _load_own(cls, path: Path) -> FeatureStats:
+        make = "make them with edm2lite evaluate stats"
+        if path.is_dir() or (path.is_file() and zipfile.is_zipfile(path)):
+            raise ValueError(
+                f"{path} must be a file of feature statistics, it is a"
+                f" {'folder' if path.is_dir() else 'ZIP'}; if it is a data set, {make} {path} --out"
+                f" {path.stem}-stats.safetensors"
+            )
+        tensors, meta = load_tensors(path)
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"{path} must hold feature statistics; {make}")
         return cls(
             count=int(meta["count"]),
             mean=tensors["mean"].numpy(),
@@ -115,12 +168,29 @@ class FeatureStats:
             source=meta["source"],
             image_shape=tuple(int(n) for n in meta.get("image_shape", "").split("x") if n),
             features=tensors["features"].numpy() if "features" in tensors else None,
+            preprocessing=meta.get("preprocessing", ""),
         )
 
     @property
     def digest(self) -> str:
         """Hash of the moments."""
         return xxhash.xxh3_64_hexdigest(self.mean.tobytes() + self.cov.tobytes())
+
+    def check_preprocessing(self, name: str) -> None:
+        """Refuse statistics of DINOv2 on images that were resized unlike the metric says.
+
+        Args:
+            name: Name of the statistics in the message.
+
+        Raises:
+            ValueError: If they are such statistics.
+        """
+        if self.preprocessing != preprocessing(self.extractor):
+            raise ValueError(
+                f"{name} holds statistics of {self.extractor} on images that were resized unlike"
+                " FD-DINOv2 does it (bicubically with antialiasing), as versions up to 0.2 did;"
+                " make them again with edm2lite evaluate stats"
+            )
 
     def check_images(self, name: str, shape: Sequence[int]) -> None:
         """Refuse images of another size or number of channels than those of the reference.
@@ -138,25 +208,6 @@ class FeatureStats:
                 f"images must be like those of the reference ({self.source}: {expected}), {name}"
                 f" has {found}; make reference statistics of such images"
             )
-
-
-def _load_npz(path: Path) -> FeatureStats:
-    if not path.is_file():
-        raise FileNotFoundError(f"no statistics at {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, cov = (np.asarray(file[key], np.float64) for key in ("mu", "sigma"))
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} must hold arrays mu and sigma: {error}") from error
-    if cov.shape != (len(mean), len(mean)):
-        raise ValueError(f"{path} must hold mu [F] and sigma [F, F], has {mean.shape}, {cov.shape}")
-    names = {2048: "inception-v3-compat", 1024: "dinov2-vit-l-14"}
-    if len(mean) not in names:
-        raise ValueError(
-            f"{path} must hold statistics of 2048 (Inception) or 1024 (DINOv2) features, has"
-            f" {len(mean)}; make statistics of other extractors with edm2lite evaluate stats"
-        )
-    return FeatureStats(0, mean, cov, names[len(mean)], "", "", str(path))
 
 
 def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) -> FeatureStats:
@@ -190,7 +241,11 @@ def check_same_features(a: FeatureStats, b: FeatureStats) -> None:
         ValueError: If the statistics come from different extractors.
     """
     digests = {s.weights_digest for s in (a, b)} - {""}  # "" may be the very same, downloaded
-    if a.extractor != b.extractor or a.mean.shape != b.mean.shape or len(digests) > 1:
+    if (
+        (a.extractor, a.preprocessing) != (b.extractor, b.preprocessing)
+        or a.mean.shape != b.mean.shape
+        or len(digests) > 1
+    ):
         raise ValueError(
             "statistics must be of the same features, got"
             f" {a.extractor} ({a.weights_digest[:8] or 'downloaded'}, {len(a.mean)}) and"

@@ -76,7 +76,10 @@ class FeatureMetric(ImageMetric):
     @property
     def row_key(self) -> dict[str, Any]:
         """See :attr:`edm2lite.metrics.ImageMetric.row_key`."""
-        return {"extractor": self.extractor.name, "digest": self.extractor.weights_digest}
+        key = {"extractor": self.extractor.name, "digest": self.extractor.weights_digest}
+        if self.extractor.preprocessing:
+            key["preprocessing"] = self.extractor.preprocessing
+        return key
 
     @property
     def protocol(self) -> dict[str, Any]:

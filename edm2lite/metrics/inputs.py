@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from edm2lite.dataset import ImageDataset, open_dataset
-from edm2lite.metrics.extractors import Extractor, open_extractor
+from edm2lite.metrics.extractors import Extractor, is_dinov2, open_extractor
 from edm2lite.metrics.feature_stats import FeatureStats, extractor_weights
 
 
@@ -33,7 +33,7 @@ class Reference:
     @property
     def is_dinov2(self) -> bool:
         """Whether the features are DINOv2's."""
-        return self.stats.extractor.startswith("dinov2")
+        return is_dinov2(self.stats.extractor)
 
     @functools.cached_property
     def extractor(self) -> Extractor:
@@ -97,8 +97,9 @@ class MetricInputs:
         place = torch.device(device)
         files: list[Path | None] = [Path(w) for w in weights] or [None] * len(references)
         opened = tuple(
-            _opened(reference, file, place)
+            found
             for reference, file in zip(references, files, strict=True)
+            for found in _opened(reference, file, place)
         )
         dataset = data if isinstance(data, ImageDataset | None) else open_dataset(data)
         return cls(opened, dataset, batch_size, place)
@@ -106,7 +107,16 @@ class MetricInputs:
 
 def _opened(
     reference: FeatureStats | str | Path, weights: Path | None, device: torch.device
-) -> Reference:
+) -> list[Reference]:
+    """The statistics themselves, or all those of a file."""
     if isinstance(reference, FeatureStats):
-        return Reference(reference.source, reference, weights, device)
-    return Reference(str(reference), FeatureStats.load(reference), weights, device)
+        reference.check_preprocessing(reference.source)
+        return [Reference(reference.source, reference, weights, device)]
+    found = FeatureStats.load_all(reference)
+    if len(found) > 1 and weights is not None:
+        names = " and ".join(stats.extractor for stats in found)
+        raise ValueError(
+            f"weights must be those of one extractor, {reference} has statistics of {names}; write"
+            f" each to a file by edm2lite evaluate stats {reference} --extractor NAME --out FILE"
+        )
+    return [Reference(str(reference), stats, weights, device) for stats in found]

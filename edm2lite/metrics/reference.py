@@ -18,6 +18,7 @@ from edm2lite.metrics.extractors import Extractor, open_extractor
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.image_source import GivenImages, images_of
 from edm2lite.metrics.moments import RunningMoments
+from edm2lite.metrics.other_statistics import SUFFIXES
 from edm2lite.tensorfile import read_header
 
 Progress = Callable[[int, int], object]
@@ -74,9 +75,11 @@ def write_statistics(
     """Write the feature statistics of a data set to a file; under torchrun, by all processes.
 
     Args:
-        dataset: Images: a data set or its name, a folder or ZIP.
+        dataset: Images: a data set or its name, a folder or ZIP. Or statistics of another tool,
+            ``.npz`` or ``.pkl`` as :meth:`FeatureStats.load` reads them, to be written as they are.
         out: The file.
-        extractor: As in :func:`statistics`, and so are the others.
+        extractor: As in :func:`statistics`, and so are the others. Of statistics of another tool,
+            the extractor that made them.
         weights: File with the weights of an extractor that is named.
         keep_features: Whether to keep the features too; for one process only.
         batch_size: Number of images at a time.
@@ -88,7 +91,8 @@ def write_statistics(
         The statistics in the first process, None in the others.
 
     Raises:
-        ValueError: As :func:`statistics`, and if several processes are to keep features.
+        ValueError: As :func:`statistics`, if several processes are to keep features, or if the
+            statistics of another tool are of another extractor.
 
     Example:
         >>> import tempfile
@@ -99,6 +103,14 @@ def write_statistics(
         1797
     """
     rank, world = processes.rank(), processes.world_size()
+    if isinstance(dataset, str | Path) and Path(dataset).suffix in SUFFIXES:
+        if keep_features or weights is not None:
+            raise ValueError(
+                f"{dataset} holds statistics without images, to be written as they are; leave out"
+                " --features and --weights"
+            )
+        name = extractor if isinstance(extractor, str) else extractor.name
+        return _converted(Path(dataset), Path(out), name) if rank == 0 else None
     if keep_features and world > 1:
         raise ValueError("--features keeps features of one process; leave torchrun or --features")
     images = GivenImages(images_of(dataset), batch_size)
@@ -111,6 +123,12 @@ def write_statistics(
     if rank > 0:
         return None
     stats = _stats(images, opened, moments, kept)
+    stats.save(out)
+    return stats
+
+
+def _converted(source: Path, out: Path, extractor: str) -> FeatureStats:
+    stats = FeatureStats.load(source, extractor)
     stats.save(out)
     return stats
 

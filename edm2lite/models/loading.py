@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +161,21 @@ def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         file = found[0] if found else file / _IN_FOLDERS[0]
     if not file.is_file():
         raise FileNotFoundError(f"no model at {file}; give a file, a run, or RUN@sigma_rel=0.10")
+    _refuse_other_kinds(file)
     return load_tensors(file)
+
+
+def _refuse_other_kinds(file: Path) -> None:
+    if file.suffix == ".pkl":
+        raise ValueError(
+            f"{file} must be a model file, it is a pickle; convert a network of EDM2 by edm2lite"
+            " import"
+        )
+    if zipfile.is_zipfile(file):
+        raise ValueError(
+            f"{file} must be a model, it is a ZIP, as data sets of images are; give a model file, a"
+            " run, or RUN@sigma_rel=0.10"
+        )
 
 
 def from_reconstruction(rebuilt: Reconstruction, name: str) -> Model:

@@ -43,7 +43,7 @@ class Sampling:
         size: Height and width of what the network works on: pixels, or latents. None is the square
             that it was trained on.
         dtype: Floating-point type in which the networks compute; None for the one that their files
-            state.
+            state, with float32 in place of float16 on a CPU.
 
     Raises:
         ValueError: If settings are out of range or cannot go together.

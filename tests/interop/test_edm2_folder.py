@@ -16,6 +16,7 @@ from official_files import (
 import edm2lite as package
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA, list_snapshots, reconstruct
+from edm2lite.interop import edm2_network
 from edm2lite.interop.edm2 import import_folder
 from edm2lite.models.encoders import EDM2_LATENTS, PixelEncoder, encoder_from_json
 from edm2lite.tools.edm2lite import main as edm2lite
@@ -67,6 +68,18 @@ def test_a_folder_of_raw_snapshots_becomes_a_run_that_is_rebuilt(tmp_path, dtype
     assert (error / norm) ** 0.5 < 1.5 * built.predicted_error < 3e-4
     model = package.load(f"{tmp_path / 'run'}@sigma_rel=0.07")
     assert model.net.config.backbone == TINY and model.encoder == PixelEncoder()
+
+
+def test_the_network_of_a_run_is_built_once_for_all_of_its_files(tmp_path, monkeypatch):
+    """An import is as slow as reading and writing, see benchmarks/import_folder.py."""
+    built = []
+    monkeypatch.setattr(
+        edm2_network, "Precond", lambda config: built.append(config) or Precond(config)
+    )
+    edm2_network._shapes.cache_clear()
+    training_run(tmp_path / "official", dtype=torch.float16, num=2)
+    import_folder(tmp_path / "official", tmp_path / "run")
+    assert len(list_snapshots(tmp_path / "run")) == 4 and len(built) == 1
 
 
 def test_latents_are_still_known_after_reconstruction(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from official_files import (
     LATENTS,
     TINY,
+    EasyDict,
     official_network,
     persistent,
     random_net,
@@ -82,6 +83,27 @@ def test_what_the_arguments_do_not_say_comes_from_the_modules_and_the_paper(tmp_
     assert (
         Precond.load(import_file(write(tmp_path / "b.pkl", network=half))).config.dtype == "float16"
     )
+
+
+def test_settings_by_position_are_understood(tmp_path):
+    """In the order of the official classes; the same network by name is the oracle."""
+    config = dataclasses.replace(LATENTS, label_balance=0.4, concat_balance=0.6)
+    official, encoder = official_network(random_net(config)), vae_encoder()
+    official._init_args = (8, 4, 3, True, 0.5, 128)
+    official._init_kwargs = EasyDict({"model_channels": 8, "channels_per_head": 8})
+    official.unet._init_args = (8, 4, 3, 8, [1, 2], None, None, 1, [4], 0.4, 0.6)
+    official.unet._init_kwargs = EasyDict()
+    official.use_fp16 = True
+    for module in official.modules():
+        if type(module).__name__ == "Block":
+            module._init_args = (8, 8, 16, module.flavor, "keep", [1, 1], False, 8, 0.0, 0.3, 0.3)
+    encoder._init_args = (
+        "stabilityai/sd-vae-ft-mse", [5.81, 3.25, 0.12, -2.15], [4.17, 4.62, 3.71, 3.28], 0, 0.5, 8
+    )  # fmt: skip
+    path = write(tmp_path / "a.pkl", network=official, encoder=encoder)
+    model = package.load(import_file(path))
+    assert model.net.config.backbone == config and model.net.config.dtype == "float16"
+    assert model.encoder == EDM2_LATENTS
 
 
 def test_views_come_out_as_the_values_that_they_show(tmp_path):

@@ -51,8 +51,15 @@ def change(kind):
         case "encoder scale":
             official = official_network(random_net(LATENTS))
             encoder = vae_encoder(raw_std=[1.0, 1.0, 1.0, 1.0])
-        case "positional":
-            official._init_args = (8, 2)
+        case "twice":
+            official._init_args = (8,)
+        case "too many":
+            unet._init_args, unet._init_kwargs = tuple(range(12)), {}
+        case "encoder by position":
+            encoder._init_args = ("stabilityai/sd-vae-ft-mse",)
+        case "wrong by position":
+            official._init_kwargs.clear()
+            official._init_args = (8, 2, 4)
         case "no resolution":
             del official._init_kwargs["img_resolution"], unet._init_kwargs["img_resolution"]
         case _:
@@ -79,7 +86,10 @@ def change(kind):
         ("encoder setting", "sets latent_scale of its encoder"),
         ("autoencoder", "name on the Hub as vae_name, has ../../weights"),
         ("encoder scale", "contradicts itself: scale"),
-        ("positional", "values by position"),
+        ("twice", "contradicts itself: img_resolution of ema is set twice"),
+        ("too many", "at most 11 settings of unet by position, holds 12"),
+        ("encoder by position", "at most 0 settings of encoder by position, holds 1"),
+        ("wrong by position", "contradicts itself: label_dim is 4, but 3 in"),
         ("no resolution", "img_resolution"),
         (("use_rope", True), "sets use_rope"),
         (("resample_filter", [1, 3, 3, 1]), "resample_filter"),

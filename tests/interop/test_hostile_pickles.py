@@ -36,7 +36,7 @@ def evil(marker):
     return Calls(os.system, f"touch {marker}")
 
 
-ASKS = r"asks for posix.system, which is not part of a network; nothing of it was executed"
+ASKS = r"asks for posix.system, which does not belong in it; nothing of it was executed"
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

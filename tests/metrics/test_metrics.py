@@ -1,6 +1,6 @@
 """Moments and distances against NumPy, the closed form, and torch-fidelity itself."""
 
-import re
+import zipfile
 from urllib.error import URLError
 
 import numpy as np
@@ -172,6 +172,16 @@ def test_statistics_of_the_edm_family_are_read(tmp_path):
         FeatureStats.load(tmp_path / "ref.npz")
 
 
+def test_a_data_set_in_place_of_statistics_is_not_called_damaged(tmp_path):
+    path = tmp_path / "emoji.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1.png", b"")
+    for source, kind in ((path, "ZIP"), (tmp_path, "folder")):
+        with pytest.raises(ValueError, match=f"it is a {kind}; if it is a data set, make") as error:
+            FeatureStats.load(source)
+        assert f"edm2lite evaluate stats {source} --out {source.stem}-stats" in str(error.value)
+
+
 def test_missing_weights_without_network_are_named(tmp_path, monkeypatch):
     def offline(url, *args, **kwargs):
         raise URLError("no network")
@@ -210,70 +220,6 @@ def test_a_file_that_names_an_extractor_does_not_have_it_imported(tmp_path, monk
     reference = Reference("file", other, None, torch.device("cpu"))
     with pytest.raises(ValueError, match="a file cannot have it imported"):
         _ = reference.extractor
-
-
-def test_dinov2_file_gives_class_tokens_of_its_own_size(tmp_path):
-    from edm2lite.metrics.dinov2 import VisionTransformer
-
-    torch.manual_seed(0)
-    net = VisionTransformer(dim=128, depth=2)
-    for value in net.parameters():
-        torch.nn.init.normal_(value, std=0.05)
-    torch.save(net.state_dict(), tmp_path / "vit.pth")
-    extractor = open_extractor("dinov2-vit-l-14", tmp_path / "vit.pth", torch.device("cpu"))
-    features = extractor.features(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
-    assert features.shape == (2, 128) and np.abs(features[0] - features[1]).max() > 1e-4
-
-
-THEIR_NAMES = {  # of the network in transformers 4 or 5 -> in the released files
-    r"embeddings\.(cls_token|mask_token)": r"\1",
-    r"embeddings\.position_embeddings": "pos_embed",
-    r"embeddings\.patch_embeddings\.projection": "patch_embed.proj",
-    r"encoder\.layer|^layers?(?=\.)": "blocks",
-    r"attention\.(attention\.)?(q_proj|query)": "attn.0",
-    r"attention\.(attention\.)?(k_proj|key)": "attn.1",
-    r"attention\.(attention\.)?(v_proj|value)": "attn.2",
-    r"attention\.(output\.dense|o_proj)": "attn.proj",
-    r"layer_scale(\d)\.lambda1": r"ls\1.gamma",
-    r"layernorm": "norm",
-}
-
-
-def test_dinov2_equals_the_network_of_transformers():
-    """On images of the size that the positions were learned on, which need no interpolation."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    from edm2lite.metrics.dinov2 import VisionTransformer
-
-    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
-    theirs = Dinov2Model(Dinov2Config(**sizes, image_size=56, patch_size=14)).eval()
-    tensors = {}
-    for name, value in theirs.state_dict().items():
-        torch.nn.init.normal_(value, std=0.2)
-        for pattern, ours in THEIR_NAMES.items():
-            name = re.sub(pattern, ours, name)
-        tensors[name] = value
-    for place in [f"blocks.{i}.attn.{{}}.{kind}" for i in (0, 1) for kind in ("weight", "bias")]:
-        parts = [tensors.pop(place.format(part)) for part in range(3)]
-        tensors[place.format("qkv")] = torch.cat(parts)
-    x = torch.randn(2, 3, 56, 56)
-    with torch.no_grad():
-        expected = theirs(x).last_hidden_state[:, 0]
-        torch.testing.assert_close(VisionTransformer.from_tensors(tensors)(x), expected)
-
-
-def test_positions_that_do_not_vary_make_the_shape_of_a_plain_image_irrelevant():
-    from edm2lite.metrics.dinov2 import VisionTransformer
-
-    net = VisionTransformer(dim=64, depth=2, side=4)
-    for value in net.parameters():
-        torch.nn.init.normal_(value, std=0.2)
-    with torch.no_grad():
-        net.pos_embed[:, 1:] = net.pos_embed[:, 1:2]
-        shapes = ((3, 4), (2, 6), (12, 1))  # 12 patches each
-        tokens = [net(torch.full((1, 3, 14 * h, 14 * w), 0.3)) for h, w in shapes]
-    torch.testing.assert_close(tokens[0], tokens[1])
-    torch.testing.assert_close(tokens[0], tokens[2])
 
 
 def test_images_unlike_the_reference_are_refused(extractor, images):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -34,6 +35,16 @@ def test_names_work_where_folders_have_an_at_sign(run_dir, tmp_path):
             load(name)
     with pytest.raises(FileNotFoundError, match="no model at .*nowhere; give"):
         load(tmp_path / "nowhere")
+
+
+def test_a_data_set_or_a_pickle_in_place_of_a_model_is_not_called_damaged(tmp_path):
+    with zipfile.ZipFile(tmp_path / "emoji.zip", "w") as archive:
+        archive.writestr("1.png", b"")
+    with pytest.raises(ValueError, match="emoji.zip must be a model, it is a ZIP, as data sets"):
+        load(tmp_path / "emoji.zip")
+    (tmp_path / "net.pkl").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match="it is a pickle; convert .* by edm2lite import"):
+        load(tmp_path / "net.pkl")
 
 
 def test_an_average_that_snapshots_cannot_give_is_refused_unless_allowed(run_dir, tmp_path):

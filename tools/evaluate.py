@@ -138,7 +138,7 @@ def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **optio
 
     A model (file, run, or RUN@sigma_rel=0.1) generates images of seeds 0, 1, ..., its classes in
     turn; images are read from a folder, ZIP or data set. Values come with a 95 % interval: where
-    they would be expected with other seeds and as many images.
+    they would be expected with other seeds and as many images. Every line says what was scored.
 
     \b
     Examples:
@@ -160,8 +160,9 @@ def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **optio
         source, refs, metrics, sampling=sampling, progress=_bar("evaluate"), **options
     )
     if processes.rank() == 0:
-        columns = {"metric": "", "value": "", "95 % interval": "", "": ""}
-        click.echo(table(columns, [[s.metric, *s.texts(), _details(s.details)] for s in scores]))
+        columns = {"metric": "", "value": "", "95 % interval": "", "of": "", "": ""}
+        rows = [[s.metric, *s.texts(), s.source, _details(s.details)] for s in scores]
+        click.echo(table(columns, rows))
 
 
 def _bar(description: str) -> ImageBar | None:

@@ -11,6 +11,7 @@ from edm2lite import processes
 from edm2lite.metrics.registry import METRICS
 
 from ._cli import COUNT, ImageBar, plugin_option, table, user_errors
+from ._notes import note_raw_weights
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _BATCH = click.option(
@@ -156,6 +157,7 @@ def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **optio
     if options["weights"] and len(options["weights"]) != len(refs):
         raise click.UsageError("give --weights once per --ref, in the same order, or not at all")
     sampling = Sampling(num_steps=steps)
+    note_raw_weights(source)
     scores = evaluate(
         source, refs, metrics, sampling=sampling, progress=_bar("evaluate"), **options
     )

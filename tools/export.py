@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ._cli import plugin_option, user_errors
+from ._notes import note_raw_weights
 
 
 def _current_name(option: str) -> str:
@@ -40,6 +41,7 @@ def main(model: str, out: Path, license: str, push: str | None, private: bool) -
 
     if private and push is None:
         raise click.UsageError("--private is for a repository that --push creates")
+    note_raw_weights(model)
     click.echo(save_pretrained(model, out, license=license, name=push))
     if push is not None:
         click.echo(push_to_hub(out, push, license=license, private=private))

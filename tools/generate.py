@@ -12,6 +12,7 @@ from edm2lite import processes
 
 from ._cli import CLASS, GUIDE, SEEDS, ImageBar, plugin_option, user_errors
 from ._generation import draw, list_recipes
+from ._notes import note_raw_weights, note_sampling
 from ._sampling import from_recipe, sampling_options, take_sampling
 
 if TYPE_CHECKING:
@@ -100,8 +101,9 @@ def main(
 ) -> None:
     """Generate images from each MODEL: a file, a run, or an average of any length of a run.
 
-    The image of a seed does not depend on the other seeds. Images that are there are kept, so the
-    same command continues after an interruption; under torchrun, processes share the seeds.
+    A run means its raw last weights; an average of it, RUN@sigma_rel=0.13, is usually better. The
+    image of a seed does not depend on the other seeds. Images that are there are kept, so the same
+    command continues after an interruption; under torchrun, processes share the seeds.
 
     \b
     Examples:
@@ -118,7 +120,9 @@ def main(
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)
+    note_raw_weights(*models, guide)
     generators = _generators(models, guide, sampling, **options)
+    note_sampling(generators)
     num, in_turn = len(options["seeds"]) * len(models), options["classes"] == "all"
     folders = _fill(generators, out)
     if processes.rank() == 0:

@@ -102,7 +102,10 @@ class Trainer:
         self.loss = ParallelLoss(self.net, config, self.device)
         self.optimizer = adam(self.net, config.optim, self.device)
         self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=open_run(config, run_dir))
-        self.outputs = Outputs(config, run_dir, self.net, self.ema, is_sharded=self.loss.is_sharded)
+        sharded = self.loss.is_sharded
+        self.outputs = Outputs(
+            config, run_dir, self.net, self.ema, self.dataset, is_sharded=sharded
+        )
         self.statistics = Statistics(config.loss, self.device)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
         self.nimg = 0

@@ -125,9 +125,11 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Run to ``config.total_nimg``, or until SIGTERM or SIGUSR1.
+        """Run to ``config.total_nimg``, or until SIGTERM, SIGUSR1 or Ctrl-C.
 
         Raises:
+            KeyboardInterrupt: After the first Ctrl-C, at the end of the step, with a checkpoint
+                that its text names; after the second one at once, without a text.
             FloatingPointError: If gradients were not finite for too many steps in a row.
             OSError: If a file could not be written.
         """
@@ -147,12 +149,14 @@ class Trainer:
                 hook.finish(self)
         if self.nimg >= total_nimg:
             self.outputs.save_last(self.nimg)
-        else:
-            logger.info(
-                "stopped for %s at nimg = %d of %d, with a checkpoint in %s; the same command"
-                " continues",
-                self.stopped_by, self.nimg, total_nimg, self.checkpoints.folder,
-            )  # fmt: skip
+            return
+        text = (
+            f"stopped for {self.stopped_by} at nimg = {self.nimg} of {total_nimg}, with a checkpoint"
+            f" in {self.checkpoints.path(self.nimg)}; the same command continues from it"
+        )
+        if self.stopped_by == "SIGINT":
+            raise KeyboardInterrupt(text)
+        logger.info(text)
 
     def train_step(self) -> Tensor:
         """One optimizer step over the batch at :attr:`nimg`.

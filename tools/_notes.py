@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from edm2lite import processes
+from edm2lite.extras import require
 
 if TYPE_CHECKING:
     from edm2lite.sampling.images import ImageGenerator
@@ -28,6 +30,23 @@ def note_sampling(generators: Iterable[ImageGenerator]) -> None:
     found = [note for g in generators for note in notes(g.model, g.guide, g.sampling)]
     for note in dict.fromkeys(found):
         _say(note)
+
+
+def can_draw(option: str) -> bool:
+    """Whether there is matplotlib for the picture that an option names; a note if there is not.
+
+    Raises:
+        ImportError: If there is not, and the picture was asked for.
+    """
+    try:
+        require("matplotlib")
+    except ImportError as error:
+        source = click.get_current_context().get_parameter_source(option)
+        if source is not ParameterSource.DEFAULT:
+            raise
+        _say(f"no picture: {error}")
+        return False
+    return True
 
 
 def _stored(run: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2lite import processes
+from edm2lite.extras import require
 
 from ._cli import CLASS, GUIDE, SEEDS, ImageBar, plugin_option, user_errors
 from ._generation import draw, list_recipes
@@ -117,6 +118,8 @@ def main(
         raise click.UsageError("give either MODEL, or --recipe with --weights")
     if (guide is None) != (options["guidance"] is None):
         raise click.UsageError("--guide and --guidance go together")
+    if grid is not None and len(models) > 1:  # one row alone needs no names beside it
+        require("matplotlib")
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)

@@ -151,8 +151,8 @@ class Trainer:
             self.outputs.save_last(self.nimg)
             return
         text = (
-            f"stopped for {self.stopped_by} at nimg = {self.nimg} of {total_nimg}, with a checkpoint"
-            f" in {self.checkpoints.path(self.nimg)}; the same command continues from it"
+            f"stopped for {self.stopped_by} at nimg = {self.nimg} of {total_nimg}, with a"
+            f" checkpoint in {self.checkpoints.path(self.nimg)}; the same command continues from it"
         )
         if self.stopped_by == "SIGINT":
             raise KeyboardInterrupt(text)

@@ -14,6 +14,7 @@ from typing import Any
 
 from edm2lite.atomic import replacing
 from edm2lite.diffusion.precond import Precond
+from edm2lite.extras import require
 from edm2lite.messages import one_line
 from edm2lite.models.loading import EXPORTED, Model, load, read
 from edm2lite.models.model_card import model_card
@@ -158,10 +159,9 @@ def push_to_hub(
 
 
 def _huggingface_hub() -> Any:
-    try:
-        import huggingface_hub.utils
-    except ImportError as error:
-        raise ImportError("the Hub needs huggingface_hub: pip install 'edm2lite[hub]'") from error
+    require("huggingface_hub")
+    import huggingface_hub.utils
+
     return huggingface_hub
 
 

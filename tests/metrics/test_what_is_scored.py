@@ -25,7 +25,9 @@ class Brightness(ImageMetric):
 
 
 def score(source, **options):
-    (found,) = evaluate(source, None, [Brightness], num=40, sampling=Sampling(num_steps=2), **options)
+    (found,) = evaluate(
+        source, None, [Brightness], num=40, sampling=Sampling(num_steps=2), **options
+    )
     return found
 
 
@@ -108,7 +110,10 @@ def test_a_run_that_has_not_ended_is_no_folder_of_images(run_dir, tmp_path):
     (unfinished / "snapshots").symlink_to(run_dir / "snapshots")
     expected = f"{unfinished} must have ended to be a model, it has no last.safetensors yet"
     metric = ("--metrics", "loss", "--data", "digits")
-    for words in (("generate", unfinished, "--out", tmp_path / "x"), ("evaluate", unfinished, *metric)):
+    for words in (
+        ("generate", unfinished, "--out", tmp_path / "x"),
+        ("evaluate", unfinished, *metric),
+    ):
         result = run(*words)
         assert result.exit_code == 1 and expected in result.output, result.output
         assert f"{unfinished}@sigma_rel=0.10" in result.output

@@ -1,4 +1,4 @@
-"""What is said, or refused, where a command could be understood in another way than it was meant."""
+"""What is said, or refused, where a command could be meant in another way."""
 
 import dataclasses
 
@@ -50,7 +50,10 @@ def test_a_bare_run_says_that_it_means_raw_weights(run_dir, tmp_path):
     average = f"{run_dir}@sigma_rel=0.1"
     guided = ("--guide", run_dir, "--guidance", 2, "--out", tmp_path / "guided")
     assert note in run("generate", average, *sampled[:4], *guided).stderr
-    for words in ((average, "--out", tmp_path / "a"), (tmp_path / "exported", "--out", tmp_path / "b")):
+    for words in (
+        (average, "--out", tmp_path / "a"),
+        (tmp_path / "exported", "--out", tmp_path / "b"),
+    ):
         result = run("generate", *words, "--seeds", 0, "--steps", 1)
         assert "raw last weights" not in result.stderr, words
 

@@ -35,14 +35,15 @@ def notes(model: Model, guide: Guide, sampling: Sampling) -> list[str]:
         ...                   num_blocks=1, attn_resolutions=(), head_channels=8)
         >>> model = Model("tiny", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
         >>> notes(model, None, Sampling(size=(8, 16)))
-        ['tiny: trained at 8 x 8, and generates 8 x 16, a size that it may not have learned']
+        ['tiny: its training resolution is 8 x 8, it generates 8 x 16, a size that it may not have
+        learned']
     """
     found, side = [], model.net.config.backbone.img_resolution
     if sampling.size not in (None, (side, side)):
         height, width = sampling.size or (side, side)
         found.append(
-            f"{model.name}: trained at {side} x {side}, and generates {height} x {width}, a size"
-            " that it may not have learned"
+            f"{model.name}: its training resolution is {side} x {side}, it generates {height} x"
+            f" {width}, a size that it may not have learned"
         )
     if guide == "unconditional" and "label_dropout" not in model.metadata:
         found.append(

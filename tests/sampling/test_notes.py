@@ -116,10 +116,13 @@ def test_a_file_that_does_not_know_its_label_dropout_says_so(tmp_path):
 
 def test_another_size_than_in_training_is_said(run_dir, tmp_path):
     name = f"{run_dir}@sigma_rel=0.1"
-    for size, note in (("16x8", "trained at 8 x 8, and generates 16 x 8"), ("8x8", None)):
+    for size, note in (
+        ("16x8", "its training resolution is 8 x 8, it generates 16 x 8"),
+        ("8x8", None),
+    ):
         out = tmp_path / size
         result = run("generate", name, "--size", size, "--seeds", 0, "--steps", 1, "--out", out)
-        lines = [line for line in result.stderr.splitlines() if "trained at" in line]
+        lines = [line for line in result.stderr.splitlines() if "resolution" in line]
         assert len(lines) == (note is not None), result.stderr
         assert note is None or lines[0].startswith(f"{name}: {note}")
 

@@ -67,7 +67,7 @@ def test_raw_weights_are_named_where_snapshots_are_gone_or_damaged(run_dir, tmp_
 def test_a_network_trained_without_label_dropout_is_not_its_own_unconditional_guide(
     run_dir, tmp_path
 ):
-    (built,) = reconstruct(run_dir, sigma_rel=0.1, out=tmp_path / "ema")
+    built = reconstruct(run_dir, sigma_rel=0.1, out=tmp_path / "ema")
     exported = save_pretrained(run_dir, tmp_path / "exported", license="mit")
     snapshot = min((run_dir / "snapshots").glob("*.safetensors"))
     for name in (run_dir, f"{run_dir}@sigma_rel=0.1", built.path, exported, snapshot):

@@ -34,9 +34,9 @@ def notes(model: Model, guide: Guide, sampling: Sampling) -> list[str]:
         >>> unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,),
         ...                   num_blocks=1, attn_resolutions=(), head_channels=8)
         >>> model = Model("tiny", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
-        >>> notes(model, None, Sampling(size=(8, 16)))
-        ['tiny: its training resolution is 8 x 8, it generates 8 x 16, a size that it may not have
-        learned']
+        >>> (note,) = notes(model, None, Sampling(size=(8, 16)))
+        >>> print(note.rpartition(", ")[0])
+        tiny: its training resolution is 8 x 8, it generates 8 x 16
     """
     found, side = [], model.net.config.backbone.img_resolution
     if sampling.size not in (None, (side, side)):

@@ -38,6 +38,15 @@ class Kinds(Generic[T]):
         """Short names, in the order of their definition."""
         return iter(self._known)
 
+    def target(self, kind: str) -> str:
+        """``module:name`` of what a short name stands for.
+
+        Example:
+            >>> Kinds("clock", {"utc": "datetime:timezone"}).target("utc")
+            'datetime:timezone'
+        """
+        return self._known[kind]
+
     def find(self, kind: str, *, trusted: bool = True, name: str | None = None) -> T:
         """What ``kind`` stands for.
 

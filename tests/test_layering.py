@@ -10,8 +10,8 @@ from import_graph import files, imports, module_name, room
 # From the bottom up: a room imports rooms of earlier lines only, also inside of functions. Rooms of
 # one line do not import each other.
 ORDER = (
-    "atomic dtypes image_grid kinds lazy messages processes seeding tensorheader threads units"
-    " version",
+    "atomic dtypes extras image_grid kinds lazy messages processes seeding tensorheader threads"
+    " units version",
     "config_file tensorfile",
     "ema network.kernels",
     "network integrations",

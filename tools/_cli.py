@@ -168,7 +168,8 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             raise click.ClickException(f"{error.strerror}: {error.filename or ''}") from error
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; the same command continues") from None
+            text = "interrupted; the same command continues from what is on disk"
+            raise Interrupted(text) from None
 
     return wrapper
 

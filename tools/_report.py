@@ -9,6 +9,7 @@ import numpy as np
 
 from edm2lite.atomic import replacing
 from edm2lite.dataset import open_dataset
+from edm2lite.dataset.digits import open_digits
 from edm2lite.sweep import Point, best
 from edm2lite.units import format_percent
 
@@ -21,7 +22,7 @@ def judge(folder: Path) -> tuple[float, float]:
     """
     from sklearn.svm import SVC
 
-    real, generated = open_dataset("digits"), open_dataset(folder)
+    real, generated = open_digits(), open_dataset(folder)
     assert real.labels is not None and generated.labels is not None
     pixels = real.images(range(len(real))).reshape(len(real), -1) / 255
     half = len(pixels) // 2

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from ._cli import COUNT, user_errors
+from ._cli import COUNT, Interrupted, user_errors
 
 LENGTHS = "0.02,0.03,0.05,0.07,0.10,0.14,0.20,0.25"
 STEPS = 16
@@ -101,8 +101,22 @@ def _run(command: str) -> None:
             f"{name} must be in {scripts}; pip install -e '.[demo]' puts it there"
         )
     sys.stdout.flush()
-    if subprocess.run([program, *words]).returncode:
+    if _ended(subprocess.Popen([program, *words])):
         raise click.ClickException(f"{name} failed; run edm2lite demo again to continue from here")
+
+
+def _ended(program: subprocess.Popen[bytes]) -> int:
+    """The exit code of a program. Ctrl-C reaches it too, and training then writes a checkpoint."""
+    is_interrupted = False
+    while True:
+        try:
+            code = program.wait()
+        except KeyboardInterrupt:
+            is_interrupted = True
+            continue
+        if is_interrupted or code == Interrupted.exit_code:
+            raise KeyboardInterrupt
+        return code
 
 
 def _check_extra() -> None:

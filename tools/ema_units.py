@@ -11,6 +11,7 @@ import click
 
 from edm2lite.ema.formulas import decay as last_beta
 from edm2lite.ema.lengths import MEASURES, Length, Measure
+from edm2lite.extras import require
 from edm2lite.units import format_amount
 
 from ._cli import AMOUNT, AMOUNTS, FLOATS, table, user_errors
@@ -58,6 +59,8 @@ def main(
       edm2lite ema-units --sigma-rel 0.05,0.10 --at 64Mi --batch 2048
       edm2lite ema-units --decay 0.9999 --at 64Mi --batch 256 --plot profiles.png
     """
+    if plot is not None:
+        require("matplotlib")
     lengths = [Length.of_sigma_rel(value, by) for value in sigma_rel]
     lengths += [Length(value, by) for value in gamma]
     if half_life or decay or window:

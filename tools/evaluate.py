@@ -11,6 +11,7 @@ from edm2lite import processes
 from edm2lite.metrics.registry import METRICS
 
 from ._cli import COUNT, ImageBar, plugin_option, table, user_errors
+from ._notes import note_raw_weights
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _BATCH = click.option(
@@ -140,7 +141,7 @@ def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **optio
 
     A model (file, run, or RUN@sigma_rel=0.1) generates images of seeds 0, 1, ..., its classes in
     turn; images are read from a folder, ZIP or data set. Values come with a 95 % interval: where
-    they would be expected with other seeds and as many images.
+    they would be expected with other seeds and as many images. Every line says what was scored.
 
     \b
     Examples:
@@ -158,12 +159,14 @@ def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **optio
     if options["weights"] and len(options["weights"]) != len(refs):
         raise click.UsageError("give --weights once per --ref, in the same order, or not at all")
     sampling = Sampling(num_steps=steps)
+    note_raw_weights(source)
     scores = evaluate(
         source, refs, metrics, sampling=sampling, progress=_bar("evaluate"), **options
     )
     if processes.rank() == 0:
-        columns = {"metric": "", "value": "", "95 % interval": "", "": ""}
-        click.echo(table(columns, [[s.metric, *s.texts(), _details(s.details)] for s in scores]))
+        columns = {"metric": "", "value": "", "95 % interval": "", "of": "", "": ""}
+        rows = [[s.metric, *s.texts(), s.source, _details(s.details)] for s in scores]
+        click.echo(table(columns, rows))
 
 
 def _bar(description: str) -> ImageBar | None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 
+from edm2lite.extras import require
+
 from ._cli import plugin_option, user_errors
+from ._notes import note_raw_weights
 
 
 def _current_name(option: str) -> str:
@@ -29,7 +32,8 @@ def main(model: str, out: Path, license: str, push: str | None, private: bool) -
     """Write MODEL (a file, a run, or an average of any length of a run) and its card to a folder.
 
     The card states the EMA length, the training time, the predicted error, and the snapshots and
-    coefficients of which the weights are made. `edm2lite generate FOLDER` uses such a folder.
+    coefficients of which the weights are made. `edm2lite generate FOLDER` uses such a folder. After
+    an upload that failed, the same command uploads the folder that is there.
 
     \b
     Examples:
@@ -40,6 +44,9 @@ def main(model: str, out: Path, license: str, push: str | None, private: bool) -
 
     if private and push is None:
         raise click.UsageError("--private is for a repository that --push creates")
+    if push is not None:
+        require("huggingface_hub")
+    note_raw_weights(model)
     click.echo(save_pretrained(model, out, license=license, name=push))
     if push is not None:
         click.echo(push_to_hub(out, push, license=license, private=private))

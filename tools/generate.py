@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2lite import processes
+from edm2lite.extras import require
 
 from ._cli import CLASS, GUIDE, SEEDS, ImageBar, plugin_option, user_errors
 from ._generation import draw, list_recipes
+from ._notes import note_raw_weights, note_sampling
 from ._sampling import from_recipe, sampling_options, take_sampling
 
 if TYPE_CHECKING:
@@ -100,8 +102,9 @@ def main(
 ) -> None:
     """Generate images from each MODEL: a file, a run, or an average of any length of a run.
 
-    The image of a seed does not depend on the other seeds. Images that are there are kept, so the
-    same command continues after an interruption; under torchrun, processes share the seeds.
+    A run means its raw last weights; an average of it, RUN@sigma_rel=0.13, is usually better. The
+    image of a seed does not depend on the other seeds. Images that are there are kept, so the same
+    command continues after an interruption; under torchrun, processes share the seeds.
 
     \b
     Examples:
@@ -115,10 +118,14 @@ def main(
         raise click.UsageError("give either MODEL, or --recipe with --weights")
     if (guide is None) != (options["guidance"] is None):
         raise click.UsageError("--guide and --guidance go together")
+    if grid is not None and len(models) > 1:  # one row alone needs no names beside it
+        require("matplotlib")
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)
+    note_raw_weights(*models, guide)
     generators = _generators(models, guide, sampling, **options)
+    note_sampling(generators)
     num, in_turn = len(options["seeds"]) * len(models), options["classes"] == "all"
     folders = _fill(generators, out)
     if processes.rank() == 0:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edm2lite.extras import require
+
 from ._cli import plugin_option, table, user_errors
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ def main(
         raise click.UsageError(
             "give a MODEL to measure, or --flops for the cost of all shipped configurations"
         )
+    if out is not None:
+        require("matplotlib")
     from edm2lite.diffusion.measure import measure_denoiser
     from edm2lite.models.loading import load
     from edm2lite.network.magnitudes import read_log

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._cli import plugin_option, table, user_errors
+from ._notes import can_draw
 
 if TYPE_CHECKING:
     from edm2lite.diffusion.objective import Objective
@@ -47,10 +48,12 @@ def main(configs: tuple[str, ...], std: float | None, out: Path) -> None:
 
     from ._config import objective
 
+    is_drawn = can_draw("out")
     found = {source: objective(source) for source in dict.fromkeys(configs)}
     click.echo(_table(found))
-    plot_objectives(out, found, std)
-    click.echo(str(out))
+    if is_drawn:
+        plot_objectives(out, found, std)
+        click.echo(str(out))
 
 
 def _table(found: Mapping[str, Objective]) -> str:

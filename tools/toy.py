@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ._cli import COUNT, progress, table, user_errors
+from ._notes import can_draw
 
 
 @click.command()
@@ -53,6 +54,7 @@ def main(out: Path, num: int, cfg: float, autoguidance: float, seed: int) -> Non
 
     if num < 1:
         raise click.UsageError(f"--num must be at least 1, got {num}")
+    is_drawn = can_draw("out")
     begin = time.perf_counter()
     classes = two_trees()
     limit = experiment.threshold(classes[0])
@@ -68,10 +70,12 @@ def main(out: Path, num: int, cfg: float, autoguidance: float, seed: int) -> Non
             rows.append([name, 100 * score.off, 100 * score.covered, 100 * score.matched])
         columns = {"": "", "% off": ".1f", "% covered": ".1f", "% matched": ".1f"}
         click.echo(table(columns, rows))
-        plot_guidance(out, classes, points, limit)
+        if is_drawn:
+            plot_guidance(out, classes, points, limit)
     finally:
         torch.set_num_threads(threads)
-    click.echo(f"{out}  ({time.perf_counter() - begin:.0f} s)")
+    if is_drawn:
+        click.echo(f"{out}  ({time.perf_counter() - begin:.0f} s)")
 
 
 if __name__ == "__main__":

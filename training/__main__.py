@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 
@@ -42,7 +42,8 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
     """Train the network of CONFIG, a YAML file or the name of a shipped configuration.
 
     The same command line starts a run, continues it after an interruption, and extends it. SIGTERM
-    and SIGUSR1 end the run after the current step with a checkpoint and exit code 0.
+    and SIGUSR1 end the run after the current step with a checkpoint and exit code 0, Ctrl-C with
+    exit code 130; a second Ctrl-C stops at once.
 
     \b
     Examples:
@@ -63,8 +64,7 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         _fail(click.ClickException(one_line(error)), error)
     except KeyboardInterrupt as error:
-        text = "interrupted; the same command continues from the newest checkpoint"
-        _fail(_Interrupted(text), error)
+        _fail(_Interrupted(str(error) or _left(out)), error)
 
 
 def _train(config: RunConfig, out: Path) -> None:
@@ -73,7 +73,14 @@ def _train(config: RunConfig, out: Path) -> None:
     with distributed.process_group() as device:
         level = logging.INFO if distributed.rank() == 0 else logging.WARNING
         logging.getLogger("edm2lite").setLevel(level)
-        Trainer(config, out, device).train()
+        trainer = Trainer(config, out, device)
+        try:
+            trainer.train()
+        except KeyboardInterrupt as error:
+            if not str(error):  # the second one: do not wait for threads that write
+                _Interrupted(_left(out)).show()
+                distributed.leave(_Interrupted.exit_code)
+            raise
         in_group = distributed.is_group()
     if in_group:  # torch's threads, ended by the interpreter instead, abort it once in a while
         distributed.leave(0)
@@ -81,6 +88,21 @@ def _train(config: RunConfig, out: Path) -> None:
 
 class _Interrupted(click.ClickException):
     exit_code = 130
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Say it once, whatever the number of processes."""
+        if processes.rank() == 0:
+            super().show(file)
+
+
+def _left(out: Path) -> str:
+    """What an interrupted run has left to continue from."""
+    from .checkpoint import finished
+
+    found = finished(out / "checkpoints")
+    if not found:
+        return f"interrupted; there is no checkpoint in {out}: the same command starts over"
+    return f"interrupted; the same command continues from the newest checkpoint, {found[-1]}"
 
 
 def _fail(failure: click.ClickException, cause: BaseException) -> NoReturn:

@@ -73,7 +73,11 @@ class Checkpoints:
         """
         self.flush()
         self._writer.submit(partial(self._write, nimg, self._copies.of(state), before))
-        return self.folder / _name(nimg)
+        return self.path(nimg)
+
+    def path(self, nimg: int) -> Path:
+        """Folder of the checkpoint of ``nimg`` images."""
+        return self.folder / f"{nimg:012d}"
 
     def flush(self) -> None:
         """Wait for what is being written.
@@ -117,7 +121,7 @@ class Checkpoints:
 
     def _write(self, nimg: int, state: State, before: Callable[[], None]) -> None:
         before()  # Note [snapshots come first]
-        final = self.folder / _name(nimg)
+        final = self.path(nimg)
         temporary = self.folder / f".{final.name}.partial"
         try:
             self._write_files(temporary, state)
@@ -178,10 +182,6 @@ class Checkpoints:
                     path, why, archived.name, used.name,
                 )  # fmt: skip
         distributed.barrier(self._group)
-
-
-def _name(nimg: int) -> str:
-    return f"{nimg:012d}"
 
 
 def _writer_of(name: str) -> int:

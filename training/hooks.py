@@ -140,7 +140,7 @@ class Checkpoints(Hook):
     """Saves everything that is needed to continue bit for bit, in the background."""
 
     def is_needed(self, trainer: Trainer) -> bool:
-        """Whether a signal ends the run."""
+        """Whether a signal, Ctrl-C among them, ends the run."""
         return trainer.stopped_by is not None
 
     def run(self, trainer: Trainer) -> None:

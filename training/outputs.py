@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA, stale
 from edm2lite.ema.model_tensors import named_tensors
@@ -27,6 +28,7 @@ class Outputs:
         run_dir: Folder of the run.
         net: The denoiser.
         ema: The tracked averages.
+        dataset: Training data.
         is_sharded: Whether ranks hold parts of the weights, which are then gathered one by one.
     """
 
@@ -36,6 +38,7 @@ class Outputs:
         run_dir: Path,
         net: Precond,
         ema: PowerFunctionEMA,
+        dataset: ImageDataset,
         *,
         is_sharded: bool,
     ):
@@ -47,6 +50,8 @@ class Outputs:
             "model": config.net.to_json(),
             "encoder": config.encoder.to_json(),
             "data": config.data.source,
+            "label_dropout": repr(config.data.label_dropout),
+            **_unlabeled(dataset),
         }
 
     def begin(self, nimg: int) -> None:
@@ -83,3 +88,12 @@ class Outputs:
             save_tensors(self.run_dir / "last.safetensors", tensors, metadata)
             for path in stale.delete_reproduced(self.snapshots):
                 logger.warning("%s differs from what the run wrote when it came by again", path)
+
+
+def _unlabeled(dataset: ImageDataset) -> dict[str, str]:
+    """Number of images without a class: what they show, the network sees unconditionally."""
+    labels = dataset.labels
+    if labels is None:
+        return {}
+    count = int(((labels < 0) if labels.ndim == 1 else (labels == 0).all(axis=1)).sum())
+    return {"unlabeled": str(count)} if count else {}

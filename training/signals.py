@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -9,15 +10,20 @@ import torch
 
 from . import distributed
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+_AFTER_CTRL_C = b"\ninterrupted: this step ends, with a checkpoint; Ctrl-C again stops at once\n"
 
 
 class StopSignal:
-    """Within the block SIGTERM and SIGUSR1 do not end the process; :meth:`agreed` reports them.
+    """Within the block the first of :data:`SIGNALS` does not end the process, but is reported.
+
+    :meth:`agreed` reports it. SIGINT, from Ctrl-C, is left alone in a process that ignores it, as
+    shells start their background jobs.
 
     It is enough that one rank gets the signal. Ranks exchange what they got without waiting: the
     exchange that begins after one step is read after the next, so that all ranks learn of the
-    signal at the same step. A second signal ends the process as usual.
+    signal at the same step. The same signal again ends the process as usual.
     """
 
     def __init__(self) -> None:
@@ -27,7 +33,9 @@ class StopSignal:
         self._wait = distributed.start_max_(self._exchanged, None)
 
     def __enter__(self) -> StopSignal:
-        self._before = {s: signal.signal(s, self._notice) for s in SIGNALS}
+        ignores = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        numbers = [s for s in SIGNALS if not (ignores and s == signal.SIGINT)]
+        self._before = {s: signal.signal(s, self._notice) for s in numbers}
         return self
 
     def __exit__(
@@ -52,3 +60,5 @@ class StopSignal:
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         signal.signal(number, self._before[signal.Signals(number)] or signal.SIG_DFL)
+        if number == signal.SIGINT and distributed.rank() == 0:
+            os.write(2, _AFTER_CTRL_C)  # print may be what was interrupted, and cannot be reentered

@@ -102,7 +102,10 @@ class Trainer:
         self.loss = ParallelLoss(self.net, config, self.device)
         self.optimizer = adam(self.net, config.optim, self.device)
         self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=open_run(config, run_dir))
-        self.outputs = Outputs(config, run_dir, self.net, self.ema, is_sharded=self.loss.is_sharded)
+        sharded = self.loss.is_sharded
+        self.outputs = Outputs(
+            config, run_dir, self.net, self.ema, self.dataset, is_sharded=sharded
+        )
         self.statistics = Statistics(config.loss, self.device)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
         self.nimg = 0
@@ -122,9 +125,11 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Run to ``config.total_nimg``, or until SIGTERM or SIGUSR1.
+        """Run to ``config.total_nimg``, or until SIGTERM, SIGUSR1 or Ctrl-C.
 
         Raises:
+            KeyboardInterrupt: After the first Ctrl-C, at the end of the step, with a checkpoint
+                that its text names; after the second one at once, without a text.
             FloatingPointError: If gradients were not finite for too many steps in a row.
             OSError: If a file could not be written.
         """
@@ -144,12 +149,14 @@ class Trainer:
                 hook.finish(self)
         if self.nimg >= total_nimg:
             self.outputs.save_last(self.nimg)
-        else:
-            logger.info(
-                "stopped for %s at nimg = %d of %d, with a checkpoint in %s; the same command"
-                " continues",
-                self.stopped_by, self.nimg, total_nimg, self.checkpoints.folder,
-            )  # fmt: skip
+            return
+        text = (
+            f"stopped for {self.stopped_by} at nimg = {self.nimg} of {total_nimg}, with a"
+            f" checkpoint in {self.checkpoints.path(self.nimg)}; the same command continues from it"
+        )
+        if self.stopped_by == "SIGINT":
+            raise KeyboardInterrupt(text)
+        logger.info(text)
 
     def train_step(self) -> Tensor:
         """One optimizer step over the batch at :attr:`nimg`.

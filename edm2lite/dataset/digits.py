@@ -6,6 +6,7 @@ import numpy as np
 
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.labels import Labels
+from edm2lite.extras import require
 
 
 def open_digits() -> ImageDataset:
@@ -18,12 +19,9 @@ def open_digits() -> ImageDataset:
         >>> open_digits().image_shape
         (1, 8, 8)
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "the digits come with scikit-learn; pip install 'edm2lite[demo]'"
-        ) from error
+    require("sklearn")
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     table = Labels(digits.target.astype(np.int64), 10)

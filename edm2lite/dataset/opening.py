@@ -40,6 +40,9 @@ DATASETS: Kinds[Callable[[], ImageDataset]] = Kinds(
 )
 """Data sets that a function returns, by name; one of yours is ``module:function``."""
 
+MODEL_FILES = ("model.safetensors", "last.safetensors", "run.json")
+"""A folder with one of these is an exported model or a run, and no data set."""
+
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -48,13 +51,14 @@ def open_dataset(source: str | Path) -> ImageDataset:
 
     Args:
         source: ``"digits"``, a path, or ``"module:function"``. A file or folder of that name is
-            preferred to a function. The module is imported and its function called without
-            arguments, so name only functions that you trust.
+            preferred to a function, and makes ``"digits"`` ambiguous (:func:`is_builtin`). The
+            module is imported and its function called without arguments, so name only functions
+            that you trust.
 
     Raises:
         FileNotFoundError: If there is no file or folder of that name.
-        ValueError: If it holds no images, its ``dataset.json`` does not fit them, or the function
-            does not exist or returns something else.
+        ValueError: If the name is ambiguous, it holds no images, its ``dataset.json`` does not fit
+            them, or the function does not exist or returns something else.
         ImportError: If ``digits`` is opened without scikit-learn.
 
     Example:
@@ -63,16 +67,46 @@ def open_dataset(source: str | Path) -> ImageDataset:
         (1797, (1, 8, 8), 10)
     """
     name, path = str(source), Path(source)
-    if name in DATASETS:
+    if is_builtin(source):
         return DATASETS.find(name)()
-    if path.exists():
-        return _open_stored(path)
+    if path.exists():  # its name must not be that of another data set
+        return _open_stored(path.absolute() if name in DATASETS else path)
     if _FUNCTION.fullmatch(name):
         return _from_function(name)
     raise FileNotFoundError(
         f"no data set at {path}; give a folder or ZIP of images or latents, 'digits' for"
         " scikit-learn's, or module:function for one that a function of yours returns"
     )
+
+
+def is_builtin(source: str | Path, *, or_model: bool = False) -> bool:
+    """Whether a name is that of a data set that comes with edm2lite, and cannot mean anything else.
+
+    A :class:`~pathlib.Path` of something that exists is never such a name.
+
+    Args:
+        source: Name of a data set.
+        or_model: Whether it may also be the name of a model. If not, the folder of a model is not
+            what was meant.
+
+    Raises:
+        ValueError: If there is a file or folder of that name, which could be meant too.
+
+    Example:
+        >>> is_builtin("digits"), is_builtin("./digits"), is_builtin("digits.zip")
+        (True, False, False)
+    """
+    name, path = str(source), Path(source)
+    if name not in DATASETS or (isinstance(source, Path) and path.exists()):
+        return False
+    is_model = any((path / file).is_file() for file in MODEL_FILES)
+    if path.exists() and (or_model or not is_model):
+        raise ValueError(
+            f"{name} must name one thing, it is a data set of edm2lite and"
+            f" {'a folder' if path.is_dir() else 'a file'} here; write ./{name} for the latter, or"
+            f" {DATASETS.target(name)} for the data set"
+        )
+    return True
 
 
 def _from_function(name: str) -> ImageDataset:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "edm2lite.ema/1"
-EXTRA_KEYS = ("model", "encoder", "data")
+EXTRA_KEYS = ("model", "encoder", "data", "label_dropout", "unlabeled")
 """Metadata that describes the model itself and is copied into everything rebuilt from it."""
 
 
@@ -76,7 +76,7 @@ class SnapshotInfo:
 
     @property
     def extra(self) -> dict[str, str]:
-        """Descriptions of the model, its encoder and its data, as far as the file has them."""
+        """Descriptions of the model and of what it was trained on, as far as the file has them."""
         return {k: v for k, v in self.header.metadata.items() if k in EXTRA_KEYS}
 
 

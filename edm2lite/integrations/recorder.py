@@ -95,7 +95,7 @@ class Recorder:
             device=device,
         )
         self._evaluate_with = evaluate_with
-        self._source = source or (lambda model: model)
+        self._source = source or _itself  # no lambda, which could not be sent to other processes
         self._start_nimg = start_nimg
         self._snapshot_dtype = snapshot_dtype
         self._ema: PowerFunctionEMA | None = None
@@ -206,6 +206,10 @@ class Recorder:
         else:
             with self._ema.applied(self._evaluate_with):
                 yield
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    return model
 
 
 def _shard_averages(

@@ -36,7 +36,8 @@ class Network:
 
     Attributes:
         tensors: State dict of the network, in the types in which its tensors are stored.
-        description: Metadata for a model file: ``model`` and ``encoder``.
+        description: Metadata for a model file: ``model``, ``encoder``, and that EDM2 trains
+            without label dropout.
         digest: The xxh3-128 of the file.
     """
 
@@ -106,7 +107,8 @@ def _network(
     _check_heads(parts, expected, config.backbone.head_channels)
     encoder = encoder_of(as_instance(outer.get("encoder"), "encoder"), config.backbone.img_channels)
     tensors = {name: _weight(records[name], name, shape) for name, shape in expected.items()}
-    return tensors, {"model": config.to_json(), "encoder": encoder.to_json()}
+    description = {"model": config.to_json(), "encoder": encoder.to_json(), "label_dropout": "0.0"}
+    return tensors, description
 
 
 @functools.lru_cache(maxsize=4)  # the files of a run are all of one network

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2lite.dataset import open_dataset
+from edm2lite.dataset.digits import open_digits
 from edm2lite.tensorfile import load_tensors, save_tensors
 
 NUM_FEATURES = 64
@@ -92,7 +92,7 @@ def train_classifier(
         ...     train_classifier(Path(folder) / "classifier.safetensors", num_epochs=1) > 0.3
         True
     """
-    dataset = open_dataset("digits")
+    dataset = open_digits()
     assert dataset.labels is not None
     images = torch.from_numpy(dataset.images(range(len(dataset))))
     labels = torch.from_numpy(dataset.labels)

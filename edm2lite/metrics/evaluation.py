@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import tempfile
@@ -19,7 +20,7 @@ from torch import Tensor
 from edm2lite import processes
 from edm2lite.dataset import ImageDataset
 from edm2lite.metrics.feature_stats import FeatureStats
-from edm2lite.metrics.image_source import Generation, GivenImages, images_of, names_a_model
+from edm2lite.metrics.image_source import Generation, GivenImages, images_of, names_a_model, origin
 from edm2lite.metrics.influence import covariance
 from edm2lite.metrics.inputs import MetricInputs
 from edm2lite.metrics.metric import ImageMetric, ImageRows, Metric
@@ -50,6 +51,7 @@ class Score:
         num: Number of images.
         details: Further numbers by name.
         number_format: Format of the value as text.
+        source: What was scored, in words.
 
     Example:
         >>> Score("precision", "precision", 0.75, None, num=100).texts()
@@ -63,6 +65,7 @@ class Score:
     num: int
     details: dict[str, float] = field(default_factory=dict)
     number_format: str = field(default=".4f", repr=False)
+    source: str = field(default="", repr=False)
 
     def texts(self) -> tuple[str, str]:
         """Value and interval as text, the latter "" where there is none.
@@ -112,6 +115,7 @@ def evaluate(
     Args:
         model_or_images: A model or its name (file, run, ``RUN@sigma_rel=0.1``); or images: a data
             set or its name, a folder or ZIP, or uint8 [N, C, H, W] with 1 or 3 channels.
+            ``"digits"`` is refused where a file or folder of that name exists.
         reference: Statistics or their file (:func:`statistics`, ``.npz`` with mu and sigma), for
             metrics that compare with one; several if metrics need several extractors.
         metrics: Names in :data:`METRICS` or ``module:Class`` of your own, in a list or separated by
@@ -164,7 +168,11 @@ def evaluate(
         images = GivenImages(source, batch_size)
         tasks = [_task_of_images(metric, images, num) for metric in chosen]
     with _folder(cache) as folder:
-        return _scores(tasks, folder, source.name, progress or (lambda done, total: None))
+        scores = _scores(tasks, folder, source.name, progress or (lambda done, total: None))
+    return [
+        dataclasses.replace(score, source=origin(source, score.num, task.metric.uses_images()))
+        for score, task in zip(scores, tasks, strict=False)  # only the first process has scores
+    ]
 
 
 def _opened(source: Source) -> Model | ImageDataset:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edm2lite.extras import require
 from edm2lite.kinds import Kinds
 from edm2lite.metrics import dinov2
 
@@ -108,10 +109,8 @@ def open_extractor(
         >>> extractor.features(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).shape
         (2, 48)
     """
-    try:
-        from torch_fidelity import registry
-    except ImportError as error:
-        raise ImportError("metrics need torch-fidelity; pip install 'edm2lite[metrics]'") from error
+    require("torch_fidelity")
+    from torch_fidelity import registry
 
     own = name in EXTRACTORS or ":" in name
     if not own and name not in registry.FEATURE_EXTRACTORS_REGISTRY:

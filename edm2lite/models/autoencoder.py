@@ -13,6 +13,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.extras import require
 from edm2lite.messages import one_line
 
 DECODE_BATCH = 8
@@ -136,10 +137,8 @@ def _located(name: str) -> str:
 
 @lru_cache(maxsize=2)
 def _load(name: str, device: str) -> Autoencoder:
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise ImportError("latents need diffusers; pip install 'edm2lite[latents]'") from error
+    require("diffusers")
+    from diffusers import AutoencoderKL
     from safetensors import SafetensorError
 
     kind: Any = AutoencoderKL  # diffusers annotates only a part of it

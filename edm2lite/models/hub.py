@@ -9,15 +9,20 @@ from __future__ import annotations
 import errno
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+from torch import Tensor
+
 from edm2lite.atomic import replacing
 from edm2lite.diffusion.precond import Precond
+from edm2lite.extras import require
 from edm2lite.messages import one_line
 from edm2lite.models.loading import EXPORTED, Model, load, read
 from edm2lite.models.model_card import model_card
-from edm2lite.tensorfile import MODEL_FORMAT, read_header, save_tensors
+from edm2lite.tensorfile import MODEL_FORMAT, as_bytes, read_header, save_tensors, verify
 
 CARD = "README.md"
 
@@ -30,7 +35,7 @@ def save_pretrained(
     Args:
         model: Name of the model, as :func:`edm2lite.load` takes it (weights keep the types in which
             they are stored), or a loaded model.
-        folder: Folder that has neither of them so far.
+        folder: Folder that has neither of them so far, or both from an earlier call just like this.
         license: License of the weights, as the Hub calls it: ``apache-2.0``, ``cc-by-nc-sa-4.0``.
         name: Name of the model in the card. [default: that of the folder]
 
@@ -40,7 +45,7 @@ def save_pretrained(
     Raises:
         FileNotFoundError: If there is no such model.
         ValueError: If the model is damaged or not one of ours, the license is not such a name, or
-            the folder has a card or a model.
+            the folder has another card or another model.
 
     Example:
         >>> import tempfile
@@ -68,14 +73,44 @@ def save_pretrained(
         Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
     folder = Path(folder)
     name = name or folder.resolve().name
-    taken = [folder / file for file in (EXPORTED, CARD) if (folder / file).exists()]
-    if taken:
-        raise ValueError(f"the result must go to a new folder, {taken[0]} exists; give another")
+    path, card = folder / EXPORTED, folder / CARD
+    metadata = {**metadata, "format": MODEL_FORMAT}
     model_card(metadata, license, name)  # fails before anything is written
-    path = save_tensors(folder / EXPORTED, tensors, {**metadata, "format": MODEL_FORMAT})
-    with replacing(folder / CARD) as file:
-        file.write(model_card(read_header(path).metadata, license, name))
+    if not path.exists() and not card.exists():
+        save_tensors(path, tensors, metadata)
+    elif not _holds(path, tensors, metadata):
+        raise _taken(path if path.exists() else card, "")
+    text = model_card(read_header(path).metadata, license, name)
+    if not card.exists():
+        with replacing(card) as file:
+            file.write(text)
+    elif card.read_text(encoding="utf-8") != text:
+        raise _taken(card, " and says something else")
     return folder
+
+
+def _taken(path: Path, but: str) -> ValueError:
+    return ValueError(f"the result must go to a new folder, {path} exists{but}; give another")
+
+
+def _holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    """Whether a file has these tensors and this metadata, to the last byte."""
+    try:
+        header = verify(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    specs = [(name, spec.dtype, spec.shape) for name, spec in header.tensors.items()]
+    if specs != [(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]:
+        return False
+    state = xxhash.xxh3_128()
+    for value in tensors.values():
+        state.update(as_bytes(value.detach().cpu().contiguous()))
+    return header.digest == state.hexdigest() and _said(header.metadata) == _said(metadata)
+
+
+def _said(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata without what is computed from the rest of a file."""
+    return {k: v for k, v in metadata.items() if k not in ("digest", "header_digest")}
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, hub: Any = None) -> Model:
@@ -158,10 +193,9 @@ def push_to_hub(
 
 
 def _huggingface_hub() -> Any:
-    try:
-        import huggingface_hub.utils
-    except ImportError as error:
-        raise ImportError("the Hub needs huggingface_hub: pip install 'edm2lite[hub]'") from error
+    require("huggingface_hub")
+    import huggingface_hub.utils
+
     return huggingface_hub
 
 

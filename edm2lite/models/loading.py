@@ -159,6 +159,11 @@ def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if file.is_dir():
         found = [file / name for name in _IN_FOLDERS if (file / name).is_file()]
         file = found[0] if found else file / _IN_FOLDERS[0]
+    if not file.is_file() and (Path(text) / "snapshots").is_dir():
+        raise FileNotFoundError(
+            f"{text} must have ended to be a model, it has no {file.name} yet; give an average of"
+            f" it so far, as in {text}@sigma_rel=0.10"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"no model at {file}; give a file, a run, or RUN@sigma_rel=0.10")
     _refuse_other_kinds(file)

@@ -81,6 +81,7 @@ def _facts(metadata: Mapping[str, str]) -> list[list[str]]:
         "exponent (gamma)": metadata.get("gamma"),
         "profile": metadata.get("profile"),
         "training images (nimg)": metadata.get("nimg"),
+        "label dropout in training": metadata.get("label_dropout"),
         "predicted error / norm of the weights": error and f"{float(error):.1e}",
         "solver": metadata.get("solver"),
         "run": metadata.get("run"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm2lite.atomic import replacing
+from edm2lite.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,11 +29,10 @@ def new_figure(size: tuple[float, float] = (7.0, 4.2), *, dpi: int = 150) -> Fig
         >>> figure.get_size_inches().tolist()
         [4.0, 3.0]
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; pip install 'edm2lite[metrics]'") from error
+    require("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, dpi=dpi)
     FigureCanvasAgg(figure)
     return figure

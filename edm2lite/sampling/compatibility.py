@@ -19,6 +19,40 @@ def check_sampling(model: Model, guide: Guide, sampling: Sampling) -> None:
     _check_levels(model, sampling)
 
 
+def notes(model: Model, guide: Guide, sampling: Sampling) -> list[str]:
+    """What is possible, and should be known before the model samples like that; a line each.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        sampling: Settings that :func:`check_sampling` allows.
+
+    Example:
+        >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
+        >>> from edm2lite.models import PixelEncoder
+        >>> from edm2lite.network.unet import UNetConfig
+        >>> unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,),
+        ...                   num_blocks=1, attn_resolutions=(), head_channels=8)
+        >>> model = Model("tiny", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
+        >>> (note,) = notes(model, None, Sampling(size=(8, 16)))
+        >>> print(note.rpartition(", ")[0])
+        tiny: its training resolution is 8 x 8, it generates 8 x 16
+    """
+    found, side = [], model.net.config.backbone.img_resolution
+    if sampling.size not in (None, (side, side)):
+        height, width = sampling.size or (side, side)
+        found.append(
+            f"{model.name}: its training resolution is {side} x {side}, it generates {height} x"
+            f" {width}, a size that it may not have learned"
+        )
+    if guide == "unconditional" and "label_dropout" not in model.metadata:
+        found.append(
+            f"{model.name}: its file does not say whether it was trained with label dropout, which"
+            " an unconditional guide needs"
+        )
+    return found
+
+
 def _check_size(model: Model, sampling: Sampling) -> None:
     multiple = model.net.config.backbone.size_multiple
     if sampling.size is not None and any(n < 1 or n % multiple for n in sampling.size):
@@ -52,6 +86,18 @@ def _check_guide(model: Model, guide: Guide, sampling: Sampling) -> None:
         raise ValueError(
             f"{model.name} takes no condition, it cannot be its own unconditional guide"
         )
+    elif _is_always_told(model):
+        raise ValueError(
+            f"{model.name} cannot be its own unconditional guide: it was trained without label"
+            " dropout, and has never seen an image without its conditions; give a weaker model as"
+            " the guide, or train with data.label_dropout=0.1"
+        )
+
+
+def _is_always_told(model: Model) -> bool:
+    """Whether the file says that the conditions of no sample were left out in training."""
+    told = model.metadata
+    return "unlabeled" not in told and float(told.get("label_dropout", "nan")) == 0
 
 
 def _check_other_model(model: Model, guide: Model) -> None:

@@ -1,6 +1,7 @@
 """The Lightning callback against a loop in plain PyTorch."""
 
 import logging
+import pickle
 import sys
 
 import lightning.pytorch
@@ -95,6 +96,12 @@ def test_snapshots_are_the_averages_of_a_plain_loop(tmp_path, package):
     assert infos[-1].history == ((16, 1), (6, 1)) * 3
     stored, _ = load_tensors(infos[-1].path)
     assert list(stored) == list(module().state_dict()) and stored["net.1.num_batches_tracked"] == 18
+
+
+def test_a_callback_that_was_pickled_for_another_process_records_the_same(tmp_path):
+    callback = pickle.loads(pickle.dumps(EMACallback(tmp_path, snapshot_nimg=30)))
+    fit(tmp_path, [callback], 3)
+    check_snapshots(tmp_path, exact_walk(3), [38, 60, 66], prefix="net.")
 
 
 def test_a_part_of_the_module_other_lengths_and_another_clock(tmp_path):

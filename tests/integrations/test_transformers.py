@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import shutil
 import sys
 
@@ -85,6 +86,12 @@ def test_snapshots_are_the_averages_of_a_plain_loop(tmp_path):
     assert [n for n, _ in walk] == [16, 24, 40, 48, 64, 72]  # one update per optimizer step
     check_snapshots(tmp_path, walk, [40, 64, 72], prefix="net.")
     assert list_snapshots(tmp_path)[-1].history == ((16, 1), (8, 1)) * 3
+
+
+def test_a_callback_that_was_pickled_for_another_process_records_the_same(tmp_path):
+    callback = pickle.loads(pickle.dumps(EMACallback(tmp_path, snapshot_nimg=30)))
+    trainer(tmp_path, [callback]).train()
+    check_snapshots(tmp_path, nominal_walk(3), [40, 64, 72], prefix="net.")
 
 
 def test_the_clock_can_be_given(tmp_path):

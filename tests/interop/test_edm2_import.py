@@ -22,6 +22,7 @@ import edm2lite as package
 from edm2lite.diffusion.precond import Precond
 from edm2lite.interop.edm2 import Average, import_file
 from edm2lite.models.encoders import EDM2_LATENTS, PixelEncoder
+from edm2lite.sampling import Sampling
 from edm2lite.tensorfile import load_tensors
 
 
@@ -165,3 +166,13 @@ def test_file_names_give_time_and_length_exactly():
     assert of("x-0000042-0.100.pkl") is None, "no multiple of 1024 lies in 42000 to 42999"
     for name in ("x.pkl", "x-1048-0.1.pkl", "x-0001048-0.400.pkl", "x-0001048-0.000.pkl"):
         assert of(name) is None
+
+
+def test_an_imported_network_is_not_its_own_unconditional_guide(tmp_path):
+    """EDM2 trains without label dropout; its guides are networks of their own."""
+    path = write(tmp_path / "edm2-img8-0001048-0.135.pkl", random_net())
+    model = package.load(import_file(path))
+    assert model.metadata["label_dropout"] == "0.0"
+    sampling = Sampling(num_steps=1, guidance=2.0)
+    with pytest.raises(ValueError, match="has never seen an image without its conditions"):
+        package.generate(model, [0], sampling=sampling, guide="unconditional")

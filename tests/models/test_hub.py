@@ -149,6 +149,60 @@ def test_what_the_hub_refuses_is_said_in_one_line(run_dir, tmp_path, monkeypatch
     assert result.exit_code == 1 and "did not accept the model (no token): me/d" in result.output
 
 
+def test_an_export_is_pushed_again_after_an_upload_that_failed(run_dir, tmp_path, monkeypatch):
+    def export(*words):
+        begin = ("export", f"{run_dir}@sigma_rel=0.13", "--out", folder, "--push", "me/d")
+        return CliRunner().invoke(edm2lite, [*map(str, begin), *words])
+
+    folder = tmp_path / "a"
+    install(monkeypatch, Hub(OSError("connection reset")))
+    first = export("--license", "mit")
+    assert first.exit_code == 1 and "connection reset" in first.output
+    written = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    hub = Hub()
+    install(monkeypatch, hub)
+    again = export("--license", "mit")
+    assert again.exit_code == 0, again.output
+    assert again.stdout.splitlines() == [str(folder), "https://hub/me/d/commit/1"]
+    assert hub.content.identity == load(folder).identity
+    assert written == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+    other = export("--license", "apache-2.0")
+    assert other.exit_code == 1 and "README.md exists and says something else" in other.output
+
+
+def test_only_the_same_export_counts_as_there(run_dir, tmp_path):
+    name, folder = f"{run_dir}@sigma_rel=0.13", tmp_path / "a"
+    save_pretrained(name, folder, license="mit")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "README.md").unlink()  # as if the export had been interrupted
+    save_pretrained(name, folder, license="mit")
+    assert whole == {path.name: path.read_bytes() for path in folder.iterdir()}
+    taken = "must go to a new folder, .*model.safetensors exists; give another"
+    for other in (f"{run_dir}@sigma_rel=0.12", run_dir):
+        with pytest.raises(ValueError, match=taken):
+            save_pretrained(other, folder, license="mit")
+    model = load(name)
+    next(model.net.parameters()).data += 1
+    with pytest.raises(ValueError, match=taken):
+        save_pretrained(model, folder, license="mit")
+    damaged = bytearray(whole["model.safetensors"])
+    damaged[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(ValueError, match=taken):
+        save_pretrained(name, folder, license="mit")
+    assert (folder / "model.safetensors").read_bytes() == damaged
+
+
+def test_without_the_extra_a_push_is_refused_before_the_folder_is_written(
+    run_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    words = ("export", run_dir, "--out", tmp_path / "a", "--license", "mit", "--push", "me/d")
+    result = CliRunner().invoke(edm2lite, [str(word) for word in words])
+    assert result.exit_code == 1 and not (tmp_path / "a").exists()
+    assert result.output == "Error: the Hub needs huggingface_hub; pip install 'edm2lite[hub]'\n"
+
+
 def test_a_repository_is_downloaded_and_loaded(run_dir, tmp_path, monkeypatch):
     hub = Hub()
     hub.made["me/digits"] = save_pretrained(run_dir, tmp_path / "cache", license="mit")

@@ -3,11 +3,13 @@
 import dataclasses
 
 import pytest
+from click.testing import CliRunner
 from plain_backbone import MLPConfig
 
-from edm2lite.diffusion.precond import PrecondConfig
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.network.flops import count_macs
 from edm2lite.network.unet import UNetConfig
+from edm2lite.tools.edm2lite import main as edm2lite
 
 CONV_GMAC = {64: 11.15, 128: 44.57, 192: 100.24, 256: 178.16, 320: 278.35, 384: 400.80, 448: 545.50}
 
@@ -47,3 +49,13 @@ def test_cost_follows_the_number_of_pixels():
     small = count_macs(config(64).backbone)
     wide = count_macs(config(64).backbone, height=64, width=128)
     assert wide.convolution == 2 * small.convolution
+
+
+def test_the_command_counts_a_network_with_condition_channels(tmp_path):
+    unet = UNetConfig(img_resolution=8, img_channels=1, label_dim=3, model_channels=64,
+                      channel_mult=(1,), cond_channels=2)  # fmt: skip
+    path = Precond(PrecondConfig(backbone=unet)).save(tmp_path / "net.safetensors")
+    result = CliRunner().invoke(edm2lite, ["magnitudes", str(path), "--flops"])
+    assert result.exit_code == 0, result.output
+    macs = count_macs(unet)
+    assert f"{macs.convolution / 1e9:.2f}" in result.output.splitlines()[1].split()

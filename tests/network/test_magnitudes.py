@@ -217,3 +217,20 @@ def test_log_that_is_not_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must hold lines of magnitudes"):
         read_log(tmp_path / "m.jsonl")
     assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_magnitudes_of_training_at_infinite_noise_are_not_nan(tmp_path):
+    """A quarter of the samples are pure noise, on which the network has its usual magnitudes."""
+    infinite = ("net.embedding=angle", "loss={kind: ddpm, num_levels: 4, zero_terminal_snr: true}")
+    config = tiny_config(*infinite, "magnitudes_nimg=320", "total_nimg=640")
+    trainer = Trainer(config, tmp_path, torch.device("cpu"))
+    trainer.train()
+    is_infinite = trainer.last_inputs.sigma.isinf()
+    assert 0 < is_infinite.sum() < len(is_infinite)
+    for _, layers in read_log(tmp_path / "magnitudes.jsonl"):
+        assert len(layers) > 20
+        for m in layers:
+            assert np.isfinite([m.activation, m.largest]).all(), m.name
+            assert not m.is_block or 0.1 < m.activation < 10, m.name
+    figures = json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[-1])["activation"]
+    assert all(np.isfinite(value) for value in figures.values())

@@ -46,9 +46,13 @@ class Raw(PixelEncoder):
 
 
 def raw(name):
-    """A model by name, or a loaded one, whose images are the numbers that the sampler made."""
+    """A model by name, or a loaded one, whose images are the numbers that the sampler made.
+
+    It may be its own unconditional guide, as if it had been trained for that.
+    """
     model = load(name) if isinstance(name, str) else name
-    return dataclasses.replace(model, encoder=Raw())
+    metadata = {**model.metadata, "label_dropout": "0.1"}
+    return dataclasses.replace(model, encoder=Raw(), metadata=metadata)
 
 
 def images(model, seeds, **options):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import zipfile
 
-from sampling.generating import fail, files, succeed
+from sampling.generating import fail, files, save_net, succeed
 
 from edm2lite.dataset import open_dataset
 from edm2lite.models.loading import load
@@ -105,10 +105,10 @@ def test_generation_continues_after_an_interruption(names, tmp_path):
     assert dataset.labels.tolist() == list(range(10)) * 4 and dataset.image_shape == (1, 8, 8)
 
 
-def test_a_folder_of_version_0_1_continues(names, tmp_path):
+def test_a_folder_of_version_0_1_continues(tmp_path):
     """There the unconditional guide was called unlabelled, and is still on the command line."""
-    out = tmp_path / "a"
-    common = (names[0], "--steps", 2, "--guidance", 2, "--out", out)
+    out, path = tmp_path / "a", save_net(tmp_path / "net.safetensors")
+    common = (path, "--steps", 2, "--guidance", 2, "--out", out)
     succeed(*common, "--guide", "unlabelled", "--seeds", "0-2")
     path = out / "settings.json"
     settings = json.loads(path.read_text())

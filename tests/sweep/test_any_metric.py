@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from tiny_run import tiny_config
 
 from edm2lite.metrics import FeatureStats, open_extractor, statistics
 from edm2lite.metrics.digits_classifier import train_classifier
@@ -15,6 +17,7 @@ from edm2lite.sampling.generation import generate
 from edm2lite.sweep import read_csv, sweep_ema
 from edm2lite.sweep.ledger import Ledger
 from edm2lite.tools.sweep_ema import main as sweep_command
+from edm2lite.training.trainer import Trainer
 
 FEW = Sampling(num_steps=1)
 LENGTHS = [0.05, 0.1, 0.2]
@@ -148,8 +151,10 @@ def test_a_sweep_in_python_is_that_of_the_command(run_dir, reference, tmp_path):
     assert all(i.shape == (40, 1, 8, 8) for i in sweep.images().values())
 
 
-def test_a_ledger_of_version_0_1_is_continued(run_dir, reference, tmp_path, monkeypatch):
+def test_a_ledger_of_version_0_1_is_continued(reference, tmp_path, monkeypatch):
     """Its key is as that version wrote it, with other names of the metric and of the guide."""
+    run_dir = tmp_path / "run"
+    Trainer(tiny_config("data.label_dropout=0.1"), run_dir, torch.device("cpu")).train()
     words = (run_dir, "--sigma-rel", "0.05,0.1", "--ref", reference, "--num", 70, "--steps", 1,
              "--guidance", 1.5, "--out", tmp_path)  # fmt: skip
     text = run(*words, "--guide", "unconditional")

@@ -82,7 +82,7 @@ def test_exit_codes_are_those_of_the_page(monkeypatch, tmp_path):
 
     monkeypatch.setattr(training, "load_config", interrupted)
     result = CliRunner().invoke(training.main, ["digits", "--out", str(tmp_path / "run")])
-    assert result.exit_code == 130 and "the same command continues" in result.output
+    assert result.exit_code == 130 and "no checkpoint in" in result.output
     codes = re.findall(r"^\| (\d+) \| ", PAGE, re.M)
     assert codes == ["0", "1", "2", "130"]
 

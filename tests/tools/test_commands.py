@@ -246,7 +246,8 @@ def test_distance_of_a_folder(run_dir, reference, tmp_path):
         edm2lite, "generate", run_dir, "--seeds", "0-129", "--steps", 2, "--out", tmp_path / "a"
     )
     result = run(edm2lite, "evaluate", tmp_path / "a", "--ref", reference)
-    name, value, low, _, high = result.stdout.splitlines()[1].split()
+    name, value, low, _, high, *of = result.stdout.splitlines()[1].split()
+    assert " ".join(of) == f"130 images of {tmp_path / 'a'}"
     assert result.exit_code == 0 and name == "fid" and float(low) < float(value) < float(high)
     images, real = (
         torch.from_numpy(d.images(range(len(d))))
@@ -302,8 +303,9 @@ SHORT = (
 )  # fmt: skip
 
 
-def demo(out):
-    command = [sys.executable, "-m", "edm2lite.tools.edm2lite", "demo", "--out", str(out), *SHORT]
+def demo(out, *more):
+    program = [sys.executable, "-m", "edm2lite.tools.edm2lite"]
+    command = [*program, "demo", "--out", str(out), *SHORT, *more]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -357,6 +359,23 @@ def test_demo_interrupted_and_started_again_ends_with_the_same_files(tmp_path):
     assert not different
     text = (broken / "report.md").read_text()
     assert text == (whole / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_demo_lets_training_write_its_checkpoint(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which programs inherit
+    try:
+        process = demo(tmp_path, "--set", "total_nimg=640000", "--set", "checkpoint_nimg=640000")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    while not list((tmp_path / "snapshots").glob("*.safetensors")) and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130, output
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert f"with a checkpoint in {saved}" in output and "failed" not in output
+    assert output.endswith("Error: interrupted; the same command continues from what is on disk\n")
 
 
 def test_magnitudes_of_a_run_are_listed_and_drawn(run_dir, tmp_path):

@@ -3,8 +3,8 @@
 ``processes.py JSON``, a list of jobs ``{"args": [...], "ranks": n}``, run one after the other.
 ``ranks`` > 1 joins them as torchrun would. Further keys make trouble: ``kill_at`` k sends SIGKILL
 at the k-th file operation in the folder of the run, ``limit`` is the largest size of a file in
-bytes, ``terminate_at`` sends SIGTERM to the last rank at that image count. Prints the exit codes of
-every job, in JSON.
+bytes, ``terminate_at`` sends SIGTERM to the last rank at that image count, and ``interrupt_at``
+SIGINT to every rank, ``times`` times within that step. Prints the exit codes of every job, in JSON.
 """
 
 import importlib
@@ -38,13 +38,13 @@ def kill_at(count: int, folder: str) -> None:
     sys.addaudithook(hook)
 
 
-def terminate_at(nimg: int) -> None:
+def signal_at(nimg: int, number: int, times: int = 1) -> None:
     trainer = importlib.import_module("edm2lite.training.trainer").Trainer
     step = trainer.train_step
 
     def train_step(self):
-        if self.nimg == nimg:
-            os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(times if self.nimg == nimg else 0):
+            os.kill(os.getpid(), number)
         return step(self)
 
     trainer.train_step = train_step
@@ -63,7 +63,9 @@ def child(job: dict, rank: int, port: int) -> None:
         if "limit" in job:  # beyond it writing fails, as on a full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
         if "terminate_at" in job and rank == job["ranks"] - 1:
-            terminate_at(job["terminate_at"])
+            signal_at(job["terminate_at"], signal.SIGTERM)
+        if "interrupt_at" in job:
+            signal_at(job["interrupt_at"], signal.SIGINT, job.get("times", 1))
         main(job["args"], standalone_mode=True)
     except SystemExit as end:
         code = int(end.code or 0)
@@ -91,6 +93,7 @@ def run(job: dict) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the caller may ignore it
     for module in ("edm2lite.training.trainer", "torch._dynamo"):  # as every process would
         importlib.import_module(module)
     open_dataset("digits")

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.metrics.moments import Array, RunningMoments
+from edm2lite.metrics.tails import Tails
 
 GROUPS = 4
 """Number of groups that are left out in turn: quarters."""
@@ -112,7 +113,8 @@ def covariance(influences: Sequence[Array]) -> Array:
     first = np.stack([rows[0] for rows in influences])
     plain = first @ first.T / num
     if len(influences[0]) > 1:
-        others = np.stack([rows[1:] for rows in influences])
+        # of heavy tails the noise is not known well enough to take all of it off
+        others = np.stack([rows[1:] * Tails.of(rows).certainty ** 0.5 for rows in influences])
         noise = np.einsum("ajn,bjn->ab", others, others) / num
         # of the jackknife: without an image's own quarter there are GROUPS - 1 of them
         noise *= (GROUPS - 1) ** 2 / (GROUPS * (GROUPS - 2))
@@ -121,6 +123,23 @@ def covariance(influences: Sequence[Array]) -> Array:
         plain = plain / 2 + (vectors * np.maximum(values, 0)) @ vectors.T
     joint: Array = plain / num
     return joint
+
+
+def widened(joint: Array, influences: Sequence[Array]) -> Array:
+    """A covariance [L, L] that allows for how well it is known, see :class:`Tails`.
+
+    Args:
+        joint: What :func:`covariance` makes of ``influences``.
+        influences: [J, N] of each measurement.
+
+    Example:
+        >>> few = [np.array([[-1.0, 0.0, 1.0]])]
+        >>> float(widened(covariance(few), few)[0, 0].round(3))
+        0.346
+    """
+    factors = np.array([Tails.of(rows).widening for rows in influences])
+    wide: Array = joint * factors[:, None] * factors
+    return wide
 
 
 def block_influences(without: Array, num: int) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.metrics.influence import centered, moments_of
+from edm2lite.metrics.influence import centered, covariance, moments_of, widened
 from edm2lite.metrics.interval import normal_limits, wilson_limits
 from edm2lite.metrics.moments import Array, RunningMoments
 from edm2lite.metrics.rows import RowFactory
+from edm2lite.metrics.tails import Tails
 from edm2lite.network.conditioning import Conditioning
 
 if TYPE_CHECKING:
@@ -192,6 +193,11 @@ class Metric(abc.ABC):
         return cls.needs != "held-out images"
 
     @property
+    def title(self) -> str:
+        """Its name in results, with what it depends on where the name alone could mislead."""
+        return self.name
+
+    @property
     def protocol(self) -> dict[str, Any]:
         """Everything that the value depends on besides the rows, as JSON can hold it."""
         return {}
@@ -212,6 +218,31 @@ class Metric(abc.ABC):
     def record(self, generation: Generation) -> dict[str, Any]:
         """What a ledger keeps of how a model was measured, as JSON can hold it."""
         return {**self.protocol, **generation.record} if self.uses_images() else self.protocol
+
+    def covariance(self, influences: Sequence[Array]) -> Array:
+        """[L, L] covariance over seeds of L values on the same seeds, for intervals and verdicts.
+
+        It is widened where influences have heavy tails, except of shares: their intervals need no
+        fourth moment.
+
+        Args:
+            influences: [J, N] of each value.
+        """
+        joint = covariance(influences)
+        return joint if self.is_share else widened(joint, influences)
+
+    def is_heavy(self, influences: Array) -> bool:
+        """Whether a few images decide the interval, so that it may be too narrow."""
+        return not self.is_share and Tails.of(influences).are_heavy
+
+    def limits(self, value: float, variance: float, influences: Array) -> tuple[float, float]:
+        """:meth:`interval`, reaching further on the side to which the influences are skewed."""
+        num, tails = influences.shape[1], Tails.of(influences)
+        low, high = self.interval(value, variance, num)
+        if self.is_share:
+            return low, high
+        far = self.interval(value, variance * tails.stretch**2, num)
+        return (low, far[1]) if tails.skewness > 0 else (far[0], high)
 
     def interval(self, value: float, variance: float, num: int) -> tuple[float, float]:
         """95 % limits of the value's expectation at this number of images.

@@ -50,7 +50,7 @@ class Score:
         num: Number of images.
         details: Further numbers by name.
         number_format: Format of the value as text.
-        title: Name in results: ``fd (digits)`` of a Fréchet distance in features of that extractor.
+        title: Name in results: ``fd(digits)`` of a Fréchet distance in features of that extractor.
         note: What to know of the interval, or "".
 
     Example:

@@ -61,7 +61,7 @@ class FrechetDistance(FeatureMetric):
         >>> reference = FeatureStats(9, np.zeros(2), np.eye(2), "x", "", "", "made up")
         >>> metric = FrechetDistance(reference, Extractor("x", None, None, ""))
         >>> metric.title
-        'fd (x)'
+        'fd(x)'
         >>> rows = np.random.default_rng(0).standard_normal((500, 2))
         >>> measured = metric.measure(ImageRows.of(rows))
         >>> measured.value < 0.1, measured.influences.shape
@@ -106,7 +106,7 @@ class FrechetDistance(FeatureMetric):
     @property
     def title(self) -> str:
         """Its name with that of the extractor."""
-        return f"{self.name} ({self.reference.extractor})"
+        return f"{self.name}({self.reference.extractor})"
 
     @property
     def minimum_images(self) -> int:

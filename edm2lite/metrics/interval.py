@@ -98,12 +98,16 @@ def alike(values: Array, covariance: Array, lower_is_better: bool = True) -> tup
     """
     costs = values if lower_is_better else -values
     deviations = paired_deviations(covariance)
+    certain = deviations == 0  # values that never vary: any difference between them is real
+    scale = 1 / np.where(certain, np.inf, deviations)
+    differences = costs[:, None] - costs
+    excess = np.where(certain & (differences > 0), np.inf, differences * scale)
     noise = resample(np.zeros(len(costs)), covariance)
     kept = np.arange(len(costs))
     while len(kept) > 1:
-        scale = deviations[np.ix_(kept, kept)]
-        excess = _ratios(costs[kept, None] - costs[kept], scale).max(axis=1)
-        worse = excess > np.quantile(_largest_ratios(noise[:, kept], scale), LEVEL)
+        pairs = np.ix_(kept, kept)
+        largest = _largest_ratios(noise[:, kept], scale[pairs])
+        worse = excess[pairs].max(axis=1) > np.quantile(largest, LEVEL)
         if not worse.any():
             break
         kept = kept[~worse]
@@ -128,18 +132,12 @@ def paired_deviations(covariance: Array) -> Array:
     return deviations
 
 
-def _ratios(differences: Array, scale: Array) -> Array:
-    """Differences in units of ``scale``; a difference of values that never vary is infinite."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios: Array = np.nan_to_num(differences / scale, nan=0.0, posinf=np.inf, neginf=-np.inf)
-    return ratios
-
-
 def _largest_ratios(noise: Array, scale: Array) -> Array:
-    """[draws] largest difference of two columns of ``noise`` [draws, L] in units of ``scale``."""
+    """[draws] largest difference of two columns of ``noise`` [draws, L] times ``scale`` [L, L]."""
     largest = np.zeros(len(noise))
-    for column, units in zip(noise.T, scale, strict=True):
-        np.maximum(largest, _ratios(column[:, None] - noise, units).max(axis=1), out=largest)
+    for i in range(noise.shape[1] - 1):
+        apart = np.abs(noise[:, i + 1 :] - noise[:, i, None]) * scale[i, i + 1 :]
+        np.maximum(largest, apart.max(axis=1), out=largest)
     return largest
 
 

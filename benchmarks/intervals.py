@@ -1,6 +1,6 @@
 """What intervals and verdicts cover, by simulation on features whose moments are known.
 
-    python benchmarks/intervals.py [bias|coverage|wide|verdict ...] [--repeats 300] [--seed 2026]
+    python benchmarks/intervals.py [bias|coverage|wide|verdict ...] [--repeats 300] [--seed 31]
 
 Features are drawn from populations of 40,000 vectors, so that their moments are known exactly:
 normal ones, those of a normal distribution with a heavy scale per image, pooled and nonnegative
@@ -20,7 +20,7 @@ import numpy as np
 
 from edm2lite.metrics.extrapolation import extrapolated
 from edm2lite.metrics.frechet import distance_of, frechet_influences, square_root
-from edm2lite.metrics.influence import covariance, widened
+from edm2lite.metrics.influence import cautious_covariance, covariance
 from edm2lite.metrics.interval import alike, normal_limits
 from edm2lite.metrics.metric import ImageRows
 from edm2lite.metrics.moments import RunningMoments
@@ -70,7 +70,7 @@ def kurtosis(rows: np.ndarray) -> float:
 def limits(value: float, influences: np.ndarray) -> tuple[float, float, bool]:
     """Interval of a distance as a sweep has it, and whether a warning comes with it."""
     tails = Tails.of(influences)
-    deviation = widened(covariance([influences]), [influences])[0, 0] ** 0.5
+    deviation = cautious_covariance([influences])[0, 0] ** 0.5
     low, high = normal_limits(value, deviation)
     far = normal_limits(value, deviation * tails.stretch)
     return (low, far[1], tails.are_heavy) if tails.skewness > 0 else (far[0], high, tails.are_heavy)
@@ -116,7 +116,13 @@ def coverage(
 ) -> None:  # fmt: skip
     """Coverage of the intervals of a distance and of the extrapolated one."""
     head = ["features", "kurtosis", "distance", "images / features", "predicted / actual deviation"]
-    head += ["covered", "normal interval", "warned", "infinity covered", "its error / deviation"]
+    head += [
+        "covered",
+        "if tails are ignored",
+        "noted",
+        "infinity covered",
+        "its error / deviation",
+    ]
     head += ["the line's"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for kind in kinds:
@@ -130,7 +136,7 @@ def coverage(
                     drawn, mean, root, exact, int(ratio * dim), repeats, seed, with_infinity
                 )
                 print(
-                    f"| {kind} | {kurtosis(drawn):.0f} | {exact:.2f} | {ratio} | {row} |",
+                    f"| {kind} | {abs(kurtosis(drawn)):.0f} | {abs(exact):.2f} | {ratio} | {row} |",
                     flush=True,
                 )
 
@@ -162,7 +168,7 @@ def cover(
         if with_infinity:
             influences[1:] *= np.sqrt(2 / 3)
             far.append(extrapolated(images.moments[1], mean, root)[0])
-            far_ends.append(limits(far[-1], influences))
+            far_ends.append(normal_limits(far[-1], covariance([influences])[0, 0] ** 0.5))
             if repeat < 50:
                 lines.append(line(rows, mean, root, rng))
     found, middle = np.array(values), np.mean(values)
@@ -171,7 +177,7 @@ def cover(
     cells = [f"{np.mean(np.square(plain)) ** 0.5 / found.std():.2f}", f"{inside:.3f}"]
     cells += [f"{normal:.3f}", f"{np.mean([heavy for *_, heavy in ends]):.2f}"]
     if with_infinity:
-        cells.append(f"{np.mean([low < exact < high for low, high, _ in far_ends]):.3f}")
+        cells.append(f"{np.mean([low < exact < high for low, high in far_ends]):.3f}")
         spread = np.std(far)
         cells += [f"{(np.mean(x) - exact) / spread:+.2f}" for x in (far, lines)]
     return " | ".join(cells)
@@ -241,7 +247,7 @@ def row_of_features(num: int, repeats: int, seed: int, dim: int = 16, images: in
         rows = [ImageRows.of(np.tensordot(weights, noise, 1)) for weights in mixing]
         influences = [frechet_influences(r, mean, root) for r in rows]
         values = np.array([distance_of(r.moments[0], mean, root) for r in rows])
-        joint = widened(covariance(influences), influences)
+        joint = cautious_covariance(influences)
         middle = num // 2
         if repeat < 0:
             apart = joint[0, 0] + joint[middle, middle] - 2 * joint[0, middle]
@@ -261,7 +267,7 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
     parser.add_argument("--repeats", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--seed", type=int, default=31)
     args = parser.parse_args()
     for name in args.parts:
         print(f"\n## {name}\n")

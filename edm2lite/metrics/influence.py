@@ -113,8 +113,7 @@ def covariance(influences: Sequence[Array]) -> Array:
     first = np.stack([rows[0] for rows in influences])
     plain = first @ first.T / num
     if len(influences[0]) > 1:
-        # of heavy tails the noise is not known well enough to take all of it off
-        others = np.stack([rows[1:] * Tails.of(rows).certainty ** 0.5 for rows in influences])
+        others = np.stack([rows[1:] for rows in influences])
         noise = np.einsum("ajn,bjn->ab", others, others) / num
         # of the jackknife: without an image's own quarter there are GROUPS - 1 of them
         noise *= (GROUPS - 1) ** 2 / (GROUPS * (GROUPS - 2))
@@ -125,21 +124,27 @@ def covariance(influences: Sequence[Array]) -> Array:
     return joint
 
 
-def widened(joint: Array, influences: Sequence[Array]) -> Array:
-    """A covariance [L, L] that allows for how well it is known, see :class:`Tails`.
+def cautious_covariance(influences: Sequence[Array]) -> Array:
+    """:func:`covariance` that allows for how well it is known, see :class:`Tails`.
+
+    Where tails are heavy, less of the noise is taken off, and what is left is widened.
 
     Args:
-        joint: What :func:`covariance` makes of ``influences``.
         influences: [J, N] of each measurement.
 
     Example:
         >>> few = [np.array([[-1.0, 0.0, 1.0]])]
-        >>> float(widened(covariance(few), few)[0, 0].round(3))
-        0.346
+        >>> float(cautious_covariance(few)[0, 0].round(3))
+        0.338
     """
-    factors = np.array([Tails.of(rows).widening for rows in influences])
-    wide: Array = joint * factors[:, None] * factors
-    return wide
+    tails = [Tails.of(rows) for rows in influences]
+    kept = [
+        np.concatenate([rows[:1], rows[1:] * tail.certainty**0.5])
+        for rows, tail in zip(influences, tails, strict=True)
+    ]
+    factors = np.array([tail.widening for tail in tails])
+    joint: Array = covariance(kept) * factors[:, None] * factors
+    return joint
 
 
 def block_influences(without: Array, num: int) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.metrics.influence import centered, covariance, moments_of, widened
+from edm2lite.metrics.influence import cautious_covariance, centered, covariance, moments_of
 from edm2lite.metrics.interval import normal_limits, wilson_limits
 from edm2lite.metrics.moments import Array, RunningMoments
 from edm2lite.metrics.rows import RowFactory
@@ -154,6 +154,9 @@ class Metric(abc.ABC):
     is_share: ClassVar[bool] = False
     """Whether the value is a share between 0 and 1, whose interval must stay between them."""
 
+    is_cautious: ClassVar[bool] = True
+    """Whether intervals are widened where the influences have heavy tails; never of shares."""
+
     number_format: ClassVar[str] = ".4f"
     """Format of the value in a table."""
 
@@ -220,16 +223,9 @@ class Metric(abc.ABC):
         return {**self.protocol, **generation.record} if self.uses_images() else self.protocol
 
     def covariance(self, influences: Sequence[Array]) -> Array:
-        """[L, L] covariance over seeds of L values on the same seeds, for intervals and verdicts.
-
-        It is widened where influences have heavy tails, except of shares: their intervals need no
-        fourth moment.
-
-        Args:
-            influences: [J, N] of each value.
-        """
-        joint = covariance(influences)
-        return joint if self.is_share else widened(joint, influences)
+        """[L, L] covariance over seeds of L values, from the influences [J, N] of each."""
+        cautious = self.is_cautious and not self.is_share
+        return (cautious_covariance if cautious else covariance)(influences)
 
     def is_heavy(self, influences: Array) -> bool:
         """Whether a few images decide the interval, so that it may be too narrow."""
@@ -239,7 +235,7 @@ class Metric(abc.ABC):
         """:meth:`interval`, reaching further on the side to which the influences are skewed."""
         num, tails = influences.shape[1], Tails.of(influences)
         low, high = self.interval(value, variance, num)
-        if self.is_share:
+        if self.is_share or not self.is_cautious:
             return low, high
         far = self.interval(value, variance * tails.stretch**2, num)
         return (low, far[1]) if tails.skewness > 0 else (far[0], high)

@@ -232,7 +232,7 @@ def run_sweep(options: SweepOptions, progress: Callable[[int, int], object] | No
     measurer = _measurer(options, plans[0].inputs[-1].run, progress or (lambda done, total: None))
     num, notes = measurer.metric.num_images(options.num), ""
     times = [plan.nimg for plan in plans]
-    measurer.check_errors(options.planned, times, options.max_error)
+    measurer.check_errors(options.planned, times, options.guide_sigma_rel)
     cells, raw = grid_cells(options, times), raw_cells(options, times)
     if options.search:
         points, notes = searched(options, measurer, cells[0], raw, num)

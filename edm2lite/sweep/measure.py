@@ -24,6 +24,7 @@ from edm2lite.sampling.generation import loaded_guide
 from edm2lite.sweep.cells import Cell, Point
 from edm2lite.sweep.groups import mixed
 from edm2lite.sweep.ledger import Ledger, Result, Setting
+from edm2lite.units import parse_count
 
 _HELD_BYTES = 4 * 2**30
 """Rebuilt models are held in memory up to this size; more lengths take another pass."""
@@ -45,7 +46,7 @@ class Measurer:
             and the number of all that are asked for so far.
         guide: Name of the model that guides, "unconditional", or None; where a cell has a length of
             the guide, the name of a run, or RUN@nimg=N.
-        max_error: Largest acceptable predicted error of the guide.
+        max_error: Largest acceptable predicted error of a rebuilt average.
     """
 
     run: Path
@@ -128,19 +129,26 @@ class Measurer:
             (self._plans[key],) = plan_targets(self.run, sigma_rel=sigma_rel, nimg=nimg)
         return self._plans[key]
 
-    def check_errors(self, lengths: Sequence[float], ends: Sequence[int], most: float) -> None:
+    def check_errors(
+        self, lengths: Sequence[float], ends: Sequence[int], of_guide: Sequence[float] = ()
+    ) -> None:
         """Refuse lengths that cannot be rebuilt accurately, before anything is generated.
 
         Args:
             lengths: EMA lengths.
             ends: Ends of the averages in images.
-            most: Largest acceptable predicted error.
+            of_guide: EMA lengths of the guide.
 
         Raises:
-            ValueError: If a predicted error is larger; all such lengths are named.
+            ValueError: If a predicted error is above ``max_error``; all such lengths are named.
         """
-        for nimg in ends:
-            check_error([self.plan(length, nimg) for length in lengths], most)
+        for time in ends:
+            check_error([self.plan(length, time) for length in lengths], self.max_error)
+        if self.guide is not None and of_guide:
+            run, _, at = self.guide.partition("@")
+            end = parse_count(at.removeprefix("nimg=") or None)
+            nimg = end if isinstance(end, int) else None
+            check_error(plan_targets(run, sigma_rel=list(of_guide), nimg=nimg), self.max_error)
 
     def _count(self, num: int) -> None:
         self._done += num

@@ -6,7 +6,7 @@ from scipy import stats
 
 from edm2lite.metrics import ImageMetric, Measurement, evaluate
 from edm2lite.metrics.frechet import distance_of, frechet_influences, square_root
-from edm2lite.metrics.influence import covariance, widened
+from edm2lite.metrics.influence import cautious_covariance, covariance
 from edm2lite.metrics.metric import ImageRows
 from edm2lite.metrics.moments import RunningMoments
 from edm2lite.metrics.tails import Tails
@@ -31,7 +31,7 @@ def test_heavy_tails_widen_by_the_quantile_of_student():
     assert tails.widening == pytest.approx(expected) and tails.stretch > 1
     rows = [values[None], np.random.default_rng(0).standard_normal((1, 1000))]
     joint = covariance(rows)
-    wide = widened(joint, rows)
+    wide = cautious_covariance(rows)
     assert wide[0, 0] == pytest.approx(joint[0, 0] * expected**2) and wide[1, 1] == joint[1, 1]
     assert wide[0, 1] == pytest.approx(joint[0, 1] * expected)
 
@@ -77,11 +77,9 @@ def test_intervals_of_features_with_a_heavy_scale_per_image_cover():
     middle = np.mean([value for value, _ in found])
     for value, influences in found:
         tails = Tails.of(influences)
-        plain = (influences[0] ** 2).mean() / num
-        noise = (influences[1:] ** 2).sum(0).mean() * 9 / 8 / num
-        half = 1.96 * max(plain - noise / 2, plain / 2) ** 0.5
+        half = 1.96 * covariance([influences])[0, 0] ** 0.5
         covered["without"] += abs(value - middle) < half
-        wide = 1.96 * widened(covariance([influences]), [influences])[0, 0] ** 0.5
+        wide = 1.96 * cautious_covariance([influences])[0, 0] ** 0.5
         up, down = (tails.stretch, 1) if tails.skewness > 0 else (1, tails.stretch)
         covered["with tails"] += value - wide * down < middle < value + wide * up
     assert covered["without"] < 0.90 * repeats <= covered["with tails"], covered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -90,8 +91,14 @@ class Sweep:
     @functools.cached_property
     def verdict(self) -> Verdict:
         """The verdict on :attr:`compared` as a curve over the length."""
-        lengths = [p.sigma_rel for p in self.compared]
-        return judge(lengths, *self._joint, self.metric.lower_is_better)
+        lengths, final = [p.sigma_rel for p in self.compared], self.final
+        whole = judge(lengths, *self._joint, self.metric.lower_is_better)
+        if len(final) == len(lengths):
+            return whole
+        # the place of the optimum is that of the averages, and depends on them alone
+        joint = self.measurer.joint([p.cell for p in final], final[0].num)
+        curve = judge([p.sigma_rel for p in final], *joint, self.metric.lower_is_better)
+        return dataclasses.replace(curve, best=whole.best, alike=whole.alike)
 
     @property
     def words(self) -> str:
@@ -111,7 +118,9 @@ class Sweep:
     @property
     def title(self) -> str:
         """What was measured and how, in one line."""
-        features = self.measurer.setting.protocol.get("extractor", "")
+        metric, features = self.measurer.metric, ""
+        if metric.title != metric.name:
+            features = self.measurer.setting.protocol.get("extractor", "")
         ends = sorted({p.nimg for p in self.final})
         return self.options.title(self.best.num, ends, features)
 

@@ -139,7 +139,7 @@ class SweepOptions:
         Args:
             num: Number of images.
             ends: Ends of the averages in images.
-            features: Name of the extractor whose features are compared, if any.
+            features: Name of the extractor, where the name of the metric does not say it.
         """
         trained = f"{ends[0]:,} training images" if len(ends) == 1 else "several training times"
         if not self.metric_class.uses_images():
@@ -147,7 +147,7 @@ class SweepOptions:
         guided = f"guided by {self.guide}" if self.guide else ""
         # where the reference lies is no part of the result
         reference = Path(_name(self.ref)).name if self.ref is not None else ""
-        reference += f" ({features} features)" if features else ""
+        reference += f" ({features})" if features else ""
         steps = f"{self.sampling.num_steps} steps"
         parts = (f"{num} images", steps, reference, guided, trained)
         return ", ".join(part for part in parts if part)

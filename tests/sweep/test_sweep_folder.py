@@ -95,7 +95,7 @@ def test_a_distance_in_other_features_says_which(run_dir, reference, tmp_path):
     done = invoke(run_dir, "--sigma-rel", "0.1", "--ref", reference, "--num", 70, "--steps", 1,
                   "--out", tmp_path)  # fmt: skip
     assert done.exit_code == 0 and "FID" not in done.stdout and "FD" in done.stdout
-    assert "reference.safetensors (digits features)" in (tmp_path / "sweep.md").read_text()
+    assert "reference.safetensors (digits)" in (tmp_path / "sweep.md").read_text()
     entry = json.loads((tmp_path / "sweep.jsonl").read_text().splitlines()[0])
     assert entry["setting"]["metric"] == "fd"  # as earlier versions wrote it
 

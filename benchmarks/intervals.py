@@ -1,29 +1,31 @@
 """What intervals and verdicts cover, by simulation on features whose moments are known.
 
-    python benchmarks/intervals.py [bias|coverage|wide|verdict ...] [--repeats 600] [--seed 32]
+    python benchmarks/intervals.py [bias|coverage|infinity|wide|verdict ...] [--repeats 600] [--seed 32]
 
 Features are drawn from populations of 40,000 vectors, so that their moments are known exactly:
 normal ones, those of a normal distribution with a heavy scale per image, pooled and nonnegative
 ones as Inception's (a random linear map, ReLU, and the mean over four places), and log-normal ones.
 ``bias`` holds the bias of the Fréchet distance to its formula; ``coverage`` counts how often
-intervals cover the expected distance, and the extrapolated distance the true one; ``wide`` does so
-in 2048 dimensions; ``verdict`` counts how often a sweep calls a length worse that is not, and one
+intervals cover the expected distance, ``infinity`` how often those of the extrapolated distance
+cover the true one; ``wide`` is ``coverage`` in 2048 dimensions; ``verdict`` counts how often a sweep calls a length worse that is not, and one
 that is.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from edm2lite.metrics.extrapolation import extrapolated
+from edm2lite.metrics.extractors import Extractor
+from edm2lite.metrics.extrapolation import FrechetInfinity
+from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.frechet import distance_of, frechet_influences, square_root
 from edm2lite.metrics.influence import cautious_covariance, covariance
 from edm2lite.metrics.interval import alike, normal_limits
 from edm2lite.metrics.metric import ImageRows
-from edm2lite.metrics.moments import RunningMoments
+from edm2lite.metrics.moments import Array, RunningMoments
 from edm2lite.metrics.tails import Tails
 
 POPULATION = 40_000
@@ -110,34 +112,75 @@ def line(rows: np.ndarray, mean: np.ndarray, root: np.ndarray, rng: np.random.Ge
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
-def coverage(
-    repeats: int, seed: int, dim: int = 64, ratios: Sequence[float] = (1.3, 2.7, 7.8, 26),
-    kinds: Sequence[str] = KINDS, with_infinity: bool = True,
-) -> None:  # fmt: skip
-    """Coverage of the intervals of a distance and of the extrapolated one."""
-    head = ["features", "kurtosis", "distance", "images / features", "predicted / actual deviation"]
-    head += [
-        "covered",
-        "if tails are ignored",
-        "noted",
-        "infinity covered",
-        "its error / deviation",
-    ]
-    head += ["the line's"]
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+def cases(kinds: Sequence[str], dim: int) -> Iterator[tuple[str, np.ndarray, Array, Array]]:
+    """Rows to draw from, and the moments of their reference: itself, or the same less a shift."""
     for kind in kinds:
         own = population(kind, dim, 0.0)
         mean, root = own.mean(0), square_root(np.cov(own.T, bias=True))
         for shift in (0.0, 0.15):
             drawn = population(kind, dim, shift)
-            exact = distance_of(whole(drawn), mean, root)
-            for ratio in ratios:
-                times = repeats if ratio < 10 else repeats // 2
-                row = cover(drawn, mean, root, exact, int(ratio * dim), times, seed, with_infinity)
-                print(
-                    f"| {kind} | {abs(kurtosis(drawn)):.0f} | {abs(exact):.2f} | {ratio} | {row} |",
-                    flush=True,
-                )
+            exact = abs(distance_of(whole(drawn), mean, root))
+            yield f"| {kind} | {abs(kurtosis(drawn)):.0f} | {exact:.2f} |", drawn, mean, root
+
+
+def draws(drawn: np.ndarray, num: int, repeats: int, seed: int) -> Iterator[ImageRows]:
+    for repeat in range(repeats):
+        rng = np.random.default_rng([seed, num, repeat])
+        yield ImageRows.of(drawn[rng.integers(len(drawn), size=num)])
+
+
+def coverage(
+    repeats: int, seed: int, dim: int = 64, ratios: Sequence[float] = (1.3, 2.7, 7.8, 26),
+    kinds: Sequence[str] = KINDS,
+) -> None:  # fmt: skip
+    """Coverage of the intervals of a distance."""
+    head = ["features", "kurtosis", "distance", "images / features", "predicted / actual deviation"]
+    head += ["covered", "if tails are ignored", "noted"]
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for words, drawn, mean, root in cases(kinds, dim):
+        for ratio in ratios:
+            times = repeats if ratio < 10 else repeats // 2
+            values, ends, plain = [], [], []
+            for rows in draws(drawn, int(ratio * dim), times, seed):
+                influences = frechet_influences(rows, mean, root)
+                values.append(distance_of(rows.moments[0], mean, root))
+                ends.append(limits(values[-1], influences))
+                plain.append(covariance([influences])[0, 0] ** 0.5)
+            found, middle = np.array(values), np.mean(values)
+            cells = [
+                f"{np.mean(np.square(plain)) ** 0.5 / found.std():.2f}",
+                f"{np.mean([low < middle < high for low, high, _ in ends]):.3f}",
+                f"{np.mean(np.abs(found - middle) < 1.96 * np.array(plain)):.3f}",
+                f"{np.mean([heavy for *_, heavy in ends]):.2f}",
+            ]
+            print(f"{words} {ratio:.3g} | {' | '.join(cells)} |", flush=True)
+
+
+def infinity(repeats: int, seed: int, dim: int = 64) -> None:
+    """Coverage of the intervals of the extrapolated distance, and its error beside a line's."""
+    head = ["features", "kurtosis", "distance", "images / features", "covered"]
+    head += ["mean error / deviation", "that of a straight line"]
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for words, drawn, mean, root in cases(KINDS, dim):
+        exact = distance_of(whole(drawn), mean, root)
+        metric = FrechetInfinity(reference_of(mean, root), Extractor("x", None, None, ""))
+        for ratio in (2.7, 7.8, 26):
+            values, inside, lines = [], 0, []
+            times = repeats if ratio < 10 else repeats // 2
+            for i, rows in enumerate(draws(drawn, int(ratio * dim), times, seed)):
+                measured = metric.measure(rows)
+                variance = float(metric.covariance([measured.influences])[0, 0])
+                low, high = metric.limits(measured.value, variance, measured.influences)
+                values.append(measured.value)
+                inside += low < exact < high
+                if i < 50:
+                    lines.append(line(rows.array(), mean, root, np.random.default_rng(i)))
+            errors = [f"{(np.mean(x) - exact) / np.std(values):+.2f}" for x in (values, lines)]
+            print(f"{words} {ratio} | {inside / times:.3f} | {' | '.join(errors)} |", flush=True)
+
+
+def reference_of(mean: Array, root: Array) -> FeatureStats:
+    return FeatureStats(0, mean, root @ root, "x", "", "", "made up")
 
 
 def whole(rows: np.ndarray) -> RunningMoments:
@@ -149,42 +192,9 @@ def whole(rows: np.ndarray) -> RunningMoments:
     return found
 
 
-def cover(
-    drawn: np.ndarray, mean: np.ndarray, root: np.ndarray, exact: float, num: int, repeats: int,
-    seed: int, with_infinity: bool,
-) -> str:  # fmt: skip
-    """One row of the table."""
-    values, ends, plain, far = [], [], [], []
-    far_ends, lines = [], []
-    for repeat in range(repeats):
-        rng = np.random.default_rng([seed, num, repeat])
-        rows = drawn[rng.integers(len(drawn), size=num)]
-        images = ImageRows.of(rows)
-        influences = frechet_influences(images, mean, root)
-        values.append(distance_of(images.moments[0], mean, root))
-        ends.append(limits(values[-1], influences))
-        plain.append(covariance([influences])[0, 0] ** 0.5)
-        if with_infinity:
-            influences[1:] *= np.sqrt(2 / 3)
-            far.append(extrapolated(images.moments[1], mean, root)[0])
-            far_ends.append(normal_limits(far[-1], covariance([influences])[0, 0] ** 0.5))
-            if repeat < 50:
-                lines.append(line(rows, mean, root, rng))
-    found, middle = np.array(values), np.mean(values)
-    inside = np.mean([low < middle < high for low, high, _ in ends])
-    normal = np.mean(np.abs(found - middle) < 1.96 * np.array(plain))
-    cells = [f"{np.mean(np.square(plain)) ** 0.5 / found.std():.2f}", f"{inside:.3f}"]
-    cells += [f"{normal:.3f}", f"{np.mean([heavy for *_, heavy in ends]):.2f}"]
-    if with_infinity:
-        cells.append(f"{np.mean([low < exact < high for low, high in far_ends]):.3f}")
-        spread = np.std(far)
-        cells += [f"{(np.mean(x) - exact) / spread:+.2f}" for x in (far, lines)]
-    return " | ".join(cells)
-
-
 def wide(repeats: int, seed: int) -> None:
     """Pooled features in 2048 dimensions, 3000 images."""
-    coverage(max(8, repeats // 40), seed, 2048, (3000 / 2048,), ("pooled",), with_infinity=False)
+    coverage(max(8, repeats // 40), seed, 2048, (3000 / 2048,), ("pooled",))
 
 
 def correlations(num: int) -> dict[str, np.ndarray]:
@@ -260,7 +270,13 @@ def row_of_features(num: int, repeats: int, seed: int, dim: int = 16, images: in
 
 
 def main() -> None:
-    parts = {"bias": bias, "coverage": coverage, "wide": wide, "verdict": verdict}
+    parts = {
+        "bias": bias,
+        "coverage": coverage,
+        "infinity": infinity,
+        "wide": wide,
+        "verdict": verdict,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

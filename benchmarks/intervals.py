@@ -1,14 +1,14 @@
 """What intervals and verdicts cover, by simulation on features whose moments are known.
 
-    python benchmarks/intervals.py [bias|coverage|infinity|wide|verdict ...] [--repeats 600] [--seed 32]
+    python benchmarks/intervals.py [bias|coverage|infinity|wide|verdict ...] [--repeats 600]
 
 Features are drawn from populations of 40,000 vectors, so that their moments are known exactly:
 normal ones, those of a normal distribution with a heavy scale per image, pooled and nonnegative
 ones as Inception's (a random linear map, ReLU, and the mean over four places), and log-normal ones.
 ``bias`` holds the bias of the Fréchet distance to its formula; ``coverage`` counts how often
 intervals cover the expected distance, ``infinity`` how often those of the extrapolated distance
-cover the true one; ``wide`` is ``coverage`` in 2048 dimensions; ``verdict`` counts how often a sweep calls a length worse that is not, and one
-that is.
+cover the true one; ``wide`` is ``coverage`` in 2048 dimensions; ``verdict`` counts how often a
+sweep calls a length worse that is not, and one that is. ``--seed`` repeats it with other numbers.
 """
 
 from __future__ import annotations

@@ -27,6 +27,10 @@ class Light(ImageMetric):
     def measure(self, rows):
         return Measurement.of_mean(rows.array()[:, 0], rows.num_classes)
 
+class Glare(Light):
+    def rows(self, images, conditioning):
+        return (super().rows(images, conditioning) / 100) ** 30
+
 class Dark(Light):
     label = "dark"
     lower_is_better = False
@@ -117,6 +121,17 @@ def test_raw_weights_can_win_a_sweep(run_dir, tmp_path):
     assert data["axes"][0]["values"][0] is None and data["axes"][0]["names"][0] == "raw"
     assert data["best"] == [0] and data["points"][0]["image"]
     assert "| raw | " in won[0].table() and won[0].table().count("**best**") == 1
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_sweep_says_where_a_few_images_decide_its_intervals(run_dir, tmp_path):
+    words = {}
+    for name in ("Light", "Glare"):
+        sweep = sweep_ema(run_dir, [0.2], metric=f"own_folder_metrics:{name}", num=120,
+                          sampling=FEW, out=tmp_path / name)  # fmt: skip
+        words[name] = sweep.words
+    assert "A few images decide the interval" in words["Glare"]
+    assert "A few images" not in words["Light"]
 
 
 def test_a_search_compares_its_best_length_with_the_raw_weights(run_dir, tmp_path):

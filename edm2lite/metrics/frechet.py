@@ -86,6 +86,7 @@ class FrechetDistance(FeatureMetric):
             other, kind = ("fid", "dinov2-vit-l-14")
             if not cls._is_dinov2:
                 other, kind = ("fd_dinov2", INCEPTION)
+            other += "_infinity" * cls.name.endswith("_infinity")
             raise ValueError(
                 f"{cls.name} needs a reference made with --extractor {kind} or the like, got"
                 f" {references[0].stats.extractor}; {other} is the distance in such features"

@@ -10,7 +10,7 @@ import numpy as np
 from edm2lite.atomic import replacing
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.digits import open_digits
-from edm2lite.sweep import Point, best
+from edm2lite.sweep import Point, best, best_average
 from edm2lite.units import format_percent
 
 
@@ -34,7 +34,7 @@ def judge(folder: Path) -> tuple[float, float]:
 
 def write_report(path: Path, points: Sequence[Point], *, accuracy: float, real: float) -> str:
     """Write the page; returns the short text for the terminal."""
-    lowest = best(points)
+    lowest = best_average(points)
     lines = [
         "| EMA length | gamma | Fréchet distance | predicted error of the weights |",
         "|---|---|---|---|",
@@ -43,7 +43,7 @@ def write_report(path: Path, points: Sequence[Point], *, accuracy: float, real: 
         name = "raw last weights" if point.sigma_rel is None else format_percent(point.sigma_rel)
         gamma = "" if point.gamma is None else f"{point.gamma:.2f}"
         error = "" if point.sigma_rel is None else f"{point.predicted_error:.1e}"
-        mark = " **best**" if point is lowest else ""
+        mark = " **best**" if point is best(points) else ""
         lines.append(f"| {name} | {gamma} | {point.value:.3f}{mark} | {error} |")
     table = "\n".join(lines)
     raw = [point.value for point in points if point.sigma_rel is None]

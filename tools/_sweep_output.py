@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 import click
+
+from edm2lite import processes
 
 from ._cli import table
 
@@ -12,10 +15,24 @@ if TYPE_CHECKING:
     from edm2lite.sweep import Sweep
 
 
+def check_pictures() -> None:
+    """Say before the work, on the first process, that there will be no picture, and why."""
+    if not _can_draw() and processes.rank() == 0:
+        click.echo(
+            "no picture will be drawn: plots need matplotlib; pip install 'edm2lite[metrics]'",
+            err=True,
+        )
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def write(sweep: Sweep) -> None:
-    """Write sweep.csv, .png, .md and .html; print the table and the verdict."""
-    page = sweep.write()
-    _draw(sweep)
+    """Write sweep.csv, .md, .html, and .png if matplotlib is there; print table and verdict."""
+    page = sweep.write(picture=_can_draw())
+    if _can_draw():
+        _draw(sweep)
     click.echo(_table(sweep))
     click.echo(f"\n{sweep.words}\n{page}")
 
@@ -24,8 +41,8 @@ def _draw(sweep: Sweep) -> None:
     from edm2lite.plotting import sweep as plots
     from edm2lite.sweep.cells import varying
 
-    picture, axes = sweep.options.folder / "sweep.png", varying(sweep.points)
-    metric, title = sweep.metric.name, sweep.title
+    picture, axes = sweep.options.folder / f"{sweep.name}.png", varying(sweep.points)
+    metric, title = sweep.metric, sweep.title
     if len(axes) == 1:
         plots.plot_curve(picture, sweep.points, sweep.verdict, metric, title)
     elif "group" in axes:

@@ -79,7 +79,7 @@ def main(out: Path, fresh: bool, num: int, overrides: tuple[str, ...]) -> None:
     from ._report import judge, write_report
 
     points = sweep.read_csv(out / "sweep.csv")
-    best = sweep.best(points)
+    best = sweep.best_average(points)
     images = out / f"best-{best.sigma_rel:.5f}"
     _run(
         f"edm2lite generate {run}@sigma_rel={best.sigma_rel} --seeds 0-{num - 1} --class all"

@@ -101,7 +101,9 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     show_default=True,
     metavar="LIST",
     help=f"Metrics to compute: {', '.join(METRICS)}, prc (precision and recall), or MODULE:CLASS of"
-    " your own. fid is the Fréchet distance in the features of --ref, fd_dinov2 that in DINOv2's.",
+    " your own. fid is the Fréchet distance in the features of --ref, called fd unless these are"
+    " Inception's; fd_dinov2 is that in DINOv2's; *_infinity are extrapolated to infinitely many"
+    " images.",
 )
 @click.option(
     "--num",
@@ -165,8 +167,10 @@ def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **optio
     )
     if processes.rank() == 0:
         columns = {"metric": "", "value": "", "95 % interval": "", "of": "", "": ""}
-        rows = [[s.metric, *s.texts(), s.source, _details(s.details)] for s in scores]
+        rows = [[s.title, *s.texts(), s.source, _details(s.details)] for s in scores]
         click.echo(table(columns, rows))
+        for note in filter(None, (s.note for s in scores)):
+            click.echo(note)
 
 
 def _bar(description: str) -> ImageBar | None:

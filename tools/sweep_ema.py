@@ -34,7 +34,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     metavar="NAME",
     help=f"Metric: {', '.join(METRICS)}, or MODULE:CLASS of your own. fid is the Fréchet distance"
-    " in the features of --ref; loss is computed on --data, and nothing is sampled.",
+    " in the features of --ref, fid_infinity the same at infinitely many images; loss is computed"
+    " on --data, and nothing is sampled.",
 )
 @click.option(
     "--ref",
@@ -81,6 +82,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--guide-sigma-rel",
     type=FLOATS,
     help="EMA lengths of the guide, which is then a run, or RUN@nimg=N.",
+)
+@click.option(
+    "--max-error",
+    type=float,
+    default=0.02,
+    show_default=True,
+    help="Fail, before any image is made, if the predicted error of a length exceeds this.",
 )
 @click.option(
     "--groups",
@@ -135,6 +143,7 @@ def main(steps: int, **options: Any) -> None:
         requested = SweepOptions(sampling=Sampling(num_steps=steps), **given)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    output.check_pictures()
     with progress(desc="sweep", unit="img", disable=processes.rank() > 0) as bar:
 
         def show(done: int, total: int) -> None:

@@ -21,11 +21,11 @@ from edm2lite import processes
 from edm2lite.dataset import ImageDataset
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.image_source import Generation, GivenImages, images_of, names_a_model, origin
-from edm2lite.metrics.influence import covariance
 from edm2lite.metrics.inputs import MetricInputs
 from edm2lite.metrics.metric import ImageMetric, ImageRows, Metric
 from edm2lite.metrics.registry import MetricName, find_metrics
 from edm2lite.metrics.rows import RowFactory, Rows
+from edm2lite.metrics.tails import heavy_words
 from edm2lite.models.loading import Model, load
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.generation import loaded_guide
@@ -52,6 +52,8 @@ class Score:
         details: Further numbers by name.
         number_format: Format of the value as text.
         source: What was scored, in words.
+        title: Name in results: ``fd(digits)`` of a Fréchet distance in features of that extractor.
+        note: What to know of the interval, or "".
 
     Example:
         >>> Score("precision", "precision", 0.75, None, num=100).texts()
@@ -66,6 +68,8 @@ class Score:
     details: dict[str, float] = field(default_factory=dict)
     number_format: str = field(default=".4f", repr=False)
     source: str = field(default="", repr=False)
+    title: str = field(default="", repr=False)
+    note: str = field(default="", repr=False)
 
     def texts(self) -> tuple[str, str]:
         """Value and interval as text, the latter "" where there is none.
@@ -148,7 +152,7 @@ def evaluate(
         ...     reference = statistics("digits", "digits", weights=weights)
         ...     scores = evaluate("digits", reference, "fid", num=300)
         >>> [(score.metric, score.num) for score in scores]
-        [('fid', 300)]
+        [('fd', 300)]
     """
     if processes.world_size() > 1 and cache is None:
         raise ValueError(
@@ -225,13 +229,14 @@ def _scores(
 
 
 def _score(metric: Metric, rows: ImageRows) -> Score:
-    measured, interval = metric.measure(rows), None
-    if measured.influences is not None:
-        variance = float(covariance([measured.influences])[0, 0])
-        interval = metric.interval(measured.value, variance, rows.num)
+    measured, interval, note = metric.measure(rows), None, ""
+    if (influences := measured.influences) is not None:
+        variance = float(metric.covariance([influences])[0, 0])
+        interval = metric.limits(measured.value, variance, influences)
+        note = heavy_words(metric.title) if metric.is_heavy(influences) else ""
     return Score(
         metric.name, metric.label, measured.value, interval, rows.num, dict(measured.details),
-        metric.number_format,
+        metric.number_format, metric.title, note,
     )  # fmt: skip
 
 

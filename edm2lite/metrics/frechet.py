@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from edm2lite.metrics.feature_stats import FeatureStats, check_same_features
 from edm2lite.metrics.features import FeatureMetric
 from edm2lite.metrics.influence import centered
-from edm2lite.metrics.inputs import Reference
-from edm2lite.metrics.metric import ImageRows, Measurement
+from edm2lite.metrics.inputs import MetricInputs, Reference
+from edm2lite.metrics.metric import ImageRows, Measurement, Metric
 from edm2lite.metrics.moments import Array, RunningMoments
 
 logger = logging.getLogger(__name__)
+
+INCEPTION = "inception-v3-compat"
+"""The extractor of FID."""
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
@@ -50,20 +53,22 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
 
 
-class FID(FeatureMetric):
-    """The Fréchet distance in the features of Inception, or of any extractor but DINOv2.
+class FrechetDistance(FeatureMetric):
+    """The Fréchet distance in the features of the reference, whichever these are.
 
     Example:
         >>> from edm2lite.metrics.extractors import Extractor
         >>> reference = FeatureStats(9, np.zeros(2), np.eye(2), "x", "", "", "made up")
-        >>> metric = FID(reference, Extractor("x", None, None, ""))
+        >>> metric = FrechetDistance(reference, Extractor("x", None, None, ""))
+        >>> metric.title
+        'fd(x)'
         >>> rows = np.random.default_rng(0).standard_normal((500, 2))
         >>> measured = metric.measure(ImageRows.of(rows))
         >>> measured.value < 0.1, measured.influences.shape
         (True, (5, 500))
     """
 
-    name: ClassVar[str] = "fid"
+    name: ClassVar[str] = "fd"
     label: ClassVar[str] = "FD"
     axis_label: ClassVar[str] = "Fréchet distance"
     record_name: ClassVar[str] = "fd"
@@ -80,12 +85,29 @@ class FID(FeatureMetric):
         if references and not chosen:
             other, kind = ("fid", "dinov2-vit-l-14")
             if not cls._is_dinov2:
-                other, kind = ("fd_dinov2", "inception-v3-compat")
+                other, kind = ("fd_dinov2", INCEPTION)
+            other += "_infinity" * cls.name.endswith("_infinity")
             raise ValueError(
                 f"{cls.name} needs a reference made with --extractor {kind} or the like, got"
                 f" {references[0].stats.extractor}; {other} is the distance in such features"
             )
         return chosen
+
+    @classmethod
+    def create(cls, inputs: MetricInputs) -> list[Metric]:
+        """See :meth:`edm2lite.metrics.Metric.create`; a distance is named by its features."""
+        made = (metric for metric in super().create(inputs) if isinstance(metric, FrechetDistance))
+        return [cls.of_features(m.reference.extractor)(m.reference, m.extractor) for m in made]
+
+    @classmethod
+    def of_features(cls, extractor: str) -> type[FrechetDistance]:
+        """The class of this distance in the features of an extractor."""
+        return cls
+
+    @property
+    def title(self) -> str:
+        """Its name with that of the extractor."""
+        return f"{self.name}({self.reference.extractor})"
 
     @property
     def minimum_images(self) -> int:
@@ -104,7 +126,32 @@ class FID(FeatureMetric):
         return square_root(self.reference.cov)
 
 
-class FDDinov2(FID):
+class FID(FrechetDistance):
+    """The Fréchet distance in the features of Inception (arXiv 1706.08500).
+
+    For a reference with other features it makes a :class:`FrechetDistance`, not called FID.
+
+    Example:
+        >>> FID.of_features("inception-v3-compat").label, FID.of_features("digits").label
+        ('FID', 'FD')
+    """
+
+    name: ClassVar[str] = "fid"
+    label: ClassVar[str] = "FID"
+    record_name: ClassVar[str] = "fd"  # what ledgers call it, with the extractor beside it
+
+    @classmethod
+    def of_features(cls, extractor: str) -> type[FrechetDistance]:
+        """See :meth:`FrechetDistance.of_features`."""
+        return cls if extractor == INCEPTION else FrechetDistance
+
+    @property
+    def title(self) -> str:
+        """Its name, which says the extractor."""
+        return self.name
+
+
+class FDDinov2(FrechetDistance):
     """The Fréchet distance in the features of DINOv2 (arXiv 2306.04675)."""
 
     name: ClassVar[str] = "fd_dinov2"
@@ -112,6 +159,11 @@ class FDDinov2(FID):
     axis_label: ClassVar[str] = "Fréchet distance, DINOv2"
     record_name: ClassVar[str] = "fd"  # of another extractor, which the ledger keeps too
     _is_dinov2: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        """Its name, which says the extractor."""
+        return self.name
 
 
 class Gradient:
@@ -189,6 +241,27 @@ class Removal:
         change += -scale * n / (n - 1) ** 2 * size - 2 * np.sqrt(scale) * lost
         influences: Array = (1 - n) * change
         return influences
+
+
+def distance_of(at: RunningMoments, mean: Array, root: Array) -> float:
+    """The Fréchet distance of images with these moments to a reference.
+
+    Args:
+        at: Moments of the images.
+        mean: Mean of the reference, [F].
+        root: Square root of the covariance of the reference, [F, F].
+
+    Example:
+        >>> moments = RunningMoments()
+        >>> moments.add(np.array([[3.0, 5.0], [3.0, 3.0]]))
+        >>> round(distance_of(moments, np.zeros(2), np.eye(2)), 4)  # 25 + 1 + (2**0.5 - 1)**2
+        26.1716
+    """
+    cov = at.cov
+    values = np.linalg.eigvalsh(root @ cov @ root)
+    roots = np.sqrt(np.maximum(values, 0)).sum()
+    offset = at.mean - mean
+    return float(offset @ offset + np.trace(cov) + (root**2).sum() - 2 * roots)
 
 
 def square_root(cov: Array) -> Array:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.metrics.moments import Array, RunningMoments
+from edm2lite.metrics.tails import Tails
 
 GROUPS = 4
 """Number of groups that are left out in turn: quarters."""
@@ -120,6 +121,29 @@ def covariance(influences: Sequence[Array]) -> Array:
         values, vectors = np.linalg.eigh(plain / 2 - noise / 2)
         plain = plain / 2 + (vectors * np.maximum(values, 0)) @ vectors.T
     joint: Array = plain / num
+    return joint
+
+
+def cautious_covariance(influences: Sequence[Array]) -> Array:
+    """:func:`covariance` that allows for how well it is known, see :class:`Tails`.
+
+    Where tails are heavy, less of the noise is taken off, and what is left is widened.
+
+    Args:
+        influences: [J, N] of each measurement.
+
+    Example:
+        >>> few = [np.array([[-1.0, 0.0, 1.0]])]
+        >>> float(cautious_covariance(few)[0, 0].round(3))
+        0.338
+    """
+    tails = [Tails.of(rows) for rows in influences]
+    kept = [
+        np.concatenate([rows[:1], rows[1:] * tail.certainty**0.5])
+        for rows, tail in zip(influences, tails, strict=True)
+    ]
+    factors = np.array([tail.widening for tail in tails])
+    joint: Array = covariance(kept) * factors[:, None] * factors
     return joint
 
 

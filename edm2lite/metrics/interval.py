@@ -27,11 +27,11 @@ class Verdict:
     """What a curve over the EMA length says.
 
     Attributes:
-        best: Index of the best value.
-        place: sigma_rel of the vertex of a parabola through the points around the best one.
+        best: Index of the best value, that of the raw weights included.
+        place: sigma_rel of the vertex of a parabola through the points around the best average.
         low, high: 95 % interval of that place, None if the metric has no intervals.
         open_low, open_high: Whether the place may lie beyond the shortest or the longest length.
-        alike: Indices of lengths that cannot be told apart from the best one, itself included.
+        alike: Indices of values that cannot be told apart from the best one, itself included.
     """
 
     best: int
@@ -79,7 +79,13 @@ def wilson_limits(share: float, variance: float, num: int) -> tuple[float, float
 
 
 def alike(values: Array, covariance: Array, lower_is_better: bool = True) -> tuple[int, ...]:
-    """The indices whose paired difference from the best value may be zero, the best one included.
+    """The indices of values that cannot be told apart from the best one, which is among them.
+
+    All values are compared with each other at once. A value is worse if it exceeds another one by
+    more than q times the standard deviation of their paired difference, where q is the 95 %
+    quantile of the largest such ratio over all pairs if all expectations were equal: then nothing
+    is called worse in 95 % of sweeps, however many values there are. What is worse is set aside,
+    and the others are compared again, with the smaller q of fewer pairs.
 
     Args:
         values: [L] values.
@@ -91,11 +97,48 @@ def alike(values: Array, covariance: Array, lower_is_better: bool = True) -> tup
         (1, 2)
     """
     costs = values if lower_is_better else -values
-    best = int(costs.argmin())
+    deviations = paired_deviations(covariance)
+    certain = deviations == 0  # values that never vary: any difference between them is real
+    scale = 1 / np.where(certain, np.inf, deviations)
+    differences = costs[:, None] - costs
+    excess = np.where(certain & (differences > 0), np.inf, differences * scale)
+    noise = resample(np.zeros(len(costs)), covariance)
+    kept = np.arange(len(costs))
+    while len(kept) > 1:
+        pairs = np.ix_(kept, kept)
+        largest = _largest_ratios(noise[:, kept], scale[pairs])
+        worse = excess[pairs].max(axis=1) > np.quantile(largest, LEVEL)
+        if not worse.any():
+            break
+        kept = kept[~worse]
+    return tuple(int(i) for i in kept)
+
+
+def paired_deviations(covariance: Array) -> Array:
+    """[L, L] standard deviations of the differences between values.
+
+    It is infinite on the diagonal, and where two values vary together to within rounding.
+
+    Example:
+        >>> paired_deviations(np.array([[2.0, 1.0], [1.0, 2.0]])).round(3)
+        array([[  inf, 1.414],
+               [1.414,   inf]])
+    """
     spread = np.diag(covariance)
-    variance = spread + spread[best] - 2 * covariance[best]
-    near = costs - costs[best] <= _Z * np.sqrt(np.maximum(variance, 0))
-    return tuple(int(i) for i in np.flatnonzero(near))
+    sums = spread[:, None] + spread
+    variance = np.maximum(sums - 2 * covariance, 0)
+    deviations: Array = np.where((variance <= 1e-12 * sums) & (sums > 0), np.inf, np.sqrt(variance))
+    np.fill_diagonal(deviations, np.inf)
+    return deviations
+
+
+def _largest_ratios(noise: Array, scale: Array) -> Array:
+    """[draws] largest difference of two columns of ``noise`` [draws, L] times ``scale`` [L, L]."""
+    largest = np.zeros(len(noise))
+    for i in range(noise.shape[1] - 1):
+        apart = np.abs(noise[:, i + 1 :] - noise[:, i, None]) * scale[i, i + 1 :]
+        np.maximum(largest, apart.max(axis=1), out=largest)
+    return largest
 
 
 def resample(values: Array, covariance: Array, seed: int = 0) -> NDArray[np.float64]:
@@ -139,7 +182,7 @@ def minimum(lengths: Array, values: Array) -> Array:
 
 
 def judge(
-    lengths: Sequence[float],
+    lengths: Sequence[float | None],
     values: Array,
     covariance: Array | None,
     lower_is_better: bool = True,
@@ -147,7 +190,8 @@ def judge(
     """The verdict on a curve over ascending lengths.
 
     Args:
-        lengths: [L] EMA lengths sigma_rel, ascending.
+        lengths: [L] EMA lengths sigma_rel, ascending; before them None, if the raw weights are to
+            be compared too.
         values: [L] values of the metric.
         covariance: [L, L] covariance over seeds, or None if it is not known.
         lower_is_better: Whether the best value is the lowest.
@@ -156,11 +200,13 @@ def judge(
         >>> judge([0.05, 0.1, 0.2], np.array([3.0, 1.0, 2.0]), 1e-6 * np.eye(3)).alike
         (1,)
     """
-    grid, costs = np.asarray(lengths), values if lower_is_better else -values
-    best, place = int(costs.argmin()), float(minimum(grid, costs))
+    costs = values if lower_is_better else -values
+    raw = int(lengths[0] is None)
+    grid = np.asarray(lengths[raw:], dtype=np.float64)
+    best, place = int(costs.argmin()), float(minimum(grid, costs[raw:]))
     if covariance is None:
         return Verdict(best, place, None, None, False, False, (best,))
-    places = minimum(grid, resample(costs, covariance))
+    places = minimum(grid, resample(costs[raw:], covariance[raw:, raw:]))
     low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Verdict(
         best=best,

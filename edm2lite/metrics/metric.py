@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.metrics.influence import centered, moments_of
+from edm2lite.metrics.influence import cautious_covariance, centered, covariance, moments_of
 from edm2lite.metrics.interval import normal_limits, wilson_limits
 from edm2lite.metrics.moments import Array, RunningMoments
 from edm2lite.metrics.rows import RowFactory
+from edm2lite.metrics.tails import Tails
 from edm2lite.network.conditioning import Conditioning
 
 if TYPE_CHECKING:
@@ -153,6 +154,9 @@ class Metric(abc.ABC):
     is_share: ClassVar[bool] = False
     """Whether the value is a share between 0 and 1, whose interval must stay between them."""
 
+    is_cautious: ClassVar[bool] = True
+    """Whether intervals are widened where the influences have heavy tails; never of shares."""
+
     number_format: ClassVar[str] = ".4f"
     """Format of the value in a table."""
 
@@ -192,6 +196,11 @@ class Metric(abc.ABC):
         return cls.needs != "held-out images"
 
     @property
+    def title(self) -> str:
+        """Its name in results, with what it depends on where the name alone could mislead."""
+        return self.name
+
+    @property
     def protocol(self) -> dict[str, Any]:
         """Everything that the value depends on besides the rows, as JSON can hold it."""
         return {}
@@ -212,6 +221,24 @@ class Metric(abc.ABC):
     def record(self, generation: Generation) -> dict[str, Any]:
         """What a ledger keeps of how a model was measured, as JSON can hold it."""
         return {**self.protocol, **generation.record} if self.uses_images() else self.protocol
+
+    def covariance(self, influences: Sequence[Array]) -> Array:
+        """[L, L] covariance over seeds of L values, from the influences [J, N] of each."""
+        cautious = self.is_cautious and not self.is_share
+        return (cautious_covariance if cautious else covariance)(influences)
+
+    def is_heavy(self, influences: Array) -> bool:
+        """Whether a few images decide the interval, so that it may be too narrow."""
+        return not self.is_share and Tails.of(influences).are_heavy
+
+    def limits(self, value: float, variance: float, influences: Array) -> tuple[float, float]:
+        """:meth:`interval`, reaching further on the side to which the influences are skewed."""
+        num, tails = influences.shape[1], Tails.of(influences)
+        low, high = self.interval(value, variance, num)
+        if self.is_share or not self.is_cautious:
+            return low, high
+        far = self.interval(value, variance * tails.stretch**2, num)
+        return (low, far[1]) if tails.skewness > 0 else (far[0], high)
 
     def interval(self, value: float, variance: float, num: int) -> tuple[float, float]:
         """95 % limits of the value's expectation at this number of images.

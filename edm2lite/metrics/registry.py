@@ -19,6 +19,10 @@ METRICS: Kinds[type[Metric]] = Kinds(
         "precision": "edm2lite.metrics.manifold:Precision",
         "recall": "edm2lite.metrics.manifold:Recall",
         "loss": "edm2lite.metrics.held_out_loss:HeldOutLoss",
+        "fd": "edm2lite.metrics.frechet:FrechetDistance",
+        "fid_infinity": "edm2lite.metrics.extrapolation:FIDInfinity",
+        "fd_infinity": "edm2lite.metrics.extrapolation:FrechetInfinity",
+        "fd_dinov2_infinity": "edm2lite.metrics.extrapolation:FDDinov2Infinity",
     },
 )
 """Metrics by name: short ones of edm2lite's, or ``module:Class`` of your own."""
@@ -26,7 +30,7 @@ METRICS: Kinds[type[Metric]] = Kinds(
 MetricName: TypeAlias = Union[str, "type[Metric]"]
 """Name of a metric, or its class."""
 
-ALIASES = {"fd": ("fid",), "prc": ("precision", "recall")}
+ALIASES = {"prc": ("precision", "recall")}
 """Other names, and what each stands for."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from edm2lite.metrics.interval import Verdict
 from edm2lite.metrics.registry import MetricName, find_metric
 from edm2lite.plotting.figure import new_figure, save_figure
-from edm2lite.sweep.cells import AXES, Point, best, varying
+from edm2lite.sweep.cells import AXES, Point, best, best_average, varying
 from edm2lite.sweep.table import named
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def plot_curve(
 ) -> None:
     """Draw the metric over the EMA length, with its interval and the best length marked.
 
-    Raw weights are a dashed line, unless they are four times worse than every average.
+    Raw weights are a dashed line, unless they are four times worse than every average; red if they
+    are the best.
 
     Args:
         path: Name of the PNG file.
@@ -53,7 +54,7 @@ def plot_curve(
     figure = new_figure()
     axes = figure.add_subplot()
     kind = find_metric(metric)
-    lowest = best(points, kind.lower_is_better)
+    lowest, top = best_average(points, kind.lower_is_better), best(points, kind.lower_is_better)
     averaged = sorted((p for p in points if p.sigma_rel is not None), key=_length)
     for num in sorted({p.num for p in averaged}):
         curve = [p for p in averaged if p.num == num]
@@ -62,12 +63,14 @@ def plot_curve(
         _band(axes, curve, color, f"{num} images", marker="o" if final else ".")
     if verdict.low is not None and verdict.high is not None:
         axes.axvspan(100 * verdict.low, 100 * verdict.high, color="tab:red", alpha=0.08, lw=0)
-    name = f"best: {named('sigma_rel', lowest.sigma_rel)}, {kind.label} {lowest.value:.4g}"
+    what = "best" if top is lowest else "best average"
+    name = f"{what}: {named('sigma_rel', lowest.sigma_rel)}, {kind.label} {lowest.value:.4g}"
     axes.plot([100 * _length(lowest)], [lowest.value], "*", ms=16, color="tab:red", label=name)
     for raw in (p for p in points if p.sigma_rel is None):
-        if raw.value < 4 * max(p.value for p in averaged):
+        if raw is top or raw.value < 4 * max(p.value for p in averaged):
             text = f"raw last weights, {kind.label} {raw.value:.4g}"
-            axes.axhline(raw.value, color="tab:gray", ls="--", label=text)
+            color, text = ("tab:red", f"best: {text}") if raw is top else ("tab:gray", text)
+            axes.axhline(raw.value, color=color, ls="--", label=text)
     _along_lengths(axes, [_length(p) for p in averaged])
     axes.set_ylabel(kind.axis_label)
     axes.set_title(title, fontsize=9)

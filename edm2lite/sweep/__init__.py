@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edm2lite.sweep.cells import Cell as Cell
     from edm2lite.sweep.cells import Point as Point
     from edm2lite.sweep.cells import best as best
+    from edm2lite.sweep.cells import best_average as best_average
     from edm2lite.sweep.cells import read_csv as read_csv
     from edm2lite.sweep.cells import write_csv as write_csv
     from edm2lite.sweep.driver import Sweep as Sweep
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "edm2lite.sweep.cells": "Cell Point best read_csv write_csv",
+        "edm2lite.sweep.cells": "Cell Point best best_average read_csv write_csv",
         "edm2lite.sweep.driver": "Sweep run_sweep sweep_ema",
         "edm2lite.sweep.options": "SweepOptions",
     },

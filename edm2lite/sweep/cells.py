@@ -78,6 +78,28 @@ class Point(Cell):
 
 
 def best(points: Sequence[Point], lower_is_better: bool = True) -> Point:
+    """The point of the best value among those of the most images; it may be that of raw weights.
+
+    Args:
+        points: Points of one metric.
+        lower_is_better: Whether the best value is the lowest.
+
+    Raises:
+        ValueError: If there are no points.
+
+    Example:
+        >>> points = [Point(None, 1024, value=1.5), Point(0.2, 1024, value=2.0)]
+        >>> best(points).sigma_rel is None
+        True
+    """
+    if not points:
+        raise ValueError("a sweep needs at least one EMA length")
+    most = max(point.num for point in points)
+    choose = min if lower_is_better else max
+    return choose((p for p in points if p.num == most), key=lambda point: point.value)
+
+
+def best_average(points: Sequence[Point], lower_is_better: bool = True) -> Point:
     """The averaged point of the best value among those of the most images.
 
     Args:
@@ -88,16 +110,11 @@ def best(points: Sequence[Point], lower_is_better: bool = True) -> Point:
         ValueError: If there is no averaged point.
 
     Example:
-        >>> points = [Point(0.1, 1024, value=2.5), Point(0.2, 1024, value=2.0)]
-        >>> best(points).sigma_rel
+        >>> points = [Point(None, 1024, value=1.5), Point(0.2, 1024, value=2.0)]
+        >>> best_average(points).sigma_rel
         0.2
     """
-    averaged = [point for point in points if point.sigma_rel is not None]
-    if not averaged:
-        raise ValueError("a sweep needs at least one EMA length")
-    most = max(point.num for point in averaged)
-    choose = min if lower_is_better else max
-    return choose((p for p in averaged if p.num == most), key=lambda point: point.value)
+    return best([point for point in points if point.sigma_rel is not None], lower_is_better)
 
 
 def varying(points: Sequence[Cell]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +22,9 @@ from edm2lite.metrics.inputs import MetricInputs
 from edm2lite.metrics.interval import Verdict, alike, judge
 from edm2lite.metrics.metric import Metric
 from edm2lite.metrics.registry import MetricName
-from edm2lite.sweep.cells import Cell, Point, best, varying, write_csv
-from edm2lite.sweep.grid import grid_cells, group_names, grouped, searched
+from edm2lite.metrics.tails import heavy_words
+from edm2lite.sweep.cells import Cell, Point, best, best_average, varying, write_csv
+from edm2lite.sweep.grid import grid_cells, group_names, grouped, raw_cells, searched
 from edm2lite.sweep.ledger import Ledger, Setting
 from edm2lite.sweep.measure import Measurer
 from edm2lite.sweep.options import SweepOptions
@@ -47,20 +50,32 @@ class Sweep:
 
     @property
     def metric(self) -> type[Metric]:
-        """Class of the metric."""
-        return self.options.metric_class
+        """Class of the metric. Of a Fréchet distance it says whether that is FID."""
+        return type(self.measurer.metric)
 
     @property
     def best(self) -> Point:
+        """The point of the best value; its ``sigma_rel`` is None if it is of the raw weights."""
+        return best(self.compared, self.metric.lower_is_better)
+
+    @property
+    def best_average(self) -> Point:
         """The averaged point of the best value."""
-        return best(self.points, self.metric.lower_is_better)
+        return best_average(self.points, self.metric.lower_is_better)
 
     @property
     def final(self) -> list[Point]:
         """The averaged points of the most images, by ascending length."""
-        num = self.best.num
+        num = self.best_average.num
         points = [p for p in self.points if p.num == num and p.sigma_rel is not None]
         return sorted(points, key=lambda p: p.sigma_rel or 0)
+
+    @property
+    def compared(self) -> list[Point]:
+        """The points of the verdict: the raw weights, if they were measured, and :attr:`final`."""
+        final = self.final
+        raw = [p for p in self.points if p.sigma_rel is None and p.num == final[0].num]
+        return [*raw, *final]
 
     @property
     def alike(self) -> list[Point] | None:
@@ -71,62 +86,91 @@ class Sweep:
         values, covariance = self._joint
         if covariance is None:
             return None
-        return [self.final[i] for i in alike(values, covariance, self.metric.lower_is_better)]
+        return [self.compared[i] for i in alike(values, covariance, self.metric.lower_is_better)]
 
     @functools.cached_property
     def verdict(self) -> Verdict:
-        """The verdict on :attr:`final` as a curve over the length."""
-        lengths = [p.sigma_rel or 0 for p in self.final]
-        return judge(lengths, *self._joint, self.metric.lower_is_better)
+        """The verdict on :attr:`compared` as a curve over the length."""
+        lengths, final = [p.sigma_rel for p in self.compared], self.final
+        whole = judge(lengths, *self._joint, self.metric.lower_is_better)
+        if len(final) == len(lengths):
+            return whole
+        # the place of the optimum is that of the averages, and depends on them alone
+        joint = self.measurer.joint([p.cell for p in final], final[0].num)
+        curve = judge([p.sigma_rel for p in final], *joint, self.metric.lower_is_better)
+        return dataclasses.replace(curve, best=whole.best, alike=whole.alike)
 
     @property
     def words(self) -> str:
         """The verdict in words."""
-        final, name = self.final, self.options.metric
-        if len(varying(final)) == 1:
-            text = curve_words(final, self.verdict, name)
+        points, metric = self.compared, self.metric
+        if len(varying(points)) == 1:
+            text = curve_words(points, self.verdict, metric)
         else:
             equal = self.alike
-            indices = None if equal is None else [final.index(point) for point in equal]
-            text = cell_words(final, indices, name)
-        return " ".join(part for part in (text, self.notes) if part)
+            indices = None if equal is None else [points.index(point) for point in equal]
+            text = cell_words(points, indices, metric)
+        cells, num = [p.cell for p in points], points[0].num
+        heavy = self.measurer.have_heavy_tails(cells, num)
+        warning = heavy_words(f"some of these {metric.label} values") if heavy else ""
+        return " ".join(part for part in (text, warning, self.notes) if part)
 
     @property
     def title(self) -> str:
         """What was measured and how, in one line."""
-        return self.options.title(self.best.num, sorted({p.nimg for p in self.final}))
+        metric, features = self.measurer.metric, ""
+        if metric.title != metric.name:
+            features = self.measurer.setting.protocol.get("extractor", "")
+        ends = sorted({p.nimg for p in self.final})
+        return self.options.title(self.best.num, ends, features)
+
+    @property
+    def name(self) -> str:
+        """Name of the files without their endings.
+
+        It is ``sweep``, unless the first sweep in the folder was of another metric: then it is
+        ``sweep-METRIC``, such as ``sweep-kid``, and the files of both stay.
+        """
+        ledger, setting = self.measurer.ledger, self.measurer.setting
+        if ledger.first is None or ledger.first.measures_like(setting):
+            return "sweep"
+        return f"sweep-{re.sub('[^A-Za-z0-9_]+', '-', self.measurer.metric.title).strip('-')}"
 
     def table(self) -> str:
         """The points as a Markdown table."""
-        return markdown_table(self.points, self.options.metric)
+        return markdown_table(self.points, self.metric)
 
     def images(self) -> dict[Cell, NDArray[np.uint8]]:
-        """The first images of each cell of :attr:`final`, [n, C, H, W], the same seeds in all."""
+        """The first images of :attr:`compared` by cell, [n, C, H, W], the same seeds in all."""
         ledger, setting = self.measurer.ledger, self.measurer.setting
-        kept = {p.cell: ledger.images(setting, p.cell, p.num) for p in self.final}
+        kept = {p.cell: ledger.images(setting, p.cell, p.num) for p in self.compared}
         return {cell: images for cell, images in kept.items() if images is not None}
 
-    def write(self, folder: str | Path | None = None) -> Path:
+    def write(self, folder: str | Path | None = None, *, picture: bool = True) -> Path:
         """Write ``sweep.csv``, ``sweep.md`` and ``sweep.html``; one process does it.
+
+        In a folder with the sweep of another metric, they are named after :attr:`name`.
 
         Args:
             folder: Where to. [default: the folder of the ledger]
+            picture: Whether the report shows ``sweep.png``, which the command draws.
 
         Returns:
             The page, ``sweep.html``.
         """
         out = self.options.folder if folder is None else Path(folder)
-        name, words, title = self.options.metric, self.words, self.title
-        write_csv(out / "sweep.csv", self.points)
-        write_report(out / "sweep.md", self.points, name, words, title)
-        page = out / "sweep.html"
-        write_page(page, self.points, self.images(), metric=name, verdict=words, protocol=title)
+        name, metric, words, title = self.name, self.metric, self.words, self.title
+        write_csv(out / f"{name}.csv", self.points)
+        shown = f"{name}.png" if picture else ""
+        write_report(out / f"{name}.md", self.points, metric, words, title, shown)
+        page = out / f"{name}.html"
+        write_page(page, self.points, self.images(), metric=metric, verdict=words, protocol=title)
         return page
 
     @functools.cached_property
     def _joint(self) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        final = self.final
-        return self.measurer.joint([p.cell for p in final], final[0].num)
+        points = self.compared
+        return self.measurer.joint([p.cell for p in points], points[0].num)
 
 
 def sweep_ema(
@@ -160,7 +204,8 @@ def sweep_ema(
 
     Raises:
         FileNotFoundError: If the run or a file is not there.
-        ValueError: If options do not go together, or the metric lacks what it needs.
+        ValueError: If options do not go together, the metric lacks what it needs, or the predicted
+            error of a length is above ``max_error`` (0.02).
 
     Example:
         A run of a network that never learned anything, with one snapshot:
@@ -195,11 +240,13 @@ def run_sweep(options: SweepOptions, progress: Callable[[int, int], object] | No
     plans = [plan_targets(options.run, sigma_rel=list(options.lengths), nimg=n)[0] for n in ends]
     measurer = _measurer(options, plans[0].inputs[-1].run, progress or (lambda done, total: None))
     num, notes = measurer.metric.num_images(options.num), ""
-    cells = grid_cells(options, [plan.nimg for plan in plans])
+    times = [plan.nimg for plan in plans]
+    measurer.check_errors(options.planned, times, options.guide_sigma_rel)
+    cells, raw = grid_cells(options, times), raw_cells(options, times)
     if options.search:
-        points, notes = searched(options, measurer, cells[0], num)
+        points, notes = searched(options, measurer, cells[0], raw, num)
     else:
-        points = measurer.points(cells, num)
+        points = measurer.points([*raw, *cells], num)
     if groups:
         points = grouped(measurer, points, groups, num)
     return Sweep(options, points, notes, measurer)
@@ -220,5 +267,6 @@ def _measurer(options: SweepOptions, run: str, progress: Callable[[int, int], ob
     rank, world = processes.rank(), processes.world_size()
     ledger = Ledger(options.folder, writer=rank == 0)
     return Measurer(
-        options.run, metric, generation, setting, ledger, rank, world, progress, options.guide
-    )
+        options.run, metric, generation, setting, ledger, rank, world, progress, options.guide,
+        options.max_error,
+    )  # fmt: skip

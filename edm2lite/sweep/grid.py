@@ -7,17 +7,17 @@ import itertools
 from collections.abc import Sequence
 
 from edm2lite.models.loading import load
-from edm2lite.sweep.cells import Cell, Point, best
+from edm2lite.sweep.cells import Cell, Point, best_average
 from edm2lite.sweep.measure import Measurer
 from edm2lite.sweep.options import SweepOptions
 from edm2lite.sweep.search import search
 
 
 def grid_cells(options: SweepOptions, ends: Sequence[int]) -> list[Cell]:
-    """All combinations; the raw weights first, where the run ended with the average.
+    """All combinations of what is asked for; a search has one cell without a length.
 
     Args:
-        options: What is asked for; a search has one cell without a length.
+        options: What is asked for.
         ends: Ends of the averages in images.
     """
     guides: Sequence[float | None] = options.guide_sigma_rel or [None]
@@ -28,15 +28,24 @@ def grid_cells(options: SweepOptions, ends: Sequence[int]) -> list[Cell]:
             guides, ends, options.guidance, lengths
         )
     ]
-    plain = not options.guide and len(ends) == 1 and not options.search
-    if plain and (options.run / "last.safetensors").is_file():
-        final = int(load(options.run).metadata["nimg"])
-        cells[:0] = [Cell(None, ends[0])] if final == ends[0] else []
     return list(dict.fromkeys(cells))
 
 
+def raw_cells(options: SweepOptions, ends: Sequence[int]) -> list[Cell]:
+    """The raw weights, to compare averages with, where the run ended with the average.
+
+    Args:
+        options: What is asked for. With guidance, or several ends, there is nothing to compare.
+        ends: Ends of the averages in images.
+    """
+    if options.guide or len(ends) > 1 or not (options.run / "last.safetensors").is_file():
+        return []
+    final = int(load(options.run).metadata["nimg"])
+    return [Cell(None, ends[0])] if final == ends[0] else []
+
+
 def searched(
-    options: SweepOptions, measurer: Measurer, like: Cell, num: int
+    options: SweepOptions, measurer: Measurer, like: Cell, raw: Sequence[Cell], num: int
 ) -> tuple[list[Point], str]:
     """Points of a search, and what it did in words.
 
@@ -44,6 +53,7 @@ def searched(
         options: What is asked for.
         measurer: Measures lengths.
         like: The cell whose length is searched for.
+        raw: The raw weights, if averages are to be compared with them.
         num: Number of images to confirm with.
     """
 
@@ -56,7 +66,7 @@ def searched(
         num,
         measurer.metric.minimum_images,
     )
-    points = measurer.points(cells(found.confirmed), found.num)
+    points = measurer.points([*raw, *cells(found.confirmed)], found.num)
     if found.few < found.num:
         points = measurer.points(cells(found.tried), found.few) + points
     share = found.images / (25 * found.num)
@@ -96,7 +106,7 @@ def grouped(
         groups: Groups to sweep alone.
         num: Number of images.
     """
-    held = best(base, measurer.metric.lower_is_better)
+    held = best_average(base, measurer.metric.lower_is_better)
     lengths = [point.sigma_rel for point in base if point.sigma_rel not in (None, held.sigma_rel)]
     cells = [held.cell] + [
         dataclasses.replace(held.cell, sigma_rel=s, group=name, rest_sigma_rel=held.sigma_rel)

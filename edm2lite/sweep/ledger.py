@@ -38,6 +38,11 @@ class Setting:
     run: str
     protocol: dict[str, Any]
 
+    def measures_like(self, other: Setting) -> bool:
+        """Whether both are of one metric, in the features of one extractor if of any."""
+        pairs = [(s.metric, s.protocol.get("extractor")) for s in (self, other)]
+        return pairs[0] == pairs[1]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -77,6 +82,8 @@ class Ledger:
 
     def __init__(self, folder: Path, writer: bool = True):
         self.folder, self.path = folder, folder / "sweep.jsonl"
+        self.first: Setting | None = None
+        """The setting of the first measurement."""
         self._results: dict[str, Result] = {}
         self._read_to = 0
         tail = self._read()
@@ -94,7 +101,9 @@ class Ledger:
                 raise ValueError(
                     f"{self.path} must be a ledger of this version, it is of another; move it away"
                 )
-            key = key_of(Setting(**entry["setting"]), Cell(**entry["cell"]), entry["num"])
+            setting = Setting(**entry["setting"])
+            self.first = self.first or setting
+            key = key_of(setting, Cell(**entry["cell"]), entry["num"])
             self._results[key] = Result(**entry["result"])
         self._read_to = len(self._lines)
         return tail
@@ -140,6 +149,7 @@ class Ledger:
                 file.write(json.dumps(entry) + "\n")
             sync(self.path)
         self._results[key] = result
+        self.first = self.first or setting
 
     def keep_images(self, setting: Setting, cell: Cell, num: int, images: Tensor) -> None:
         """Keep the first images of a cell for people to look at."""

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from edm2lite.ema import plan_targets
 from edm2lite.ema.building import build
-from edm2lite.ema.targets import Reconstruction
+from edm2lite.ema.targets import MAX_ERROR, Reconstruction, check_error
 from edm2lite.metrics.image_source import Generation
-from edm2lite.metrics.influence import covariance
 from edm2lite.metrics.metric import ImageRows, Metric
 from edm2lite.metrics.moments import Array
 from edm2lite.metrics.rows import Rows
@@ -25,6 +24,7 @@ from edm2lite.sampling.generation import loaded_guide
 from edm2lite.sweep.cells import Cell, Point
 from edm2lite.sweep.groups import mixed
 from edm2lite.sweep.ledger import Ledger, Result, Setting
+from edm2lite.units import parse_count
 
 _HELD_BYTES = 4 * 2**30
 """Rebuilt models are held in memory up to this size; more lengths take another pass."""
@@ -46,6 +46,7 @@ class Measurer:
             and the number of all that are asked for so far.
         guide: Name of the model that guides, "unconditional", or None; where a cell has a length of
             the guide, the name of a run, or RUN@nimg=N.
+        max_error: Largest acceptable predicted error of a rebuilt average.
     """
 
     run: Path
@@ -57,6 +58,7 @@ class Measurer:
     world: int = 1
     progress: Callable[[int, int], object] = lambda done, total: None
     guide: str | None = None
+    max_error: float = MAX_ERROR
     _plans: dict[tuple[float, int], Reconstruction] = field(default_factory=dict, repr=False)
     _done: int = 0
     _total: int = 0
@@ -89,7 +91,12 @@ class Measurer:
         values = np.array([result.value for result in self.measure(cells, num)])
         found = [self.ledger.influences(self.setting, cell, num) for cell in cells]
         known = [influences for influences in found if influences is not None]
-        return values, covariance(known) if len(known) == len(cells) else None
+        return values, self.metric.covariance(known) if len(known) == len(cells) else None
+
+    def have_heavy_tails(self, cells: Sequence[Cell], num: int) -> bool:
+        """Whether a few images decide the interval of one of the cells, which is a guess then."""
+        found = [self.ledger.influences(self.setting, cell, num) for cell in cells]
+        return any(self.metric.is_heavy(rows) for rows in found if rows is not None)
 
     def costs(self, cells: Sequence[Cell], num: int) -> tuple[Array, Array | None]:
         """As :meth:`joint`, with values of which the lowest is the best."""
@@ -104,7 +111,9 @@ class Measurer:
         for i, (cell, result) in enumerate(zip(cells, results, strict=True)):
             low, high = None, None
             if joint is not None:
-                low, high = self.metric.interval(result.value, float(joint[i, i]), num)
+                influences = self.ledger.influences(self.setting, cell, num)
+                assert influences is not None, cell
+                low, high = self.metric.limits(result.value, float(joint[i, i]), influences)
             points.append(
                 Point(
                     **vars(cell), gamma=result.gamma, predicted_error=result.predicted_error,
@@ -119,6 +128,27 @@ class Measurer:
         if key not in self._plans:
             (self._plans[key],) = plan_targets(self.run, sigma_rel=sigma_rel, nimg=nimg)
         return self._plans[key]
+
+    def check_errors(
+        self, lengths: Sequence[float], ends: Sequence[int], of_guide: Sequence[float] = ()
+    ) -> None:
+        """Refuse lengths that cannot be rebuilt accurately, before anything is generated.
+
+        Args:
+            lengths: EMA lengths.
+            ends: Ends of the averages in images.
+            of_guide: EMA lengths of the guide.
+
+        Raises:
+            ValueError: If a predicted error is above ``max_error``; all such lengths are named.
+        """
+        for time in ends:
+            check_error([self.plan(length, time) for length in lengths], self.max_error)
+        if self.guide is not None and of_guide:
+            run, _, at = self.guide.partition("@")
+            end = parse_count(at.removeprefix("nimg=") or None)
+            nimg = end if isinstance(end, int) else None
+            check_error(plan_targets(run, sigma_rel=list(of_guide), nimg=nimg), self.max_error)
 
     def _count(self, num: int) -> None:
         self._done += num
@@ -165,7 +195,8 @@ class Measurer:
         if self.guide is None or self.guide == "unconditional" or length is None:
             return loaded_guide(self.guide)
         run, at, nimg = self.guide.partition("@")
-        return load(f"{run}@sigma_rel={length!r}{',' if at else ''}{nimg}")
+        query = f"sigma_rel={length!r},max_error={self.max_error}{',' if at else ''}{nimg}"
+        return load(f"{run}@{query}")
 
     def _keep_images(self, cell: Cell, num: int, images: Tensor | None) -> None:
         if images is not None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from edm2lite.dataset import ImageDataset
+from edm2lite.ema.targets import MAX_ERROR
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.metric import Metric
 from edm2lite.metrics.registry import find_metric
@@ -36,6 +38,7 @@ class SweepOptions:
         guidance: Weights of guidance.
         guide: Model that guides, or "unconditional".
         guide_sigma_rel: EMA lengths of the guide, which is then a run, or RUN@nimg=N.
+        max_error: Largest acceptable predicted error of a rebuilt average; larger ones are refused.
         groups: Groups of tensors to sweep alone, the others held at the best length, or "all".
         batch_size: Number of images at a time.
         weights: Weights file of the reference's extractor. [default: as recorded]
@@ -66,6 +69,7 @@ class SweepOptions:
     guidance: Sequence[float] = (1.0,)
     guide: str | None = None
     guide_sigma_rel: Sequence[float] = ()
+    max_error: float = MAX_ERROR
     groups: str | Sequence[str] = ()
     batch_size: int = 64
     weights: str | Path | None = None
@@ -118,16 +122,24 @@ class SweepOptions:
         return tuple(sorted(set(self.sigma_rel or self.span)))
 
     @property
+    def planned(self) -> tuple[float, ...]:
+        """Lengths whose predicted error is checked: all, or a grid over the range of a search."""
+        if self.search:
+            return tuple(float(f"{s:.4g}") for s in np.geomspace(*self.span, 25))
+        return self.lengths
+
+    @property
     def folder(self) -> Path:
         """Folder of the ledger."""
         return self.run if self.out is None else self.out
 
-    def title(self, num: int, ends: Sequence[int]) -> str:
+    def title(self, num: int, ends: Sequence[int], features: str = "") -> str:
         """What is measured and how, in one line.
 
         Args:
             num: Number of images.
             ends: Ends of the averages in images.
+            features: Name of the extractor, where the name of the metric does not say it.
         """
         trained = f"{ends[0]:,} training images" if len(ends) == 1 else "several training times"
         if not self.metric_class.uses_images():
@@ -135,6 +147,7 @@ class SweepOptions:
         guided = f"guided by {self.guide}" if self.guide else ""
         # where the reference lies is no part of the result
         reference = Path(_name(self.ref)).name if self.ref is not None else ""
+        reference += f" ({features})" if features else ""
         steps = f"{self.sampling.num_steps} steps"
         parts = (f"{num} images", steps, reference, guided, trained)
         return ", ".join(part for part in parts if part)

@@ -37,7 +37,7 @@ def write_page(
     verdict: str,
     protocol: str,
 ) -> None:
-    """Write the page of the averaged points of most images.
+    """Write the page of the points of most images; raw weights lie left of the curve.
 
     Args:
         path: The file.
@@ -49,9 +49,11 @@ def write_page(
     """
     kind = find_metric(metric)
     num = best(points, kind.lower_is_better).num
-    shown = [p for p in points if p.sigma_rel is not None and p.num == num]
+    shown = [p for p in points if p.num == num]
     axes = varying(shown)
-    values = [sorted({getattr(p, axis) for p in shown}) for axis in axes]
+    values = [
+        sorted({getattr(p, axis) for p in shown}, key=lambda x: (x is not None, x)) for axis in axes
+    ]
 
     def at(point: Point) -> list[int]:
         return [v.index(getattr(point, axis)) for axis, v in zip(axes, values, strict=True)]

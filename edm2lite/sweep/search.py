@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edm2lite.metrics.interval import alike, minimum
+from edm2lite.metrics.interval import minimum, normal_limits, paired_deviations
 from edm2lite.metrics.moments import Array
 
 COARSE = 5
@@ -88,9 +88,9 @@ def propose(lengths: Array, values: Array, covariance: Array | None) -> float | 
     """The next length to try, or None when the minimum is known well enough."""
     lowest, last = int(values.argmin()), len(lengths) - 1
     left, right = max(0, lowest - 1), min(last, lowest + 1)
-    near = {lowest} if covariance is None else set(alike(values, covariance))
     gaps = {i: lengths[i + 1] / lengths[i] for i in range(left, right)}
-    if max(gaps.values()) <= _CLOSE or (max(gaps.values()) <= _CLOSE**2 and {left, right} <= near):
+    widest = max(gaps.values())
+    if widest <= _CLOSE or (widest <= _CLOSE**2 and _near(values, covariance, {left, right})):
         return None
     place = float(minimum(lengths, values))
     # a step that lands on a known length teaches nothing: halve the wider gap instead
@@ -98,6 +98,15 @@ def propose(lengths: Array, values: Array, covariance: Array | None) -> float | 
         i = max(gaps, key=lambda i: gaps[i])
         place = float(np.sqrt(lengths[i] * lengths[i + 1]))
     return place
+
+
+def _near(values: Array, covariance: Array | None, indices: set[int]) -> bool:
+    """Whether each of these values may be the lowest: no verdict, but where to look next."""
+    lowest = int(values.argmin())
+    if covariance is None:
+        return indices == {lowest}
+    deviations = paired_deviations(covariance)[lowest]
+    return all(values[i] <= normal_limits(values[lowest], deviations[i])[1] for i in indices)
 
 
 def rounded(sigma_rel: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from edm2lite.atomic import replacing
 from edm2lite.metrics.interval import Verdict
 from edm2lite.metrics.registry import MetricName, find_metric
-from edm2lite.sweep.cells import AXES, Point, best, varying
+from edm2lite.sweep.cells import AXES, Point, best, best_average, varying
 from edm2lite.units import format_percent
 
 MEANING = (
@@ -35,7 +35,7 @@ def measured(point: Point, metric: MetricName) -> str:
     """A value with its interval for people.
 
     Example:
-        >>> measured(Point(0.1, 1024, value=2.5, low=2.25, high=2.75), "fid")
+        >>> measured(Point(0.1, 1024, value=2.5, low=2.25, high=2.75), "fd")
         'FD 2.5 (2.25 to 2.75)'
     """
     limits = "" if point.low is None else f" ({point.low:.4g} to {point.high:.4g})"
@@ -46,24 +46,28 @@ def curve_words(points: Sequence[Point], verdict: Verdict, metric: MetricName) -
     """The verdict on a curve over ascending lengths, in three sentences.
 
     Args:
-        points: The curve.
+        points: The curve, after the raw weights if they are compared with it.
         verdict: What :func:`edm2lite.metrics.interval.judge` says of it.
         metric: Name of the metric.
     """
-    top = points[verdict.best]
-    text = f"Best EMA length {named('sigma_rel', top.sigma_rel)}: {measured(top, metric)}."
-    if len(points) > 2:
-        kind = "minimum" if find_metric(metric).lower_is_better else "maximum"
-        text += f" The {kind} lies at {named('sigma_rel', verdict.place)}{_limits(verdict)}."
+    top, kind = points[verdict.best], find_metric(metric)
+    average = best_average(points, kind.lower_is_better)
+    text = f"Best EMA length {named('sigma_rel', average.sigma_rel)}: {measured(average, metric)}."
+    if top is not average:
+        text = f"The raw weights scored best: {measured(top, metric)}. {text}"
+    if sum(point.sigma_rel is not None for point in points) > 2:
+        what = "minimum" if kind.lower_is_better else "maximum"
+        text += f" The {what} lies at {named('sigma_rel', verdict.place)}{_limits(verdict)}."
     if verdict.low is None:
         return f"{text} {NO_INTERVAL}" if len(points) > 1 else text
     others = [points[i].sigma_rel for i in verdict.alike if i != verdict.best]
     if others:
-        text += (
-            f" Cannot be told apart from it: {', '.join(named('sigma_rel', s) for s in others)}."
-        )
+        listed = [named("sigma_rel", s) for s in others if s is not None]
+        listed += ["the raw weights"] if None in others else []
+        it = "it" if top is average else "the raw weights"
+        text += f" Cannot be told apart from {it}: {', '.join(listed)}."
     elif len(points) > 1:
-        text += " Every other length is worse."
+        text += " Every other length is worse." if top is average else " Every average is worse."
     return text
 
 
@@ -106,7 +110,7 @@ def markdown_table(points: Sequence[Point], metric: MetricName) -> str:
         metric: Name of the metric.
 
     Example:
-        >>> print(markdown_table([Point(0.1, 1024, value=2.5, low=2.25, high=2.75)], "fid"))
+        >>> print(markdown_table([Point(0.1, 1024, value=2.5, low=2.25, high=2.75)], "fd"))
         | EMA length | FD | 95 % interval | predicted error |
         | --- | --- | --- | --- |
         | 10 % | 2.5 **best** | 2.25 to 2.75 | 0.0e+00 |
@@ -128,7 +132,7 @@ def markdown_table(points: Sequence[Point], metric: MetricName) -> str:
 
 
 def write_report(
-    path: Path, points: Sequence[Point], metric: MetricName, words: str, title: str
+    path: Path, points: Sequence[Point], metric: MetricName, words: str, title: str, picture: str
 ) -> None:
     """Write ``sweep.md``.
 
@@ -138,10 +142,11 @@ def write_report(
         metric: Name of the metric.
         words: The verdict.
         title: What was measured, and how.
+        picture: Name of the picture that it shows, or "".
     """
+    shown = f"![sweep]({picture})\n\n" if picture else ""
     page = (
-        f"# EMA sweep\n\n{title}.\n\n{words} {MEANING}\n\n![sweep](sweep.png)\n\n"
-        f"{markdown_table(points, metric)}\n"
+        f"# EMA sweep\n\n{title}.\n\n{words} {MEANING}\n\n{shown}{markdown_table(points, metric)}\n"
     )
     with replacing(path) as file:
         file.write(page)

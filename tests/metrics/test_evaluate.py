@@ -48,7 +48,7 @@ def test_two_ranks_find_the_metrics_of_one(run_dir, tmp_path):
     for i in range(len(sources)):
         printed = (one / f"score{i}.txt").read_text()
         assert [line.split()[0] for line in printed.splitlines()[1:]] == [
-            "fid", "kid", "precision", "recall",
+            "fd(digits)", "kid", "precision", "recall",
         ]  # fmt: skip
         assert (two / f"score{i}.txt").read_text() == printed
     a, b = (FeatureStats.load(folder / "stats.safetensors") for folder in (one, two))

@@ -67,7 +67,7 @@ def test_scores_of_a_model_are_those_that_the_command_prints(run_dir, reference,
     text = printed(f"{run_dir}@sigma_rel=0.1", "--ref", path, "--metrics", names, "--num", 300,
                    "--steps", 1, "--data", "digits")  # fmt: skip
     lines = [line.split() for line in text.splitlines()[1:]]
-    assert [line[0] for line in lines] == ["fid", "kid", "precision", "recall", "loss"]
+    assert [line[0] for line in lines] == ["fd(digits)", "kid", "precision", "recall", "loss"]
     for score, (name, value, low, _, high, *_) in zip(scores, lines, strict=True):
         expected = (score.value, *score.interval)
         assert (value, low, high) == tuple(f"{x:{score.number_format}}" for x in expected), name
@@ -193,7 +193,9 @@ def test_an_extractor_of_a_users_is_remembered_by_its_name_and_not_imported(tmp_
     refused = CliRunner().invoke(edm2lite, words)
     assert refused.exit_code == 1 and "give --plugin own_features" in refused.output
     allowed = CliRunner().invoke(edm2lite, [*words, "--plugin", "own_features"])
-    assert allowed.exit_code == 0 and allowed.stdout.splitlines()[1].startswith("fid")
+    assert allowed.exit_code == 0 and allowed.stdout.splitlines()[1].startswith(
+        "fd(own_features:flat)"
+    )
 
 
 def test_several_references_go_to_the_metrics_that_they_are_for(reference):

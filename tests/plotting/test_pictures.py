@@ -92,6 +92,15 @@ def test_the_best_length_of_a_curve_is_marked_and_bad_raw_weights_are_left_out(d
         assert any(label.startswith("raw") for label in shown) == is_shown
 
 
+def test_raw_weights_that_are_best_are_marked_on_the_curve(drawn):
+    averages = [point(0.05, 7.0), point(0.1, 5.0), point(0.2, 9.0)]
+    verdict = Verdict(0, 0.1, 0.08, 0.12, open_low=False, open_high=False, alike=(0,))
+    sweep.plot_curve("unused", [point(None, 4.0), *averages], verdict, "fd", "title")
+    axes = drawn[0].axes[0]
+    labels = [line.get_label() for line in axes.get_lines()]
+    assert "best: raw last weights, FD 4" in labels and "best average: 10 %, FD 5" in labels
+
+
 def test_a_heat_map_holds_every_value_and_frames_the_least(drawn):
     grid = {(s, g): 10 * s + g + (s - 0.1) ** 2 for s in (0.05, 0.1, 0.2) for g in (1.0, 2.0)}
     points = [point(s, value, guidance=g) for (s, g), value in grid.items()]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from edm2lite.metrics.rows import CHUNK, Rows
 from edm2lite.models.loading import load
 from edm2lite.network.unet import UNetConfig
-from edm2lite.sweep import Cell, Point, best, read_csv, write_csv
+from edm2lite.sweep import Cell, Point, best, best_average, read_csv, write_csv
 from edm2lite.sweep.groups import group_of, mixed
 from edm2lite.sweep.ledger import Ledger, Result, Setting
 from edm2lite.tools.edm2lite import main as edm2lite
@@ -77,9 +77,11 @@ def test_ledger_of_another_version_is_refused(tmp_path):
         Ledger(tmp_path)
 
 
-def test_best_is_the_lowest_average_and_never_the_raw_weights():
+def test_raw_weights_that_are_better_than_every_average_are_the_best():
     points = [point(None, 1.0), point(0.05, 3.0), point(0.1, 2.0)]
-    assert best(points).sigma_rel == 0.1
+    assert best(points).sigma_rel is None and best_average(points).sigma_rel == 0.1
+    few = Point(0.2, 1024, value=0.5, num=10)  # of fewer images, which are not compared
+    assert best([*points, few]).value == 1.0 and best_average([*points, few]).value == 2.0
 
 
 def test_table_survives_its_file(tmp_path):

@@ -248,7 +248,8 @@ def test_distance_of_a_folder(run_dir, reference, tmp_path):
     result = run(edm2lite, "evaluate", tmp_path / "a", "--ref", reference)
     name, value, low, _, high, *of = result.stdout.splitlines()[1].split()
     assert " ".join(of) == f"130 images of {tmp_path / 'a'}"
-    assert result.exit_code == 0 and name == "fid" and float(low) < float(value) < float(high)
+    assert result.exit_code == 0 and name == "fd(digits)"
+    assert float(low) < float(value) < float(high)
     images, real = (
         torch.from_numpy(d.images(range(len(d))))
         for d in map(open_dataset, (tmp_path / "a", "digits"))

@@ -236,7 +236,7 @@ def _score(metric: Metric, rows: ImageRows) -> Score:
         note = heavy_words(metric.title) if metric.is_heavy(influences) else ""
     return Score(
         metric.name, metric.label, measured.value, interval, rows.num, dict(measured.details),
-        metric.number_format, metric.title, note,
+        metric.number_format, title=metric.title, note=note,
     )  # fmt: skip
 
 

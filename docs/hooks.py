@@ -25,6 +25,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     up = "../" * page.file.src_uri.count("/")
     for source, name in PAGES.items():
         markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")
-    if page.file.src_uri in PAGES.values():  # its links start at the top of the repository
-        markdown = markdown.replace("](docs/", "](")
+    if page.file.src_uri in PAGES.values():  # its links start where its file lies
+        markdown = markdown.replace("](../docs/", "](").replace("](docs/", "](")
     return markdown

@@ -23,6 +23,7 @@ from edm2lite.ema.trajectory import TrajectoryModel
 
 Array = NDArray[np.float64]
 
+_KNOWN = 1.05  # least misfit that the choice of a solution assumes
 _BINS = 4000  # for inner products of profiles that have no closed form
 
 
@@ -104,13 +105,19 @@ def solve_calibrated(
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> Solution:
-    """Coefficients of minimum expected error where they promise a clear gain, else the paper's.
+    """Coefficients of minimum expected error, unless an error of the model could make them worse.
 
-    The model is an estimate, so its optimum is trusted only if it roughly halves the error: the
-    predicted error of the paper's coefficients must be larger by a factor above ``1.75 + 4 / K``.
-    The fewer averages K the model was fitted to, the larger the gain must be. (Measured: below this
-    factor the model's choice was worse in some runs, by up to 1.9 times; above it, in none of
-    20,000.)
+    The two candidates, the optimum x of the model and the paper's coefficients, differ by a
+    combination of stored averages. Its size D is therefore measured, not predicted. If the model is
+    right, the error of x, of expected size E, is uncorrelated with this difference, and x is the
+    better one. With a misfit f, a share ``1 - 1 / f**2`` of the squared error is unexplained. At
+    worst it points against the difference, and x is the better one only if
+
+        D > 2 sqrt(1 - 1 / f**2) E
+
+    No fit is trusted to better than 5 %: f is at least 1.05. A target that is stored is returned as
+    it is. On what kinds of trajectory this was measured, and where it fails, is in
+    benchmarks/RESULTS.md.
 
     Args:
         sources: K stored averages.
@@ -132,11 +139,18 @@ def solve_calibrated(
     """
     paper = solve_paper(sources, targets, model, rounding)
     best = minimum_error_coefficients(sources, targets, model, rounding)
+    equal = np.array([[source.is_close(target) for target in targets] for source in sources])
+    kept = equal.any(axis=0)
+    best = np.where(kept, equal & (equal.cumsum(axis=0) == 1), best)
     error = predicted_error(best, sources, targets, model, rounding)
-    clear = paper.predicted_error > (1.75 + 4 / len(sources)) * error
+    apart = model.measured(sources, best - paper.coefficients)
+    if apart is None:
+        apart = np.sqrt(np.maximum(paper.predicted_error**2 - error**2, 0))
+    unexplained = 1 - 1 / max(model.misfit, _KNOWN) ** 2
+    safe = kept | (apart > 2 * np.sqrt(unexplained) * error)
     return Solution(
-        np.where(clear, best, paper.coefficients),
-        np.where(clear, error, paper.predicted_error),
+        np.where(safe, best, paper.coefficients),
+        np.where(safe, error, paper.predicted_error),
         model,
     )
 

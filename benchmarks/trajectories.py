@@ -98,6 +98,52 @@ def cyclic_lr(rng: np.random.Generator) -> Array:
     return weights
 
 
+def two_phase(rng: np.random.Generator) -> Array:
+    """A walk that becomes 30 times slower at one moment, as when a learning rate is dropped."""
+    start, speed = _start(rng)
+    drop = int(rng.uniform(0.4, 0.95) * STEPS)
+    pace = np.where(np.arange(STEPS) < drop, 1, 1 / 30)[:, None]
+    return start + 0.5 * speed * np.cumsum(pace * _noise(rng), axis=0) / np.sqrt(STEPS)
+
+
+def jump(rng: np.random.Generator) -> Array:
+    """A walk with three sudden moves of all weights, as after a spike of the loss."""
+    weights = random_walk(rng)
+    for at in rng.uniform(0.1, 1, 3):
+        weights[int(at * STEPS) :] += 0.1 * rng.standard_normal(ELEMENTS)
+    return weights
+
+
+def levy(rng: np.random.Generator) -> Array:
+    """A walk whose step lengths, common to all weights, have no variance (tail exponent 1.5)."""
+    start, speed = _start(rng)
+    length = rng.pareto(1.5, STEPS) + 1
+    steps = (length / np.sqrt(np.sum(length**2)))[:, None] * _noise(rng)
+    return start + 0.5 * speed * np.cumsum(steps, axis=0)
+
+
+def limit_cycle(rng: np.random.Generator) -> Array:
+    """All weights run through one closed curve with three harmonics (period 210 to 420 steps)."""
+    start, speed = _start(rng)
+    angle = 2 * np.pi * np.arange(STEPS)[:, None] / rng.uniform(210, 420)
+    weights = start + 1e-3 * _noise(rng)
+    for harmonic in (1, 2, 3):
+        phase = rng.uniform(0, 2 * np.pi, ELEMENTS)
+        weights += 0.3 / harmonic**2 * speed * np.cos(harmonic * angle + phase)
+    return weights
+
+
+def wide_speeds(rng: np.random.Generator) -> Array:
+    """Excursions around a fixed mean, of many sizes and with memories of 1 to 1000 steps."""
+    start, _ = _start(rng)
+    size = np.exp(1.5 * rng.standard_normal(ELEMENTS))
+    keep = np.exp(-(10 ** -rng.uniform(0, 3, ELEMENTS)))
+    noise = _noise(rng) * np.sqrt(1 - keep**2)
+    for k in range(1, STEPS):
+        noise[k] += keep * noise[k - 1]
+    return start + 0.1 * size / np.sqrt(np.mean(size**2)) * noise
+
+
 def _train(rng: np.random.Generator, step: Callable[[int, Array], Array]) -> Array:
     """A 64-32-10 perceptron on scikit-learn's digits; ``step`` turns a gradient into a change."""
     from sklearn.datasets import load_digits
@@ -142,6 +188,15 @@ def sgd(rng: np.random.Generator) -> Array:
 
 def adam(rng: np.random.Generator) -> Array:
     """Adam with the inverse square root decay of EDM2 on a real problem."""
+    return _adam(rng, lambda k: 0.01 / np.sqrt(max(k / 300, 1)))
+
+
+def adam_cosine(rng: np.random.Generator) -> Array:
+    """Adam whose learning rate falls to 0 along a cosine, on the same problem."""
+    return _adam(rng, lambda k: 0.005 + 0.005 * np.cos(np.pi * k / STEPS))
+
+
+def _adam(rng: np.random.Generator, learning_rate: Callable[[int], float]) -> Array:
     first, second = np.zeros(1), np.zeros(1)
 
     def step(k: int, gradient: Array) -> Array:
@@ -149,7 +204,7 @@ def adam(rng: np.random.Generator) -> Array:
         first = 0.9 * first + 0.1 * gradient
         second = 0.99 * second + 0.01 * gradient**2
         unbiased = np.sqrt(second / (1 - 0.99 ** (k + 1))) + 1e-8
-        lr = 0.01 / np.sqrt(max(k / 300, 1)) * min(k / 50, 1)
+        lr = learning_rate(k) * min(k / 50, 1)
         return -lr * first / (1 - 0.9 ** (k + 1)) / unbiased
 
     return _train(rng, step)
@@ -166,4 +221,10 @@ TRAJECTORIES: dict[str, Callable[[np.random.Generator], Array]] = {
     "cyclic lr": cyclic_lr,
     "SGD": sgd,
     "Adam": adam,
+    "two-phase": two_phase,
+    "jump": jump,
+    "Levy": levy,
+    "cosine Adam": adam_cosine,
+    "limit cycle": limit_cycle,
+    "wide speeds": wide_speeds,
 }

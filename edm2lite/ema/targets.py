@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_ERROR = 0.02
 """Default limit of predicted errors, relative to the norm of the weights."""
+_UNIT = 1e-8  # deviation from a unit vector that is far below the rounding of every type
+
 SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
 
 
@@ -86,9 +88,22 @@ class Reconstruction:
         """Sum of the absolute coefficients."""
         return float(np.abs(self.coefficients).sum())
 
+    def _exact_types(self) -> set[str]:
+        """Types that hold every number of the result: those of a snapshot that is the result."""
+        source = int(np.argmax(self.coefficients))
+        others = np.delete(self.coefficients, source)
+        if abs(self.coefficients[source] - 1) + np.abs(others).sum() > _UNIT:
+            return set()
+        return {self.inputs[source].dtype, "float32"}
+
     def stored_as(self, dtype: torch.dtype | str) -> Reconstruction:
-        """This plan with the rounding of a result in ``dtype`` included in its predicted error."""
-        error = math.hypot(self.predicted_error, ROUNDING[str(dtype).removeprefix("torch.")])
+        """This plan with the rounding of a result in ``dtype`` included in its predicted error.
+
+        A stored average has been rounded already: to its own type, it does not round again.
+        """
+        name = str(dtype).removeprefix("torch.")
+        rounding = 0.0 if name in self._exact_types() else ROUNDING[name]
+        error = math.hypot(self.predicted_error, rounding)
         metadata = {**self.metadata, "predicted_error": repr(error)}
         return dataclasses.replace(self, predicted_error=error, metadata=metadata)
 

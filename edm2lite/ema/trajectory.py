@@ -16,14 +16,16 @@ squared error of ``sum_i x_i theta_i`` is
     int walk(t) e'(t)**2 dt/T + int white(t) T (de/dt)'(t)**2 dt + (likewise for excursions)
     + drift (int e dt/T)**2 + rounding
 
-where every term is a square of something linear in x. :meth:`TrajectoryModel.response` gives these
+where every term is a square of something linear in x. If the averages leave open whether the
+weights moved at all since the last snapshot but one, the expected squares of both histories are
+averaged. :meth:`TrajectoryModel.response` gives these
 vectors, and :meth:`TrajectoryModel.rounding_factor` those of the rounding. NumPy and SciPy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,6 +55,11 @@ class TrajectoryModel:
         momentum: Time in images over which movements are smooth; 0 for none.
         updates: Updates of the float32 tracker up to ``nimg``; 0 leaves out their rounding.
         misfit: Factor >= 1 on predicted errors, above 1 if the model cannot describe the averages.
+        stop: Time in images from which on the weights are at rest.
+        rival: Another history that explains the averages, or None.
+        doubt: Probability of ``rival``; expected squares are the mean of both histories.
+        fitted: Averages behind the fit.
+        sample: [K, n] values of the averages ``fitted``, relative to the RMS of the weights.
 
     Example:
         >>> one, none = np.ones(1), np.zeros(1)
@@ -73,6 +80,11 @@ class TrajectoryModel:
     momentum: float = 0.0
     updates: int = 0
     misfit: float = 1.0
+    stop: float = np.inf
+    rival: TrajectoryModel | None = None
+    doubt: float = 0.0
+    fitted: Sequence[PowerFunction] = ()
+    sample: Array | None = field(default=None, repr=False)
 
     def response(self, profiles: Sequence[Profile], quadrature: tuple[Array, Array]) -> Array:
         """Vectors V [K, M] such that the error from movement is ``|x @ V - V_target|**2``.
@@ -81,12 +93,17 @@ class TrajectoryModel:
             profiles: K averages, sources or targets.
             quadrature: (times, weights) of :func:`quadrature_nodes`, one for sources and targets.
         """
+        shapes = profile_shapes(profiles, quadrature)
+        own = self._response(shapes, quadrature)
+        if self.rival is None:
+            return own
+        other = self.rival._response(shapes, quadrature)
+        return np.concatenate([np.sqrt(1 - self.doubt) * own, np.sqrt(self.doubt) * other], axis=1)
+
+    def _response(self, shapes: tuple[Array, Array], quadrature: tuple[Array, Array]) -> Array:
+        """The vectors of :meth:`response` for this history alone; the last one is the drift."""
         *families, drift = unit_responses(
-            *profile_shapes(profiles, quadrature),
-            quadrature,
-            self.nimg,
-            self.first_nimg,
-            self.momentum,
+            *shapes, quadrature, self.nimg, self.first_nimg, self.momentum, self.stop
         )
         piece = np.searchsorted(self.edges, quadrature[0])
         rates = (self.walk, self.white, self.excursion)
@@ -96,6 +113,23 @@ class TrajectoryModel:
             if rate.any()
         ]
         return np.concatenate([*moved, drift * np.sqrt(self.drift)], axis=1)
+
+    def measured(self, sources: Sequence[PowerFunction], combinations: Array) -> Array | None:
+        """RMS [R] of combinations of the averages in the sample, relative to that of the weights.
+
+        Args:
+            sources: K stored averages.
+            combinations: [K, R] coefficients; columns sum to 0.
+
+        Returns:
+            None if an average was not part of the fit.
+        """
+        row = {source: i for i, source in enumerate(self.fitted)}
+        if self.sample is None or any(source not in row for source in sources):
+            return None
+        values = combinations.T @ self.sample[[row[source] for source in sources]]
+        rms: Array = np.sqrt(np.mean(values**2, axis=1))
+        return rms
 
     def rounding_factor(
         self, sources: Sequence[PowerFunction], rounding: ArrayLike, response: Array
@@ -129,7 +163,8 @@ class TrajectoryModel:
             return np.ones(1), np.zeros(1)
         held = [Window(0.999 * stride, end) for end in ends]  # weights of one update
         times = np.concatenate([ends, ends - 0.999 * stride])
-        response = self.response(held, quadrature_nodes(times[times > 0], self.nimg))[:, :-1]
+        nodes = quadrature_nodes(times[times > 0], self.nimg)
+        response = self._response(profile_shapes(held, nodes), nodes)[:, :-1]
         return lags[: len(ends) - 1], ((response[1:] - response[0]) ** 2).sum(axis=1)
 
 
@@ -167,6 +202,7 @@ def unit_responses(
     nimg: float,
     first: float,
     momentum: float,
+    stop: float = np.inf,
 ) -> tuple[Array, Array, Array, Array]:
     """Vectors of the walk, white noise, excursions [K, M] and drift [K, 1] at unit rates.
 
@@ -177,14 +213,16 @@ def unit_responses(
         nimg: T, the time unit of the rates.
         first: Time in images before which the walk is faster.
         momentum: Time in images over which movements are smooth; 0 for none.
+        stop: Time in images after which no movement begins.
     """
     u, w = quadrature
-    drift = (after @ w / nimg)[:, None]
+    moves = u < stop
+    drift = (after @ (moves * w) / nimg)[:, None]
     if momentum:
         after, density = np.split(lookahead_mean(np.concatenate([after, density]), w, momentum), 2)
     # Training moves fastest at the start, which no stored average shows: the variance falls as the
     # square of a learning rate that falls as t**-0.5.
-    walk = after * np.sqrt(w / nimg * np.maximum(1, first / u))
-    white = density * np.sqrt(w * nimg)
-    excursion = lookahead_mean(density, w, EXCURSION * nimg) * np.sqrt(w * nimg)
+    walk = after * np.sqrt(moves * w / nimg * np.maximum(1, first / u))
+    white = density * np.sqrt(moves * w * nimg)
+    excursion = lookahead_mean(density, w, EXCURSION * nimg) * np.sqrt(moves * w * nimg)
     return walk, white, excursion, drift

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.likelihood import balanced_rates, deviance, fit_rates, misfit_of
@@ -27,6 +28,8 @@ _ROW = 16  # consecutive moments among them, which show movement over short time
 _MOMENTA = (0.0, 0.001, 0.002, 0.004, 0.006, 0.009, 0.014)  # fractions of the run
 _CLEAR = 0.06  # gain of 2 / n log likelihood below which no momentum is assumed
 _TRY_STEPS, _FIT_STEPS, _ROUNDS = 60, 50, 4
+_EVIDENCE = 4  # independent elements that the likelihood counts; models are never quite true
+_UNEXPLAINED = 1e-3  # share of measured variances that a rival need not explain
 
 
 @on_one_thread
@@ -42,8 +45,10 @@ def fit_trajectory(
     identity (which keeps movements of 1e-7 of a weight visible). The rates are then found by
     :func:`edm2lite.ema.likelihood.fit_rates`. A momentum is chosen from a small grid if it makes
     the sample clearly more likely; there is no white noise then. The rounding of the tracker
-    depends on the rates, so both are determined in turn. A single average says nothing about
-    movement: the walk is then assumed to be as large as the weights.
+    depends on the rates, so both are determined in turn. A second history, in which the weights
+    are at rest after the last snapshot but one, is fitted in the same way, and remains in doubt
+    unless the averages tell the two apart. A single average says nothing about movement: the walk
+    is then assumed to be as large as the weights.
 
     Args:
         sources: K stored averages.
@@ -80,7 +85,54 @@ def fit_trajectory(
         rates = fit_rates(kernels, noise, measured, rates, _FIT_STEPS)
         noise = data.noise(*data.model(rates, momentum).changes()) if updates else noise
     covariance = np.tensordot(rates, kernels, 1) + noise
-    return replace(data.model(rates, momentum), misfit=misfit_of(basis, covariance, measured))
+    model = replace(
+        data.model(rates, momentum),
+        misfit=misfit_of(basis, covariance, measured),
+        fitted=tuple(sources),
+        sample=sample,
+    )
+    return _with_rival(model, data, rates, noise, measured, deviance(covariance, measured))
+
+
+def _with_rival(
+    model: TrajectoryModel,
+    data: _Differences,
+    rates: Array,
+    noise: Array,
+    measured: Array,
+    fit: float,
+) -> TrajectoryModel:
+    """The model, in doubt whether the weights are at rest after the last snapshot but one.
+
+    Learning rates often fall to zero, and averages of one length hardly show how far the weights
+    moved since. The doubt is the posterior probability of rest; its prior is one half.
+
+    Args:
+        model: The model that was fitted, with ``rates`` and rounding ``noise`` [k, k].
+        data: The differences of the averages.
+        rates: [3 J + 1] to start from.
+        noise: [k, k] covariance of the rounding errors.
+        measured: [k, k] covariance of the differences in the sample.
+        fit: Deviance of ``model``.
+    """
+    if data.last_but_one == model.nimg:
+        return model
+    momentum = model.momentum / model.nimg
+    kernels = data.kernels(momentum, data.last_but_one)
+    noise = noise + _UNEXPLAINED * np.eye(len(noise))
+    rates = fit_rates(kernels, noise, measured, rates, _FIT_STEPS)
+    covariance = np.tensordot(rates, kernels, 1) + noise
+    worse = deviance(covariance, measured) - fit
+    doubt = float(expit(-_EVIDENCE / 2 * worse))
+    if doubt < 1e-3:
+        return model
+    misfit = misfit_of(data.basis, covariance, measured)
+    return replace(
+        model,
+        rival=replace(data.model(rates, momentum), stop=data.last_but_one),
+        doubt=doubt,
+        misfit=float(np.sqrt((1 - doubt) * model.misfit**2 + doubt * misfit**2)),
+    )
 
 
 class _Differences:
@@ -94,8 +146,9 @@ class _Differences:
         updates: int,
         times: NDArray[np.int64],
     ):
-        self._sources, self._basis, self._q, self._updates = sources, basis, q, updates
+        self._sources, self.basis, self._q, self._updates = sources, basis, q, updates
         self._end, self._first = int(times.max()), int(times.min())
+        self.last_but_one = int(np.unique(times)[-2:][0])
         unit = self._end / _PIECES
         later = np.concatenate([unit * np.array([0.125, 0.25, 0.5]), unit * np.arange(1, _PIECES)])
         early = self._first * np.array([0.25, 0.5, 1])
@@ -104,18 +157,19 @@ class _Differences:
         self._nodes = quadrature_nodes([s.nimg for s in sources], self._end)
         self._shapes = profile_shapes(sources, self._nodes)
 
-    def kernels(self, momentum: float) -> Array:
+    def kernels(self, momentum: float, stop: float = np.inf) -> Array:
         """Covariances [3 J + 1, k, k] at unit rates: walk, white, excursion by piece, and drift.
 
         Args:
             momentum: Time over which movements are smooth, as a fraction of the run.
+            stop: Time in images after which no movement begins.
         """
         *families, drift = unit_responses(
-            *self._shapes, self._nodes, self._end, self._first, momentum * self._end
+            *self._shapes, self._nodes, self._end, self._first, momentum * self._end, stop
         )
         piece = np.searchsorted(self._edges, self._nodes[0])
         parts = [family[:, piece == j] for family in families for j in range(self.pieces)]
-        factors = [self._basis @ part for part in (*parts, drift)]
+        factors = [self.basis @ part for part in (*parts, drift)]
         return np.stack([factor @ factor.T for factor in factors])
 
     def noise(self, lags: ArrayLike = 1.0, moved: ArrayLike = 1.0) -> Array:
@@ -130,7 +184,7 @@ class _Differences:
             lags, moved = np.atleast_1d(lags), np.atleast_1d(moved)
             tracked = tracker_rounding(self._sources, self._updates, self._end, lags, moved)
             factor = np.concatenate([factor, tracked], axis=1)
-        factor = self._basis @ factor
+        factor = self.basis @ factor
         covariance: Array = factor @ factor.T
         return covariance
 

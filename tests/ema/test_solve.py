@@ -186,7 +186,11 @@ def test_the_order_of_the_sources_does_not_matter():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("lengths", [(0.075,), (0.05, 0.10)])
 def test_predicted_error_is_the_error_on_a_random_walk(seed, lengths):
-    """Within 25%: rates from 2000 elements are good to 5%, the pieces of the fit to some more."""
+    """Within 25%: rates from 2000 elements are good to 5%, the pieces of the fit to some more.
+
+    Averages of one length do not show whether the weights came to rest since the last snapshot but
+    one. The mean square of both histories is up to half too small for one that walks on.
+    """
     weights = random_walk(seed)
     sources = stored(lengths, 20)
     targets = [PowerFunction.of_width(s, END) for s in (0.02, 0.03, 0.07, 0.15, 0.25)]
@@ -196,7 +200,9 @@ def test_predicted_error_is_the_error_on_a_random_walk(seed, lengths):
     solution = solve_calibrated(sources, targets, model, 2.05e-4)
     error = np.linalg.norm(solution.coefficients.T @ averages - exact, axis=1)
     error /= np.linalg.norm(exact, axis=1)
-    assert np.all(np.abs(np.log(solution.predicted_error / error)) < np.log(1.25))
+    ratio = solution.predicted_error / error
+    low = 1 / 1.25 if len(lengths) > 1 else 0.5**0.5 / 1.05
+    assert np.all((ratio > low) & (ratio < 1.25))
 
 
 def test_rounding_of_files_is_amplified_far_less_than_by_the_paper_for_short_targets():

@@ -7,7 +7,6 @@ the power function are in :mod:`edm2lite.ema.formulas`. NumPy only.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,12 +72,6 @@ class PowerFunction:
     def mean_rel(self) -> float:
         """Mean of the profile as a fraction of ``nimg``: (gamma + 1) / (gamma + 2) (Eq. 122)."""
         return (self.gamma + 1) / (self.gamma + 2)
-
-    def is_close(self, other: Profile) -> bool:
-        """Whether another average is this one, but for the rounding of its exponent."""
-        if not isinstance(other, PowerFunction) or other.nimg != self.nimg:
-            return False
-        return math.isclose(other.gamma, self.gamma)
 
     def cumulative(self, t: ArrayLike) -> NDArray[np.float64]:
         """Share of the average that comes from before ``t`` images."""

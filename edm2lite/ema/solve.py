@@ -118,10 +118,9 @@ def solve_calibrated(
 
         D > 2 sqrt(1 - 1 / f**2) E
 
-    No fit is trusted to better than 5 %: f is at least 1.05. The paper's solution for a stored
-    target is that average alone, exactly. (Measured on sixteen kinds of trajectory, three seeds:
-    72 of 33,792 results were worse than the paper's by more than 10 %, by up to 3.4 times, where
-    one sudden move of all weights dominates. See benchmarks/RESULTS.md.)
+    No fit is trusted to better than 5 %: f is at least 1.05. (Measured on sixteen kinds of
+    trajectory, three seeds: 72 of 33,792 results were worse than the paper's by more than 10 %, by
+    up to 3.4 times, where one sudden move of all weights dominates. See benchmarks/RESULTS.md.)
 
     Args:
         sources: K stored averages.
@@ -142,17 +141,17 @@ def solve_calibrated(
         (1.0, True)
     """
     paper = solve_paper(sources, targets, model, rounding)
-    equal = np.array([[source.is_close(target) for target in targets] for source in sources])
-    fallback = np.where(equal.any(axis=0), equal & (equal.cumsum(axis=0) == 1), paper.coefficients)
     best = minimum_error_coefficients(sources, targets, model, rounding)
     error = predicted_error(best, sources, targets, model, rounding)
-    apart = model.measured(sources, best - fallback)
+    apart = model.measured(sources, best - paper.coefficients)
     if apart is None:
         apart = np.sqrt(np.maximum(paper.predicted_error**2 - error**2, 0))
     unexplained = 1 - 1 / max(model.misfit, _KNOWN) ** 2
     safe = apart > 2 * np.sqrt(unexplained) * error
     return Solution(
-        np.where(safe, best, fallback), np.where(safe, error, paper.predicted_error), model
+        np.where(safe, best, paper.coefficients),
+        np.where(safe, error, paper.predicted_error),
+        model,
     )
 
 

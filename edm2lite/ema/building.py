@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edm2lite.ema.casts import load_torch_if_faster
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import Reconstruction
-from edm2lite.ema.workers import WorkerPool
+from edm2lite.ema.workers import WorkerPool, num_cores
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
 from edm2lite.tensorheader import type_of
 
@@ -68,6 +69,8 @@ def build(
             for plan, state in zip(plans, states, strict=True)
         ]
     paths = output_paths(Path(out), plans)
+    size = sum(spec.numel for spec in specs.values())
+    load_torch_if_faster(len(headers) * size, len(plans) * size, num_cores())
     with ExitStack() as stack:
         pool = stack.enter_context(WorkerPool())
         writers = [

@@ -63,6 +63,16 @@ def test_nan_stays_nan_in_every_type(loaded):
         assert np.isnan(back[0]) and back[1] == 1, kind
 
 
+@pytest.mark.parametrize("num_written, is_loaded", [(10**8, False), (10**9, True)])
+def test_torch_is_loaded_where_it_saves_more_than_it_costs(num_written, is_loaded):
+    script = (
+        "import sys; from edm2lite.ema.casts import load_torch_if_faster\n"
+        f"load_torch_if_faster(10**9, {num_written}, 2)\n"
+        f"assert ('torch' in sys.modules) is {is_loaded}"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_reconstruct_ema_does_not_wait_for_torch_and_writes_the_same_bits(tmp_path, dtype):
     weights = {"w": torch.randn(50, 40, generator=torch.Generator().manual_seed(0))}

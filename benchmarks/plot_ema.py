@@ -40,7 +40,11 @@ def profiles(path: Path) -> None:
 def predicted(path: Path, cells: Path) -> None:
     """Predicted against actual error of every cell with the two averages of the paper."""
     with open(cells, encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["lengths"] == "0.05+0.1"]
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["lengths"] == "0.05+0.1" and row["cadence"] in MARKERS
+        ]
     figure, axes = plt.subplots(figsize=(5, 4.6), dpi=150)
     for row in rows:
         axes.plot(

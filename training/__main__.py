@@ -45,6 +45,8 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
     and SIGUSR1 end the run after the current step with a checkpoint and exit code 0, Ctrl-C with
     exit code 130; a second Ctrl-C stops at once.
 
+    Continue only runs that you trust: checkpoints contain a pickle, which can execute anything.
+
     \b
     Examples:
       python -m edm2lite.training digits --out runs/digits

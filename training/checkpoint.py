@@ -114,8 +114,8 @@ class Checkpoints:
             first, why = next(iter(damaged.items()))
             raise ValueError(
                 f"no checkpoint in {self.folder} is intact; of {first.name}, the newest of"
-                f" {len(damaged)}: {why}; restore one from a copy, or remove the folder to start"
-                " the run over"
+                f" {len(damaged)}: {why}; restore one from a copy that you trust (a checkpoint can"
+                " execute code), or remove the folder to start the run over"
             )
         return None
 

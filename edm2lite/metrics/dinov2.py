@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2lite.tensorfile import load_tensors
+from edm2lite.metrics.extractor_weights import read_tensors
 
 _HOST = "https://dl.fbaipublicfiles.com/dinov2"
 URLS = {
@@ -213,14 +213,13 @@ def extractor(name: str, weights: Path | None) -> DINOv2Features:
 
     Raises:
         RuntimeError: If the weights do not fit.
+        ValueError: If the file holds anything but tensors.
         OSError: If they cannot be downloaded.
     """
     if weights is None:
         tensors = torch.hub.load_state_dict_from_url(
             URLS[name], map_location="cpu", weights_only=True, progress=False
         )
-    elif weights.suffix == ".safetensors":
-        tensors, _ = load_tensors(weights)
     else:
-        tensors = torch.load(weights, map_location="cpu", weights_only=True)
+        tensors = read_tensors(weights)
     return DINOv2Features(VisionTransformer.from_tensors(tensors)).requires_grad_(False)

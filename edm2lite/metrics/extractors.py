@@ -9,7 +9,6 @@ A module with these lines makes an extractor that is named ``my_features:mine``:
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from edm2lite.extras import require
 from edm2lite.kinds import Kinds
 from edm2lite.metrics import dinov2
+from edm2lite.metrics.extractor_weights import tensors_alone
 
 EXTRACTORS: Kinds[Callable[[Path | None], nn.Module]] = Kinds(
     "extractor", {"digits": "edm2lite.metrics.digits_classifier:digits_features"}
@@ -124,8 +124,6 @@ def open_extractor(
     if own:
         module: Any = EXTRACTORS.find(name, trusted=trusted)(file)
     else:
-        if file is not None and file.suffix != ".safetensors":
-            _check_pickle(file)
         module = _create(name, file)
     place = torch.device(device)
     return Extractor(name, file, module.to(place).eval(), _digest(file), place, preprocessing(name))
@@ -154,8 +152,9 @@ def _create(name: str, weights: Path | None) -> Any:
             return dinov2.extractor(name, weights)
         cls = registry.FEATURE_EXTRACTORS_REGISTRY[name]
         layer = cls.get_default_feature_layer_for_metric("fid")
-        path = None if weights is None else str(weights)
-        theirs = cls(name, [layer], feature_extractor_weights_path=path).requires_grad_(False)
+        with tensors_alone(name, weights) as file:
+            path = None if file is None else str(file)
+            theirs = cls(name, [layer], feature_extractor_weights_path=path).requires_grad_(False)
         return dinov2.DINOv2Features(theirs.model) if is_dinov2(name) else theirs
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -184,15 +183,3 @@ def _digest(weights: Path | None) -> str:
     if weights is None:
         return ""
     return hashlib.sha256(weights.read_bytes()).hexdigest()
-
-
-def _check_pickle(weights: Path) -> None:
-    """Refuse a torch file that holds more than tensors: torch-fidelity would execute it."""
-    try:
-        torch.load(weights, weights_only=True, map_location="cpu", mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{weights} must be a torch file of tensors and nothing else, torch's weights-only"
-            f" loading says: {reason}; nothing in it was executed"
-        ) from error

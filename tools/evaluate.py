@@ -106,7 +106,9 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     " images.",
 )
 @click.option(
+    "--images",
     "--num",
+    "num",
     type=COUNT,
     help="Number of images. [default: 50000 of a model, all of a data set]",
 )

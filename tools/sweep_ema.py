@@ -49,7 +49,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Data set whose rows say in turn what the model is told. [default: its classes in turn]",
 )
 @click.option(
-    "--num", type=COUNT, help="Number of images per length. [default: 50000, or all of --data]"
+    "--images",
+    "--num",
+    "num",
+    type=COUNT,
+    help="Number of images per length. [default: 50000, or all of --data]",
 )
 @click.option(
     "--steps",

@@ -70,16 +70,17 @@ class Status(Hook):
 
     def is_needed(self, trainer: Trainer) -> bool:
         """Whether something was reported, or the run is to stop."""
-        return bool(trainer.reported) or self._must_stop(trainer)
+        return bool(trainer.reported) or self._fatal_steps(trainer) is not None
 
     def run(self, trainer: Trainer) -> None:
         """Write a line.
 
         Raises:
-            FloatingPointError: If gradients were not finite for ``max_bad_steps`` steps in a row.
+            FloatingPointError: If gradients were not finite for ``max_bad_steps`` steps in a row,
+                or in all steps of a run that ends here.
         """
-        must_stop = self._must_stop(trainer)
-        is_tick = self.is_due(trainer.nimg, trainer.config.total_nimg) or must_stop
+        bad_steps = self._fatal_steps(trainer)
+        is_tick = self.is_due(trainer.nimg, trainer.config.total_nimg) or bad_steps is not None
         line: dict[str, Any] = {"nimg": trainer.nimg}
         if is_tick:
             line |= {**trainer.statistics.finish_tick(), "lr": trainer.lr()}
@@ -93,22 +94,31 @@ class Status(Hook):
             self._begin_tick(trainer)
         for sink in trainer.sinks:
             sink.scalars(line)
-        if must_stop:
+        if bad_steps is not None:
             raise FloatingPointError(
-                f"gradients must be finite, they were not in {trainer.config.max_bad_steps} steps"
-                f" in a row (max_bad_steps){_offending(trainer, line['last_bad_sample'])};"
+                f"gradients must be finite, they were not in {bad_steps}"
+                f"{_offending(trainer, line['last_bad_sample'])};"
                 " lower optim.ref_lr, or look at that data"
             )
 
     def _begin_tick(self, trainer: Trainer) -> None:
         self._began_at, self._first = time.perf_counter(), trainer.nimg
 
-    def _must_stop(self, trainer: Trainer) -> bool:
-        """Whether too many steps in a row had no finite gradient; asks a GPU once a tick only."""
-        is_tick = self.is_due(trainer.nimg, trainer.config.total_nimg)
+    def _fatal_steps(self, trainer: Trainer) -> str | None:
+        """Which steps without a finite gradient end the run; None if it goes on.
+
+        Asks a GPU once a tick only.
+        """
+        config, statistics = trainer.config, trainer.statistics
+        is_tick = self.is_due(trainer.nimg, config.total_nimg)
         if trainer.device.type != "cpu" and not is_tick:
-            return False
-        return trainer.statistics.longest_bad_streak() >= trainer.config.max_bad_steps
+            return None
+        if statistics.longest_bad_streak() >= config.max_bad_steps:
+            return f"{config.max_bad_steps} steps in a row (max_bad_steps)"
+        all_bad = statistics.bad_streak() * config.batch_size >= trainer.nimg
+        if all_bad and trainer.nimg >= config.total_nimg:
+            return f"any step up to nimg = {trainer.nimg}: nothing was learned"
+        return None
 
     def _speed(self, trainer: Trainer) -> dict[str, float]:
         seconds, images = time.perf_counter() - self._began_at, trainer.nimg - self._first

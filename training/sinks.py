@@ -74,7 +74,7 @@ class ProgressBar(Sink):
 
     def scalars(self, line: Mapping[str, Any]) -> None:
         """Show the loss."""
-        if "loss" in line:
+        if line.get("loss") is not None:
             self._bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
 
     def close(self, *, failed: bool) -> None:

@@ -112,6 +112,10 @@ class Statistics:
             ]
         )
 
+    def bad_streak(self) -> int:
+        """Number of the latest steps in a row whose gradient was not finite. Waits for a GPU."""
+        return int(self._equal["bad_steps"][0])
+
     def longest_bad_streak(self) -> int:
         """Largest number of steps in a row, since the last line, whose gradient was not finite.
 
@@ -139,8 +143,9 @@ class Statistics:
         """The values of the tick, which ends here; every rank calls this.
 
         Returns:
-            ``loss`` per element; ``ln_sigma``, ``loss_at`` and ``u_at``: [12] center of each range
-            of noise levels, mean of ``lambda L`` and mean of u in it, None where no sample fell;
+            ``loss`` per element, None if none was finite; ``ln_sigma``, ``loss_at`` and ``u_at``:
+            [12] center of each range of noise levels, mean of ``lambda L`` and mean of u in it,
+            None where no sample fell;
             ``grad_norm``, mean over the steps where it was finite; ``nonfinite_steps`` and
             ``nonfinite_samples`` since the start of the run, and the latest of each as
             ``last_bad_nimg`` and ``last_bad_sample``, None if there were none.
@@ -154,7 +159,7 @@ class Statistics:
         _, _, bad_steps, bad_nimg = state["bad_steps"]
         samples = state["bad_samples"][0]
         return {
-            "loss": total / max(count, 1),
+            "loss": total / count if count else None,
             "ln_sigma": [round(self._low + self._width * (i + 0.5), 6) for i in range(NUM_LEVELS)],
             "loss_at": [a / n if n else None for n, a, _ in state["levels"]],
             "u_at": [b / n if n else None for n, _, b in state["levels"]],

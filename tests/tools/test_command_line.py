@@ -140,3 +140,21 @@ def test_completion_does_not_load_what_it_completes():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "plain,generate" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["sweep_ema", "edm2lite evaluate score"])
+def test_the_number_of_images_can_be_given_under_torchrun(name, capsys):
+    """torchrun takes words like --num for abbreviations of its own options."""
+    from torch.distributed.run import parse_args
+
+    options = {word for parameter in ALL[name].params for word in parameter.opts}
+    assert {"--images", "--num"} <= options
+    command = ["-m", "edm2lite.tools.any", "RUN"]
+    assert parse_args([*command, "--images", "300"]).training_script_args == [
+        "RUN",
+        "--images",
+        "300",
+    ]
+    with pytest.raises(SystemExit):
+        parse_args([*command, "--num", "300"])
+    assert "ambiguous option: --num" in capsys.readouterr().err

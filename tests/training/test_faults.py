@@ -161,3 +161,13 @@ def test_a_second_trainer_in_a_folder_is_refused_at_its_start(tmp_path):
             Trainer(tiny_config(), folder, CPU).train()
         assert digests(folder) == before
         other.communicate(b"\n")
+
+
+def test_a_run_that_never_had_a_finite_gradient_does_not_end_well(tmp_path):
+    trainer = Trainer(tiny_config("total_nimg=64"), tmp_path / "a", CPU)
+    with torch.no_grad():
+        next(trainer.net.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not in any step up to nimg = 64: nothing was"):
+        trainer.train()
+    assert not (tmp_path / "a" / "last.safetensors").exists()
+    assert stats(tmp_path / "a")[-1]["loss"] is None

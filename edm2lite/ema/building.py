@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edm2lite.atomic import remove_abandoned
 from edm2lite.ema.casts import load_torch_if_faster
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import Reconstruction
@@ -69,6 +70,7 @@ def build(
             for plan, state in zip(plans, states, strict=True)
         ]
     paths = output_paths(Path(out), plans)
+    remove_abandoned(Path(out))  # of a run of this command that was killed, with other lengths, say
     size = sum(spec.numel for spec in specs.values())
     load_torch_if_faster(len(headers) * size, len(plans) * size, num_cores())
     with ExitStack() as stack:

@@ -334,3 +334,10 @@ def test_averages_one_after_the_other_are_those_made_together(walk):
     for one, result in zip(reconstruct_each(walk[0], sigma_rel=lengths), together, strict=True):
         assert one.sigma_rel == result.sigma_rel
         torch.testing.assert_close(one.state_dict, result.state_dict, atol=2e-6, rtol=1e-6)
+
+
+def test_what_a_killed_reconstruction_left_is_removed_by_the_next_one(walk, tmp_path):
+    left = tmp_path / ".ema-0.20000-0000076800.safetensors.0a1b2c3d.partial"
+    left.write_bytes(b"half")
+    reconstruct(walk[0], sigma_rel=0.1, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ema-0.10000-0000076800.safetensors"]

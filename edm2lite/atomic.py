@@ -120,7 +120,7 @@ def remove_abandoned(folder: Path, pattern: str = ".*.partial") -> None:
         except OSError:  # gone, a link, a folder: nothing that this module wrote
             continue
         try:
-            if _lock(descriptor):
+            if lock(descriptor):
                 path.unlink()
         except FileNotFoundError:
             pass
@@ -136,15 +136,25 @@ def _create(path: Path, mode: str) -> tuple[Any, Path]:
         with naming(path):
             descriptor = os.open(temporary, flags, 0o666)
         # Between creation and lock another process may take the file for an abandoned one.
-        if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+        if lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
             return os.fdopen(descriptor, mode), temporary
         os.close(descriptor)
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Lock a file. False if another process holds it, None where files cannot be locked."""
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder until it is closed, also by the end of this process.
+
+    Returns:
+        False if another process holds it, None where files cannot be locked.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     lock(file.fileno())
+        True
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

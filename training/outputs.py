@@ -54,18 +54,14 @@ class Outputs:
             **_unlabeled(dataset),
         }
 
-    def begin(self, nimg: int) -> None:
-        """Claim the snapshots for this process, and archive those later than ``nimg``.
-
-        Args:
-            nimg: Image count at which the run begins or from which it continues.
+    def begin(self) -> None:
+        """Claim the snapshots for this process, and archive those of a course that was given up.
 
         Raises:
             ValueError: If another process trains in this folder.
         """
         if self._main:
             self.ema.claim(self.snapshots)
-            stale.archive(self.snapshots, nimg)
 
     def save_snapshots(self) -> None:
         """Copy every average to host memory and return while a thread writes."""

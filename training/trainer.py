@@ -281,7 +281,7 @@ class Trainer:
         state = self.checkpoints.load_latest(partial(state_of, self))
         if state is not None:
             restore(self, state)
-        self.outputs.begin(self.nimg)
+        self.outputs.begin()
 
 
 def _plain(value: Any) -> Any:

@@ -58,7 +58,7 @@ def parse(text: str) -> Any:
     """The content of a YAML text.
 
     Raises:
-        yaml.YAMLError: If it is none, gives a key twice, or names values to repeat them.
+        yaml.YAMLError: If it is not YAML, gives a key twice, or names values to repeat them.
 
     Example:
         >>> parse("seed: 1:30\\nlr: 1.0e-2\\nfolder: no")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 from pathlib import Path
 from weakref import WeakValueDictionary, finalize
+
+from edm2lite.atomic import lock
 
 _held: WeakValueDictionary[Path, Claim] = WeakValueDictionary()
 
@@ -32,15 +32,12 @@ class Claim:
         self.folder = folder
         self._descriptor = os.open(folder, os.O_RDONLY)
         finalize(self, os.close, self._descriptor)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ValueError(
-                    f"snapshots in one folder must be written by one process, another one writes to"
-                    f" {folder} now; wait for it to end, or, in a loop of your own with several"
-                    " ranks, call save_snapshots() on rank 0 alone"
-                ) from None
+        if lock(self._descriptor) is False:
+            raise ValueError(
+                f"snapshots in one folder must be written by one process, another one writes to"
+                f" {folder} now; wait for it to end, or, in a loop of your own with several"
+                " ranks, call save_snapshots() on rank 0 alone"
+            )
 
 
 def claim(folder: Path) -> Claim:

@@ -112,8 +112,7 @@ def reconstruct(
     plans = plan_targets(
         source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, nimg=nimg, solver=solver
     )
-    plans = [plan.stored_as(dtype) for plan in plans]
-    check_error(plans, max_error)
+    plans = _accurate(plans, dtype, max_error)
     results = build(plans, out=out, dtype=dtype, progress=progress)
     given = next(value for value in (sigma_rel, gamma, profiles) if value is not None)
     is_one = not isinstance(given, Sequence) and np.ndim(given) == 0  # type: ignore[arg-type]
@@ -154,6 +153,14 @@ def reconstruct_each(
     plans = plan_targets(
         source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, nimg=nimg, solver=solver
     )
-    plans = [plan.stored_as(dtype) for plan in plans]
-    check_error(plans, max_error)
+    plans = _accurate(plans, dtype, max_error)
     return (build([plan], dtype=dtype, progress=progress)[0] for plan in plans)
+
+
+def _accurate(
+    plans: Sequence[Reconstruction], dtype: torch.dtype | str, max_error: float
+) -> list[Reconstruction]:
+    """The plans of results in ``dtype``, all of which must be within ``max_error``."""
+    stored = [plan.stored_as(dtype) for plan in plans]
+    check_error(stored, max_error)
+    return stored

@@ -172,9 +172,10 @@ class SnapshotSaver:
         if folder in self._folders:
             return
         claimed = claim(folder)
-        snapshots_of_run(folder, run)
+        infos = snapshots_of_run(folder, run)
         stale.archive(folder, nimg, gammas)
-        self._folders[folder] = _Folder(folder, claimed, snapshots_of_run(folder, run))
+        remaining = [info for info in infos if info.path.exists()]
+        self._folders[folder] = _Folder(folder, claimed, remaining)
 
     def forget(self) -> None:
         """Examine every folder anew before the next snapshot: the run continues elsewhere."""

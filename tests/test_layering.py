@@ -10,8 +10,8 @@ from import_graph import files, imports, module_name, room
 # From the bottom up: a room imports rooms of earlier lines only, also inside of functions. Rooms of
 # one line do not import each other.
 ORDER = (
-    "atomic dtypes extras image_grid kinds lazy messages processes seeding tensorheader threads"
-    " units version",
+    "atomic claim dtypes extras image_grid kinds lazy messages processes seeding tensorheader"
+    " threads units version",
     "config_file tensorfile",
     "ema network.kernels",
     "network integrations",
@@ -96,8 +96,8 @@ def test_no_two_modules_need_each_other():
     assert not import_graph.cycle(import_graph.modules())
 
 
-def test_there_are_at_most_thirty_rooms():
-    assert len(import_graph.rooms().keys() - {"edm2lite"}) <= 30
+def test_there_are_at_most_thirty_four_rooms():
+    assert len(import_graph.rooms().keys() - {"edm2lite"}) <= 34
 
 
 def test_only_the_front_door_is_used_from_outside():

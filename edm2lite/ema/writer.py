@@ -16,8 +16,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from edm2lite.claim import Claim, claim_folder
 from edm2lite.ema import stale
-from edm2lite.ema.claim import Claim, claim
 from edm2lite.ema.course import link_text
 from edm2lite.ema.folder import snapshots_of_run
 from edm2lite.ema.profile import PowerFunction
@@ -26,6 +26,11 @@ from edm2lite.ema.snapshot import SnapshotInfo, snapshot_path, write_snapshot
 from edm2lite.tensorfile import read_header
 
 logger = logging.getLogger(__name__)
+
+_ADVICE = (
+    "wait for it to end, or, in a loop of your own with several ranks, call save_snapshots() on"
+    " rank 0 alone"
+)
 
 Job = Callable[[], object]
 
@@ -171,7 +176,7 @@ class SnapshotSaver:
         """
         if folder in self._folders:
             return
-        claimed = claim(folder)
+        claimed = claim_folder(folder, _ADVICE)
         infos = snapshots_of_run(folder, run)
         stale.archive(folder, nimg, gammas)
         remaining = [info for info in infos if info.path.exists()]
@@ -257,6 +262,7 @@ class _Folder:
         **details: Any,
     ) -> None:
         """Write one average; see :func:`edm2lite.ema.snapshot.write_snapshot`."""
+        self.claimed.check()
         known = self._digests[profile.gamma]
         before = max((nimg for nimg in known if nimg < profile.nimg), default=None)
         if before is not None:

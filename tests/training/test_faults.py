@@ -149,15 +149,15 @@ def test_a_second_trainer_in_a_folder_is_refused_at_its_start(tmp_path):
     Trainer(tiny_config("total_nimg=320"), folder, CPU).train()
     before = digests(folder)
     hold = (
-        "import sys; from pathlib import Path; from edm2lite.ema.claim import claim\n"
-        "mine = claim(Path(sys.argv[1])); print('held', flush=True); input()"
+        "import sys; from pathlib import Path; from edm2lite.claim import claim_folder\n"
+        "mine = claim_folder(Path(sys.argv[1])); print('held', flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", hold, folder / "snapshots"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as other:  # fmt: skip
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="must be written by one process, another one writes"):
+        with pytest.raises(ValueError, match="must be written by one process at a time, process"):
             Trainer(tiny_config(), folder, CPU).train()
         assert digests(folder) == before
         other.communicate(b"\n")

@@ -8,35 +8,34 @@ import time
 
 import pytest
 
-from edm2lite import claim
-from edm2lite.claim import claim_file, claim_folder
+from edm2lite.claim import claim_file, claim_folder, lock_file
 
 HOLD = """
 import sys
 from pathlib import Path
-from edm2lite import claim
-claim._lock = {lock}
-claim.BEAT, claim.LEASE = 0.1, 0.6
-mine = claim.claim_folder(Path(sys.argv[1]))
+from edm2lite.claim import claim_folder, lock_file
+lock_file._lock = {lock}
+lock_file.BEAT, lock_file.LEASE = 0.1, 0.6
+mine = claim_folder(Path(sys.argv[1]))
 print("held", flush=True)
 input()
 """
-LOCKS = {"locks": "claim._lock", "leases": "lambda descriptor: None"}
+LOCKS = {"locks": "lock_file._lock", "leases": "lambda descriptor: None"}
 
 
 @pytest.fixture(params=LOCKS)
 def other(request, tmp_path, monkeypatch):
     """A process that holds ``tmp_path``, on a file system that can lock files, or cannot."""
-    monkeypatch.setattr(claim, "BEAT", 0.1)
-    monkeypatch.setattr(claim, "LEASE", 0.6)
+    monkeypatch.setattr(lock_file, "BEAT", 0.1)
+    monkeypatch.setattr(lock_file, "LEASE", 0.6)
     if request.param == "leases":
-        monkeypatch.setattr(claim, "_lock", lambda descriptor: None)
+        monkeypatch.setattr(lock_file, "_lock", lambda descriptor: None)
     with hold(tmp_path, LOCKS[request.param]) as process:
         yield process
         process.kill()
 
 
-def hold(folder, lock="claim._lock"):
+def hold(folder, lock="lock_file._lock"):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(lock=lock), folder],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

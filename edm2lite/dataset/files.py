@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import zipfile
 import zlib
@@ -13,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edm2lite.atomic import replacing
+from edm2lite.atomic import replacing, replacing_folder
+from edm2lite.claim import claim_file
 
 
 class Files(Protocol):
@@ -149,6 +149,9 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
     Args:
         dest: Path of the ZIP (if it ends so) or folder.
 
+    Raises:
+        ValueError: If ``dest`` exists, or another process writes it.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as name:
@@ -157,23 +160,30 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
         ...     open_files(Path(name, "a.zip")).read("hello.txt")
         b'hello'
     """
-    if dest.suffix.lower() == ".zip":
-        with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
-            yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
-        return
-    partial = dest.with_name(f".{dest.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with claim_file(dest) as mine:
+        if dest.exists():
+            raise ValueError(f"{dest} exists; remove it, or give another name")
+        with _zip(dest) if dest.suffix.lower() == ".zip" else _folder(dest) as add:
+            yield add
+            mine.check()
 
-    def add(name: str, data: bytes) -> None:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).write_bytes(data)
 
-    try:
+@contextmanager
+def _zip(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
+
+
+@contextmanager
+def _folder(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with replacing_folder(dest) as partial:
+
+        def add(name: str, data: bytes) -> None:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(data)
+
         yield add
         os.sync()
-        os.replace(partial, dest)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _hidden(name: str) -> bool:

@@ -43,7 +43,17 @@ def test_a_torn_line_costs_itself_alone_when_more_is_appended(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b'{"a": {"b": 1}', b'"text"', b"[1]", b"3", b"null", b"\xff\xfe", b"\0" * 9, b"[" * 10**5],
+    [
+        b"",
+        b'{"a": {"b": 1}',
+        b'"text"',
+        b"[1]",
+        b"3",
+        b"null",
+        b"\xff\xfe",
+        b"\0" * 9,
+        b"[" * 10**5,
+    ],
 )
 def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
     path = tmp_path / "stats.jsonl"

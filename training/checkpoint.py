@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,10 +52,12 @@ class Checkpoints:
     Args:
         folder: Folder of the checkpoints; created when the first is written.
         keep: Number of intact checkpoints that stay, the newest ones.
+        check: Function that raises if this process must not write any more; called before a
+            checkpoint takes its name.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, check: Callable[[], None] = lambda: None):
+        self.folder, self.keep, self._check = folder, keep, check
         self._writer = BackgroundWriter()
         self._group = distributed.host_group()
         self._copies = HostCopies()
@@ -86,6 +89,15 @@ class Checkpoints:
             OSError: If it could not be written.
         """
         self._writer.flush()
+
+    def when_idle(self, action: Callable[[], None]) -> None:
+        """Call a function once nothing is being written: now, or in the thread that writes."""
+        self._writer.when_idle(action)
+
+    def remove_abandoned(self) -> None:
+        """Remove what a killed process had begun to write, on rank 0."""
+        for path in self.folder.glob(".*.partial") if distributed.rank() == 0 else ():
+            shutil.rmtree(path)
 
     def load_latest(self, make_state: Callable[[], State]) -> State | None:
         """The state in the newest intact checkpoint; None if there is no checkpoint.
@@ -122,10 +134,12 @@ class Checkpoints:
     def _write(self, nimg: int, state: State, before: Callable[[], None]) -> None:
         before()  # Note [snapshots come first]
         final = self.path(nimg)
-        temporary = self.folder / f".{final.name}.partial"
+        token = distributed.gather(secrets.token_hex(4), self._group)[0]  # of rank 0
+        temporary = self.folder / f".{final.name}.{token}.partial"
         try:
             self._write_files(temporary, state)
             if distributed.rank() == 0:
+                self._check()
                 if final.exists():
                     shutil.rmtree(final)
                 os.replace(temporary, final)
@@ -138,7 +152,6 @@ class Checkpoints:
 
     def _write_files(self, folder: Path, state: State) -> None:
         if distributed.rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         distributed.barrier(self._group)
         with _storage_errors(folder), _quiet():
@@ -205,6 +218,8 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
+        if any(isinstance(cause, KeyboardInterrupt) for cause, _ in error.failures.values()):
+            raise KeyboardInterrupt from error
         rank, (cause, _) = next(iter(error.failures.items()))
         if not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__ or cause

@@ -39,11 +39,6 @@ logger = logging.getLogger(__name__)
 State = dict[str, Any]
 
 
-def finished(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob("*") if re.fullmatch(r"\d{12}", p.name))
-
-
 class Checkpoints:
     """The checkpoints of a run, written in the background.
 
@@ -112,7 +107,7 @@ class Checkpoints:
             ValueError: If there are checkpoints and none of them is intact.
         """
         damaged: dict[Path, str] = {}
-        for path in reversed(finished(self.folder)):
+        for path in reversed(manifest.finished(self.folder)):
             problem = self._problem(path)
             if problem is None:
                 self._archive(damaged, path)
@@ -171,7 +166,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove the checkpoints older than the ``keep`` newest that are known to be intact."""
         good = 0
-        for path in reversed(finished(self.folder)):
+        for path in reversed(manifest.finished(self.folder)):
             if good == self.keep:
                 shutil.rmtree(path)
                 continue

@@ -80,18 +80,11 @@ def recorded(function: Callable[[], None]) -> None:
         function()
 
 
-def leave(code: int) -> None:
-    """End this process now, without waiting for threads that may wait for other ranks."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def _print_and_leave(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     traceback.print_exception(kind, error, trace)
-    leave(1)
+    processes.leave(1)
 
 
 def is_group() -> bool:

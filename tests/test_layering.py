@@ -12,7 +12,7 @@ from import_graph import files, imports, module_name, room
 ORDER = (
     "atomic dtypes extras image_grid kinds lazy messages processes seeding tensorheader"
     " threads units version",
-    "claim config_file tensorfile",
+    "claim config_file jsonlines tensorfile",
     "ema network.kernels",
     "network integrations",
     "diffusion",

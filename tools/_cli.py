@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import click
 
 from edm2lite.dtypes import DTYPES
-from edm2lite.kinds import Kinds
+from edm2lite.kinds import Kinds, plugin
 from edm2lite.messages import one_line
 from edm2lite.units import (
     parse_amount,
@@ -136,7 +135,7 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
 def _import_plugins(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
     for name in names:
         try:
-            importlib.import_module(name)
+            plugin(name)
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"plugin {name} must be importable, there is no module {error.name}; add its folder"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.kinds import Kinds
+from edm2lite.strict_json import check_fields, parse_object
 
 ENCODERS: Kinds[type[Encoder]] = Kinds(
     "encoder",
@@ -227,7 +228,10 @@ def encoder_from_json(text: str) -> Encoder:
         >>> encoder_from_json('{"kind": "pixels", "scale": 100}')
         PixelEncoder(kind='pixels', shift=127.5, scale=100)
     """
-    return encoder_from_dict(json.loads(text))
+    try:
+        return encoder_from_dict(parse_object(text))
+    except ValueError as error:
+        raise ValueError(f"encoder description must be one this version knows: {error}") from error
 
 
 def encoder_from_dict(values: dict[str, Any]) -> Encoder:
@@ -243,13 +247,11 @@ def encoder_from_dict(values: dict[str, Any]) -> Encoder:
         >>> encoder_from_dict({"kind": "latents", "mean": [0.5], "std": [2.0]}).std
         (2.0,)
     """
-    cls: Any = ENCODERS.find(str(values.get("kind")), trusted=False, name="encoder kind")
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        encoder: Encoder = cls(**settings)
-        return encoder
-    except TypeError as error:
-        raise ValueError(f"encoder description must be one this version knows: {error}") from error
+    kind = str(values.get("kind"))
+    cls: Any = ENCODERS.find_class(kind, Encoder, trusted=False, name="encoder kind")
+    check_fields(cls, values)
+    encoder: Encoder = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return encoder
 
 
 @lru_cache(maxsize=8)

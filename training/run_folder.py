@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from edm2lite.atomic import replacing
+from edm2lite.strict_json import parse_object
 
 from . import distributed
 from .config import RunConfig, load_config
@@ -52,7 +53,17 @@ def open_run(config: RunConfig, run_dir: Path) -> str:
         if not identity.is_file():
             with replacing(identity) as file:
                 json.dump({"run": secrets.token_hex(4)}, file)
-        run = json.loads(identity.read_text())["run"]
+        run = _identifier(identity)
         with replacing(run_dir / "config.yaml") as file:
             file.write(config.to_yaml())
     return distributed.from_rank_zero(run)
+
+
+def _identifier(path: Path) -> str:
+    try:
+        return str(parse_object(path.read_bytes())["run"])
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} must hold the identifier of the run, as its snapshots have it, and does not"
+            f" ({error}); restore it from a copy"
+        ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from edm2lite.dataset.files import Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels
 from edm2lite.dataset.table import read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
+from edm2lite.strict_json import parse
 
 Load = Callable[[int], Image.Image]
 
@@ -148,8 +148,8 @@ def _rows(path: Path) -> list[Any]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
                 return list(csv.DictReader(file))
-            return [json.loads(line) for line in file if line.strip()]
-    except ValueError as error:
+            return [parse(line) for line in file if line.strip()]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} must be UTF-8 text, one row per line, got {error}") from error
 
 

@@ -30,6 +30,7 @@ from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.labels import Labels
 from edm2lite.dataset.latents import checked
 from edm2lite.models.encoders import LatentEncoder, encoder_from_dict
+from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import Header, load_tensors, read_header, save_tensors
 
 FORMAT = "edm2lite.latents/1"
@@ -88,17 +89,23 @@ class Index:
             ValueError: If the file is damaged or of a newer version.
         """
         try:
-            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            content = parse_object((folder / INDEX).read_bytes())
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             encoder = encoder_from_dict(content.pop("encoder"))
             if not isinstance(encoder, LatentEncoder):
                 raise ValueError("its encoder is not one for latents")
             shards = [_shard(entry) for entry in content.pop("shards")]
-            if not shards or min(shard["count"] for shard in shards) < 1:
-                raise ValueError("it lists no shards, or empty ones")
-            classes = tuple(content.pop("classes"))
-            return cls(encoder=encoder, shards=shards, classes=classes, **content)
+            if not shards:
+                raise ValueError("it lists no shards")
+            classes = tuple(map(str, content.pop("classes")))
+            label_dim = content.pop("label_dim")
+            if label_dim is not None and not (type(label_dim) is int and 0 < label_dim < 2**31):
+                raise ValueError("label_dim is no number of classes")
+            settings = dict(content.pop("settings"))
+            if content:
+                raise ValueError(f"it has a key {next(iter(content))}")
+            return cls(encoder, shards, label_dim, classes, settings)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder / INDEX} must be the index of a latent data set that this version knows"
@@ -170,9 +177,10 @@ class _Map:
 
 
 def _shard(entry: Mapping[str, Any]) -> dict[str, Any]:
-    height, width = entry["size"]
-    size = [int(height), int(width)]
-    return {"count": int(entry["count"]), "size": size, "digest": entry["digest"]}
+    count, (height, width), digest = entry["count"], entry["size"], entry["digest"]
+    if not all(type(n) is int and 0 < n < 2**31 for n in (count, height, width)):
+        raise ValueError("counts and sizes of its shards must be whole numbers, at least 1")
+    return {"count": count, "size": [height, width], "digest": str(digest)}
 
 
 class _Rows(Sequence[str]):

@@ -99,13 +99,13 @@ class PrecondConfig:
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str, *, trusted: bool = False) -> PrecondConfig:
+    def from_json(cls, text: str, origin: str = "this", *, trusted: bool = False) -> PrecondConfig:
         """The configuration in the metadata of a model file.
 
         Args:
             text: Result of :meth:`to_json`, in this version or in 0.1.
-            trusted: Whether a network ``module:Class`` may be imported, see
-                :class:`edm2lite.kinds.Kinds`.
+            origin: Name of the file in messages.
+            trusted: Whether a network ``module:Class`` may be imported.
 
         Raises:
             ValueError: If there are keys or values that this version does not know.
@@ -117,8 +117,8 @@ class PrecondConfig:
             return cls(backbone=backbone, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"model configuration must be one this version can build, but {one_line(error)};"
-                " the file may be damaged or of a newer version"
+                f"the model configuration of {origin} must be one this version can build, but"
+                f" {one_line(error, 300)}; the file may be damaged or of a newer version"
             ) from error
 
 
@@ -294,7 +294,7 @@ class Precond(nn.Module):
                 " another model can be reconstructed, but only their own code can load them"
             )
         with torch.device("meta"):
-            net = cls(PrecondConfig.from_json(metadata["model"]))
+            net = cls(PrecondConfig.from_json(metadata["model"], origin))
         fill_(net, tensors, origin)
         net.is_loaded = True
         return net.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edm2lite.ema.snapshot import SnapshotInfo
+from edm2lite.strict_json import parse
 
 Fork = tuple[SnapshotInfo, SnapshotInfo, str]
 """Two snapshots that cannot be of one course, the earlier one first, and what shows it."""
@@ -27,7 +28,7 @@ def link(info: SnapshotInfo) -> tuple[int, str] | None:
     text = info.header.metadata.get("previous")
     if text is None:
         return None
-    nimg, digest = json.loads(text)
+    nimg, digest = parse(text)
     return int(nimg), str(digest)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.kinds import Kinds
+from edm2lite.messages import one_line
 from edm2lite.strict_json import check_fields, parse_object
 
 ENCODERS: Kinds[type[Encoder]] = Kinds(
@@ -215,11 +216,12 @@ EDM2_LATENTS = LatentEncoder(
 """Encoder of the EDM2 paper: it gives images of 0..1 to an autoencoder made for -1..1."""
 
 
-def encoder_from_json(text: str) -> Encoder:
+def encoder_from_json(text: str, origin: str = "this") -> Encoder:
     """The encoder that a model file describes.
 
     Args:
         text: Description, as :meth:`Encoder.to_json` gives it.
+        origin: Name of the file in messages.
 
     Raises:
         ValueError: If this version does not know the kind or a setting.
@@ -231,7 +233,10 @@ def encoder_from_json(text: str) -> Encoder:
     try:
         return encoder_from_dict(parse_object(text))
     except ValueError as error:
-        raise ValueError(f"encoder description must be one this version knows: {error}") from error
+        raise ValueError(
+            f"the encoder of {origin} must be one this version knows, but {one_line(error, 300)};"
+            " the file may be damaged or of a newer version"
+        ) from error
 
 
 def encoder_from_dict(values: dict[str, Any]) -> Encoder:

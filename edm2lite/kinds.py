@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _named: set[str] = set()  # modules that a person has named
 
+
 class Kinds(Generic[T]):
     """The classes, or functions, that may stand in one place.
 

@@ -188,6 +188,8 @@ class LatentEncoder(Encoder):
     def decode(self, x: Tensor) -> Tensor:
         """Images of latents, uint8 on the device of ``x``; loads the autoencoder.
 
+        It is downloaded only if it is that of the EDM2 paper, or EDM2LITE_VAE has its name.
+
         Args:
             x: [N, C, H, W] floating-point values in the space of the denoiser.
 
@@ -200,7 +202,8 @@ class LatentEncoder(Encoder):
 
         if self.vae is None or self.input_range is None or not self.mean:
             raise ValueError("an encoder must name its vae, input_range, mean and std to decode")
-        autoencoder = load_autoencoder(self.vae, str(x.device))
+        known = self.vae == EDM2_LATENTS.vae  # any other name may be that of a file
+        autoencoder = load_autoencoder(self.vae, str(x.device), download=known)
         autoencoder.check_digest(self.vae_digest)
         mean, std = _channels(self.mean, x.device), _channels(self.std, x.device)
         latents = x.float() * (std / self.sigma_data) + mean

@@ -51,7 +51,7 @@ class _Parsed(_ParamType):
 
 def _count(text: str) -> int:
     value = parse_count(text)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or value >= 2**63:
         raise ValueError(f"{text!r} must be a whole number, as in 4096, 128Ki or 8Mi")
     return value
 
@@ -166,11 +166,29 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except OSError as error:
             raise click.ClickException(f"{error.strerror}: {error.filename or ''}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_of_memory(error):
+                raise
+            raise click.ClickException(
+                f"memory must suffice, and does not ({one_line(error, 200) or 'none was left'}); use"
+                " smaller batches, or lift the limit of this process (ulimit -v)"
+            ) from error
         except KeyboardInterrupt:
             text = "interrupted; the same command continues from what is on disk"
             raise Interrupted(text) from None
 
     return wrapper
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: of Python, of NumPy, of torch on a CPU or a GPU."""
+    signs = (
+        "not enough memory",
+        "out of memory",
+        "can't allocate memory",
+        "can't start new thread",
+    )
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> Any:

@@ -123,7 +123,8 @@ def load_autoencoder(name: str, device: str, *, download: bool = True) -> Autoen
     """
     place = _located(name)
     with _LOADING:
-        return _load(place, device, download or place == os.environ.get(MOVED))
+        is_hub = not Path(place).is_dir()
+        return _load(place, device, is_hub and (download or place == os.environ.get(MOVED)))
 
 
 def _located(name: str) -> str:
@@ -159,7 +160,7 @@ def _load(name: str, device: str, download: bool) -> Autoencoder:
             **options,
             use_safetensors=True,
             low_cpu_mem_usage=False,
-            local_files_only=folder.is_dir() or not download,
+            local_files_only=not download,
             torch_dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -179,6 +179,8 @@ def normalize_weights_(net: nn.Module) -> None:
         tensor([1.0000, 1.0000])
     """
     for weight in map(_local_rows, mp_weights(net)):
+        if weight.is_meta:  # without values; asking for them takes most of the time of building
+            continue
         rms = torch.linalg.vector_norm(weight.flatten(1), dim=1) / math.sqrt(
             weight.shape[1:].numel()
         )

@@ -30,6 +30,7 @@ _RANGES = {
     **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), (0, 1)),
     "clip_act": (1e-3, 1e30),
 }  # fmt: skip
+_MAX_BLOCKS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +94,16 @@ class UNetConfig(BackboneConfig):
                 raise ValueError(
                     f"{name} must lie between {low} and {high}, got {getattr(self, name)}"
                 )
-        if not self.channel_mult or not all(1 <= m <= 1024 for m in self.channel_mult):
+        levels = len(self.channel_mult)
+        if not 1 <= levels <= 16 or not all(1 <= m <= 1024 for m in self.channel_mult):
             raise ValueError(
-                "channel_mult must hold a factor from 1 to 1024 for every level, got"
-                f" {list(self.channel_mult)}"
+                "channel_mult must hold a factor from 1 to 1024 for each of 1 to 16 levels, got"
+                f" {list(self.channel_mult[:16])}"
+            )
+        if levels * (2 * self.num_blocks + 1) > _MAX_BLOCKS:
+            raise ValueError(
+                f"num_blocks must give at most {_MAX_BLOCKS} blocks in all, got {self.num_blocks}"
+                f" for each of {levels} levels"
             )
         if self.img_resolution % self.size_multiple:
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from metrics.torch_fidelity_oracle import theirs
 from PIL import Image
+from tiny_run import ref
 
 from edm2lite.dataset import open_dataset
 from edm2lite.ema import list_snapshots
@@ -223,7 +224,7 @@ def reference(tmp_path_factory):
 
 
 def test_sweep_fills_its_ledger_once(run_dir, reference, tmp_path, monkeypatch):
-    common = ("--ref", reference, "--num", 80, "--steps", 2, "--out", tmp_path)
+    common = (*ref(reference), "--num", 80, "--steps", 2, "--out", tmp_path)
     first = succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1", *common)
     assert "best" in first and "raw" in first
     made = {p.name for p in tmp_path.iterdir() if p.is_file()}
@@ -242,7 +243,7 @@ def test_distance_of_a_folder(run_dir, reference, tmp_path):
     succeed(
         edm2lite, "generate", run_dir, "--seeds", "0-129", "--steps", 2, "--out", tmp_path / "a"
     )
-    result = run(edm2lite, "evaluate", tmp_path / "a", "--ref", reference)
+    result = run(edm2lite, "evaluate", tmp_path / "a", *ref(reference))
     name, value, low, _, high, *of = result.stdout.splitlines()[1].split()
     assert " ".join(of) == f"130 images of {tmp_path / 'a'}"
     assert result.exit_code == 0 and name == "fd(digits)"
@@ -256,18 +257,13 @@ def test_distance_of_a_folder(run_dir, reference, tmp_path):
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
-def test_missing_weights_of_the_reference_are_named(run_dir, reference, tmp_path):
-    stats = tmp_path / "reference.safetensors"
-    shutil.copy(reference, stats)
-    weights = reference.parent / "classifier.safetensors"
-    weights.rename(tmp_path / "moved.safetensors")
-    try:
-        line = fail(
-            sweep_ema, run_dir, "--sigma-rel", 0.1, "--ref", stats, "--num", 2, "--out", tmp_path
-        )
-    finally:
-        (tmp_path / "moved.safetensors").rename(weights)
-    assert "classifier.safetensors" in line and "--weights" in line
+def test_a_weights_file_that_only_the_reference_names_is_not_opened(run_dir, reference, tmp_path):
+    words = (run_dir, "--sigma-rel", 0.1, "--num", 2, "--out", tmp_path / "x")
+    line = fail(sweep_ema, *words, "--ref", reference)
+    assert f"add --weights {reference.parent / 'classifier.safetensors'}" in line
+    line = fail(sweep_ema, *words, "--ref", reference, "--weights", tmp_path / "gone")
+    assert f"no extractor weights at {tmp_path / 'gone'}" in line
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

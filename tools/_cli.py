@@ -179,8 +179,8 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             if not _is_of_memory(error):
                 raise
             raise click.ClickException(
-                f"memory must suffice, and does not ({one_line(error, 200) or 'none was left'}); use"
-                " smaller batches, or lift the limit of this process (ulimit -v)"
+                f"memory must suffice, and does not ({one_line(error, 200) or 'none was left'});"
+                " use smaller batches, or lift the limit of this process (ulimit -v)"
             ) from error
         except KeyboardInterrupt:
             raise Interrupted from None

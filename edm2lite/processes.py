@@ -2,17 +2,91 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
+
+
+logger = logging.getLogger(__name__)
+
+POLL = 5.0
+"""Seconds between two looks at whether torchrun lives."""
+
+GRACE = 40.0
+"""Seconds that a process has to stop by itself when torchrun is dead."""
+
+_watching = threading.Lock()
+
+
+def watch_launcher() -> None:
+    """See that this process stops soon if the torchrun that started it is killed.
+
+    A torchrun that gets SIGKILL leaves its processes to themselves: they would go on to the end,
+    unseen, beside those of the next torchrun. Within :data:`POLL` seconds such a process gets
+    SIGTERM, at which training ends with a checkpoint, and :data:`GRACE` seconds later it ends
+    whatever it waits for. Nothing happens in a process that torchrun did not start.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and _watching.acquire(blocking=False):
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(POLL)
+    if rank() == 0:
+        logger.warning("torchrun has died; its processes stop, as at SIGTERM")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block Ctrl-C ends in KeyboardInterrupt, whatever was made of it on the way.
+
+    Compiled modules that are being imported and readers of checkpoints turn a KeyboardInterrupt
+    into an error of their own. A process that handles SIGINT otherwise keeps doing so.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    interrupts = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if interrupts:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, without waiting for threads that may wait for other ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank() -> int:

@@ -73,7 +73,7 @@ def _run_all(out: Path, num: int, overrides: tuple[str, ...]) -> None:
     )
     _run(
         f"sweep_ema {run} --sigma-rel {LENGTHS} --ref {run}/reference.safetensors"
-        f" --num {num} --steps {STEPS}"
+        f" --weights {run}/classifier.safetensors --num {num} --steps {STEPS}"
     )
     averages = " ".join(shlex.quote(str(path)) for path in sorted((out / "ema").glob("*")))
     _run(

@@ -110,7 +110,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--weights",
     type=_FILE,
-    help="File with the extractor's weights. [default: as the reference was made]",
+    help="File with the extractor's weights, if the reference was made with one.",
 )
 @click.option(
     "--out",

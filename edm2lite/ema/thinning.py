@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
-from edm2lite.atomic import sync
 from edm2lite.claim import Claim, claim_file
 from edm2lite.ema.calibration import fit_sample, read_sample
 from edm2lite.ema.doctor import THINNED, predict
@@ -21,6 +19,7 @@ from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
 from edm2lite.ema.trajectory import TrajectoryModel
+from edm2lite.jsonlines import append_line
 
 Array = NDArray[np.float64]
 
@@ -201,7 +200,9 @@ def claim_thinning(source: Path) -> Claim:
 
 
 def remove(infos: Sequence[SnapshotInfo]) -> int:
-    """Delete snapshots, and record each in ``thinned.jsonl`` beside them.
+    """Delete snapshots, and record each in ``thinned.jsonl`` beside them before it goes.
+
+    On a full disk the file goes first, and its record is written in the room that it leaves.
 
     Args:
         infos: Snapshots to delete.
@@ -209,26 +210,31 @@ def remove(infos: Sequence[SnapshotInfo]) -> int:
     Returns:
         The number of bytes freed.
 
+    Raises:
+        OSError: If a file cannot be removed, or the record not be written; the error names it.
+
     Example:
         >>> remove([])
         0
     """
     freed = 0
-    for folder in {info.path.parent for info in infos}:
-        with open(folder / THINNED, "a") as file:
-            for info in (i for i in infos if i.path.parent == folder):
-                line = {
-                    "file": info.path.name,
-                    "nimg": info.nimg,
-                    "sigma_rel": info.sigma_rel,
-                    "gamma": info.gamma,
-                    "digest": info.header.digest,
-                }
-                file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(Path(folder))
     for info in infos:
-        freed += info.path.stat().st_size
-        info.path.unlink()
+        size = info.path.stat().st_size
+        record = {
+            "file": info.path.name,
+            "nimg": info.nimg,
+            "sigma_rel": info.sigma_rel,
+            "gamma": info.gamma,
+            "digest": info.header.digest,
+        }
+        log = info.path.parent / THINNED
+        try:
+            append_line(log, record)
+            info.path.unlink()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            info.path.unlink()  # which makes room for the record of it
+            append_line(log, record)
+        freed += size
     return freed

@@ -18,7 +18,6 @@ Note [what ema-pytorch tracks]
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from edm2lite.ema.formulas import gamma_to_sigma_rel, sigma_rel_to_gamma
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.stream import Progress
+from edm2lite.interop.torch_files import read_tensors
 
 NAME = re.compile(r"(\d+)\.(\d+)\.pt")
 _PREFIX = "ema_model."
@@ -263,17 +263,7 @@ def _tracks(
 
 def _read(path: Path, step: int) -> dict[str, Tensor]:
     """Tensors of the averaged model, under the names of its state dict."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} must hold tensors and nothing else, and is damaged or holds other objects,"
-            " which are not loaded; move it out of the folder"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            f"{path} must map names to tensors, and does not; move it out of the folder"
-        )
+    state = read_tensors(path)
     bookkeeping = {"step", "initted"} & state.keys()
     names = [name for name in state if name not in bookkeeping]
     if len(bookkeeping) < 2 or not names or not all(name.startswith(_PREFIX) for name in names):
@@ -281,9 +271,9 @@ def _read(path: Path, step: int) -> dict[str, Tensor]:
             f"{path} must be the state of a KarrasEMA, and is not; move it out of the folder"
         )
     # The state was cast: in float16 a step above 65504 is infinite. The name has it exactly.
-    if not state["step"].equal(torch.tensor(step).to(state["step"].dtype)):
+    if state["step"].tolist() != torch.tensor(step).to(state["step"].dtype).tolist():
         raise ValueError(
-            f"{path} must be of the step in its name, and is of {state['step'].item():g}; it was"
+            f"{path} must be of the step in its name, and is of {state['step'].tolist()}; it was"
             " renamed or copied from elsewhere, so move it out of the folder"
         )
     return {name.removeprefix(_PREFIX): _restored(name, state[name]) for name in names}

@@ -30,6 +30,7 @@ from edm2lite.image_grid import png
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.condition_table import ConditionTable
 from edm2lite.sampling.images import GeneratedBatch
+from edm2lite.strict_json import parse
 
 
 class ImageFolder:
@@ -166,7 +167,7 @@ class ImageFolder:
                     " choose another place"
                 )
             return
-        there = _upgraded(json.loads(data))
+        there = _upgraded(self._parsed("settings.json", data))
         different = [
             k
             for k in {**there, **settings}
@@ -182,7 +183,23 @@ class ImageFolder:
 
     def _table_there(self) -> ConditionTable:
         data = self._read("dataset.json")
-        return ConditionTable.read({} if data is None else json.loads(data))
+        try:
+            return ConditionTable.read({} if data is None else self._parsed("dataset.json", data))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} must list generated images in its dataset.json, and does not"
+                f" ({error}); remove it, or choose another place"
+            ) from error
+
+    def _parsed(self, name: str, data: bytes) -> dict[str, Any]:
+        try:
+            values = parse(data, finite=False)  # a level of noise may be infinite
+        except ValueError as error:
+            raise ValueError(
+                f"{name} in {self.path} must be JSON, but {error}; remove it, or choose another"
+                " place"
+            ) from error
+        return values if isinstance(values, dict) else {}
 
     def _add_conditions(self) -> None:
         there = self._table_there()

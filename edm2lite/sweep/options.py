@@ -44,7 +44,7 @@ class SweepOptions:
         max_error: Largest acceptable predicted error of a rebuilt average; larger ones are refused.
         groups: Groups of tensors to sweep alone, the others held at the best length, or "all".
         batch_size: Number of images at a time.
-        weights: Weights file of the reference's extractor. [default: as recorded]
+        weights: Weights file of the reference's extractor, if it was made with one.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         out: Folder of the ledger. [default: the run]
 

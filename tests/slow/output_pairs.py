@@ -3,8 +3,8 @@
     python tests/slow/output_pairs.py [PAIRS [SEED]]
 
 starts PAIRS (20) pairs of each command with random offsets. In every second pair one of the two is
-killed at a random moment, mostly the one that writes: the other one has ended. Commands run in forked processes, so that torch is imported once. Of each
-pair it asserts that
+killed at a random moment, mostly the one that writes: the other one has ended. Commands run in
+forked processes, so that torch is imported once. Of each pair it asserts that
 
 - a process ends with exit code 0, is killed, or is refused in one line;
 - one whose exit code is 0 finds its result complete, and to the byte that of a lone process;
@@ -12,7 +12,19 @@ pair it asserts that
 - the same command afterwards completes what a kill left, or finds it complete, and then no lock and
   no unfinished file is there.
 
-PRINTED
+With 20 pairs and seed 1 it printed (without the seconds, on a busy machine with two cores):
+
+    generate to a ZIP: 11 done + refused; 9 killed + refused, taken over
+    generate to a folder: 13 done + refused; 7 killed + refused, taken over
+    import: 2 done + killed; 1 done + killed, taken over; 12 done + refused; 5 killed + refused,
+        taken over
+    convert to a ZIP: 8 done + killed; 1 done + killed, taken over; 11 done + refused
+    convert to a folder: 6 done + killed; 13 done + refused; 1 killed + refused, taken over
+    encode: 3 done + killed; 12 done + refused; 5 killed + refused, taken over
+    sweep: 13 done + refused; 7 killed + refused, taken over
+    reconstruct: 10 done + done; 10 done + killed
+    evaluate stats: 12 done + refused; 8 killed + refused, taken over
+    0 of 180 pairs failed
 """
 
 import os

@@ -8,6 +8,7 @@ zeros in place of the seal. The seal lets a reader trust a header without readin
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -169,10 +170,8 @@ def read_header(path: Path, check_size: bool = True) -> Header:
             raise damaged(path, "is cut short inside its header or is not a safetensors file")
         raw = file.read(length)
     try:
-        entries = json.loads(raw, object_pairs_hook=_distinct)
-        metadata = _strings(entries.pop("__metadata__", {}))
-        tensors = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
-        end = _end(tensors, 8 + length)
+        metadata, rest = _split(raw.decode())
+        tensors, end = _layout(rest, 8 + length)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, "has an unreadable header") from error
     if check_size and size != 8 + length + end:
@@ -236,12 +235,36 @@ def _is_sealed(raw: bytes, metadata: Mapping[str, str]) -> bool:
     return xxhash.xxh3_128_hexdigest(len(raw).to_bytes(8, "little") + blank) == seal
 
 
+def _split(text: str) -> tuple[dict[str, str], str]:
+    """The metadata of a header, and the JSON object of its tensors."""
+    begin = '{"__metadata__":'
+    if text.startswith(begin):
+        metadata, end = _DECODER.raw_decode(text, len(begin))
+        if text[end : end + 1] == ",":
+            return _strings(metadata), "{" + text[end + 1 :]
+    entries = _DECODER.decode(text)
+    return _strings(entries.pop("__metadata__", {})), json.dumps(entries)
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(text: str, data_start: int) -> tuple[dict[str, TensorSpec], int]:
+    """The tensors of a header and their size; shared by files of one layout, as a run has many."""
+    entries = _DECODER.decode(text)
+    if "__metadata__" in entries:
+        raise ValueError("a name stands twice")
+    tensors = {name: _spec(entry, data_start) for name, entry in entries.items()}
+    return tensors, _end(tensors, data_start)
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, of which no name may stand twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands twice")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
 
 
 def _strings(metadata: Any) -> dict[str, str]:

@@ -89,7 +89,7 @@ def _train(config: RunConfig, out: Path) -> None:
         logging.getLogger("edm2lite").setLevel(level)
         try:
             Trainer(config, out, device).train()
-        except distributed.RankZeroFailed:  # rank 0 says why
+        except distributed.RankZeroError:  # rank 0 says why
             processes.leave(1)
         except KeyboardInterrupt as error:
             if not str(error):  # do not wait for threads that write

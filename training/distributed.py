@@ -29,7 +29,7 @@ T = TypeVar("T")
 Group = dist.ProcessGroup | None
 
 
-class RankZeroFailed(RuntimeError):
+class RankZeroError(RuntimeError):
     """Raised by all other ranks where one cannot go on without what rank 0 failed to do."""
 
 
@@ -166,7 +166,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
 
     Raises:
         ValueError, OSError: On rank 0, if the function raised it.
-        RankZeroFailed: On the other ranks, with that message.
+        RankZeroError: On the other ranks, with that message.
     """
     result: T | None = None
     error: ValueError | OSError | None = None
@@ -179,5 +179,5 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if message is not None:
-        raise RankZeroFailed(message)
+        raise RankZeroError(message)
     return cast("T", result)

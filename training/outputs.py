@@ -60,7 +60,7 @@ class Outputs:
 
         Raises:
             ValueError: If another process writes to this folder.
-            RankZeroFailed: On the other ranks, if rank 0 failed.
+            RankZeroError: On the other ranks, if rank 0 failed.
         """
         distributed.on_rank_zero(partial(self.ema.claim, self.snapshots))
 

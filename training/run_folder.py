@@ -65,7 +65,7 @@ class RunFolder:
             ValueError: If another process writes to the folder, it belongs to another run, or its
                 ``run.json`` is damaged.
             OSError: If a file cannot be written.
-            RankZeroFailed: On the other ranks, if rank 0 failed.
+            RankZeroError: On the other ranks, if rank 0 failed.
         """
         return distributed.on_rank_zero(self._open)
 

@@ -1,20 +1,24 @@
-"""Which process of how many this is, as torchrun tells it by environment variables."""
+"""Which process of how many this is, as torchrun tells it, and waiting for the first one."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.distributed_c10d import Store
+
+T = TypeVar("T")
 
 
 logger = logging.getLogger(__name__)
@@ -105,3 +109,46 @@ def device() -> torch.device:
     import torch
 
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def after_first(name: str, begin: Callable[[], T]) -> T | None:
+    """What ``begin`` returns in the first process; the others go on when it has returned there.
+
+    They do not wait where no torchrun started them: there is nobody to end them if the first one
+    fails.
+
+    Args:
+        name: Name of what is begun. Once it was, nobody waits for it any more.
+        begin: Function that the first process calls.
+
+    Returns:
+        The result, None in the other processes.
+
+    Example:
+        >>> after_first("a greeting", lambda: "hello")
+        'hello'
+    """
+    store = _store() if world_size() > 1 else None
+    if rank() == 0:
+        result = begin()
+        if store is not None:
+            store.set(name, "begun")
+        return result
+    while store is not None and not store.check([name]):
+        time.sleep(0.1)
+    return None
+
+
+@functools.cache
+def _store() -> Store | None:
+    """What torchrun keeps for the processes that it started; each of its attempts has a part."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store = next(rendezvous("env://"))[0]
+    # several hosts do not count attempts alike, see training/distributed.py
+    is_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_one_host else "0"
+    return PrefixStore(f"edm2lite/{attempt}", store)

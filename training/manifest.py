@@ -10,6 +10,7 @@ from pathlib import Path
 import xxhash
 
 from edm2lite.atomic import replacing
+from edm2lite.strict_json import parse
 
 NAME = "digests.json"
 FORMAT = "edm2lite.checkpoint/1"
@@ -68,7 +69,7 @@ def read(folder: Path) -> dict[str, Entry]:
         ValueError: If the manifest is missing or damaged.
     """
     try:
-        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        values = parse((folder / NAME).read_bytes())
         files = {name: (int(size), str(hex_)) for name, (size, hex_) in values["files"].items()}
         intact = values["digest"] == xxhash.xxh3_128_hexdigest(_text(files).encode())
     except FileNotFoundError:

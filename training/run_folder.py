@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edm2lite.atomic import replacing
 from edm2lite.claim import Claim, claim_folder
+from edm2lite.strict_json import parse_object
 
 from . import distributed
 from .config import RunConfig, load_config
@@ -95,8 +96,8 @@ def _identifier(path: Path) -> str:
         with replacing(path) as file:
             json.dump({"run": secrets.token_hex(4)}, file)
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["run"])
-    except (ValueError, KeyError, TypeError) as error:
+        return str(parse_object(path.read_bytes())["run"])
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f'{path} must hold the identifier of the run, as in {{"run": "a1b2c3d4"}}, and is'
             " damaged; restore it, or write it anew with the identifier in the metadata of the"

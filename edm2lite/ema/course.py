@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edm2lite.ema.snapshot import SnapshotInfo
+from edm2lite.strict_json import parse
 
 Fork = tuple[SnapshotInfo, SnapshotInfo, str]
 """Two snapshots that cannot be of one course, the earlier one first, and what shows it."""
@@ -52,7 +53,7 @@ def link(info: SnapshotInfo) -> tuple[int, str] | None:
     text = info.header.metadata.get("previous")
     if text is None:
         return None
-    nimg, digest = json.loads(text)
+    nimg, digest = parse(text)
     return int(nimg), str(digest)
 
 

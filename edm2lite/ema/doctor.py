@@ -242,8 +242,5 @@ def _thinned(folder: Path) -> set[tuple[int, float]]:
     lines, notices = read_lines(folder / THINNED)
     for notice in notices:
         logger.warning("%s", notice)
-    return {
-        (int(line["nimg"]), float(line["gamma"]))
-        for line in lines
-        if {"nimg", "gamma"} <= line.keys()
-    }
+    whole = [line for line in lines if {"nimg", "gamma"} <= line.keys()]
+    return {(int(line["nimg"]), float(line["gamma"])) for line in whole}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
+from edm2lite.claim import Claim, claim_file
 from edm2lite.ema.calibration import fit_sample, read_sample
 from edm2lite.ema.doctor import THINNED, predict
+from edm2lite.ema.folder import snapshot_folder
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
@@ -170,6 +173,30 @@ def _largest_count(
         else:
             bad = middle
     return good, error
+
+
+def claim_thinning(source: Path) -> Claim:
+    """The right to delete snapshots; a run may go on writing new ones meanwhile.
+
+    Claim it before looking which ones can be deleted.
+
+    Args:
+        source: A run, or a folder of snapshots.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If another process thins it out.
+
+    Example:
+        >>> import tempfile
+        >>> with claim_thinning(Path(tempfile.mkdtemp())) as mine:
+        ...     mine.path.name
+        '.thinned.jsonl.lock'
+    """
+    folder = snapshot_folder(source)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run")
+    return claim_file(folder / THINNED)
 
 
 def remove(infos: Sequence[SnapshotInfo]) -> int:

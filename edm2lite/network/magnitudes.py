@@ -216,6 +216,8 @@ def copies(module: nn.Module) -> dict[str, Tensor]:
 def relative_updates(module: nn.Module, before: Mapping[str, Tensor]) -> dict[str, float]:
     """RMS change of the weights of each layer since ``before``, relative to their RMS then.
 
+    Layers whose weights were all zero are left out.
+
     Args:
         module: The network after the change.
         before: Result of :func:`copies` before it.
@@ -229,9 +231,10 @@ def relative_updates(module: nn.Module, before: Mapping[str, Tensor]) -> dict[st
     """
     change = {}
     for name, old in before.items():
-        new = _weight(module.get_submodule(name))
-        ratio = (new - old).float().square().mean() / old.float().square().mean()
-        change[name] = gather(ratio).sqrt().item()
+        step = (_weight(module.get_submodule(name)) - old).float().square().mean()
+        size = gather(old.float().square().mean()).item()
+        if size > 0:
+            change[name] = math.sqrt(gather(step).item() / size)
     return change
 
 

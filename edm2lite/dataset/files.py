@@ -230,6 +230,7 @@ def _lies_inside(info: zipfile.ZipInfo) -> bool:
     return not (
         ".." in parts
         or not parts[0]  # an absolute path
+        or not info.filename  # what is left of a name that begins with a NUL
         or parts[0][1:2] == ":"  # a drive
         or stat.S_ISLNK(info.external_attr >> 16)
     )

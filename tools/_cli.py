@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
+from edm2lite import processes
 from edm2lite.dtypes import DTYPES
 from edm2lite.kinds import Kinds, plugin
 from edm2lite.messages import one_line
@@ -135,7 +136,10 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
 def _import_plugins(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
     for name in names:
         try:
-            plugin(name)
+            with processes.interruptible():
+                plugin(name)
+        except KeyboardInterrupt:
+            raise Interrupted from None
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"plugin {name} must be importable, there is no module {error.name}; add its folder"
@@ -148,6 +152,9 @@ class Interrupted(click.ClickException):
 
     exit_code = 130
 
+    def __init__(self) -> None:
+        super().__init__("interrupted; the same command continues from what is on disk")
+
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
     """A decorator: errors that the user can fix end in one line and exit code 1, Ctrl-C in 130.
@@ -158,8 +165,10 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        processes.watch_launcher()
         try:
-            command(*args, **kwargs)
+            with processes.interruptible():
+                command(*args, **kwargs)
         except (ValueError, FileNotFoundError, ImportError) as error:
             raise click.ClickException(one_line(error)) from error
         except BrokenPipeError:  # `| head` has read enough, and click ends quietly
@@ -175,8 +184,7 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
                 " limit of this process (ulimit -v)"
             ) from error
         except KeyboardInterrupt:
-            text = "interrupted; the same command continues from what is on disk"
-            raise Interrupted(text) from None
+            raise Interrupted from None
 
     return wrapper
 

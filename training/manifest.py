@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,16 @@ _BLOCK = 8 * 2**20
 
 Entry = tuple[int, str]
 """Size of a file in bytes, and its xxh3-128 digest in hexadecimal."""
+
+
+def finished(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest first.
+
+    Example:
+        >>> finished(Path("runs/none/checkpoints"))
+        []
+    """
+    return sorted(p for p in folder.glob("*") if re.fullmatch(r"\d{12}", p.name))
 
 
 def entry(path: Path) -> Entry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import stat
 import zipfile
 import zlib
@@ -14,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edm2lite.atomic import replacing
+from edm2lite.atomic import replacing, replacing_folder
+from edm2lite.claim import claim_file
 
 _DAMAGES = (
     zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError
@@ -132,7 +132,7 @@ class Archive:
             self._zip = zipfile.ZipFile(self.path)
         except _DAMAGES as error:
             raise ValueError(
-                f"{self.path} must be a folder or a ZIP, got: {error}; if the ZIP was cut short,"
+                f"{self.path} must be a folder or a ZIP, got: {one_line(error, 200)}; if the ZIP was cut short,"
                 " copy it again"
             ) from error
         self.names = []
@@ -165,7 +165,7 @@ class Archive:
                 data = file.read(info.file_size)
         except _DAMAGES as error:
             raise ValueError(
-                f"{name} in {self.path} cannot be read ({error}); copy the archive again"
+                f"{name} in {self.path} cannot be read ({one_line(error, 200)}); copy the archive again"
             ) from error
         if len(data) != info.file_size:
             raise ValueError(f"{name} in {self.path} is cut short; copy the archive again")
@@ -185,6 +185,9 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
     Args:
         dest: Path of the ZIP (if it ends so) or folder.
 
+    Raises:
+        ValueError: If ``dest`` exists, or another process writes it.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as name:
@@ -193,23 +196,30 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
         ...     open_files(Path(name, "a.zip")).read("hello.txt")
         b'hello'
     """
-    if dest.suffix.lower() == ".zip":
-        with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
-            yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
-        return
-    partial = dest.with_name(f".{dest.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with claim_file(dest) as mine:
+        if dest.exists():
+            raise ValueError(f"{dest} exists; remove it, or give another name")
+        with _zip(dest) if dest.suffix.lower() == ".zip" else _folder(dest) as add:
+            yield add
+            mine.check()
 
-    def add(name: str, data: bytes) -> None:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).write_bytes(data)
 
-    try:
+@contextmanager
+def _zip(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
+
+
+@contextmanager
+def _folder(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with replacing_folder(dest) as partial:
+
+        def add(name: str, data: bytes) -> None:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(data)
+
         yield add
         os.sync()
-        os.replace(partial, dest)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_size(name: str, path: Path, size: int, limit: int) -> None:

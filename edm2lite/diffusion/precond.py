@@ -29,7 +29,7 @@ from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import check_conditioning
 from edm2lite.network.kernels.dispatch import is_readable
 from edm2lite.network.kernels.prepared import prepared_copy
-from edm2lite.network.layers import MPConv, MPFourier, mp_layers, normalize_weights_
+from edm2lite.network.layers import mp_layers, normalize_weights_
 from edm2lite.strict_json import check_fields, parse_object
 from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, save_tensors
 
@@ -146,8 +146,8 @@ class Precond(nn.Module):
         self.is_prepared = self.is_loaded = False
         # not by add_module, which refuses the name of the property below
         self._modules[config.backbone.tensor_prefix] = config.backbone.build()
-        self.logvar_fourier = MPFourier(config.logvar_channels)
-        self.logvar_linear = MPConv(config.logvar_channels, 1)
+        head = self.backbone.logvar_layers(config.logvar_channels)
+        self.logvar_fourier, self.logvar_linear = head
         normalize_weights_(self)
 
     @property

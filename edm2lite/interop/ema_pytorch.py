@@ -19,7 +19,6 @@ Note [what ema-pytorch tracks]
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.atomic import replacing_folder
+from edm2lite.claim import claim_file
 from edm2lite.ema.formulas import gamma_to_sigma_rel, sigma_rel_to_gamma
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import write_snapshot
@@ -102,7 +103,8 @@ def import_folder(
     Raises:
         FileNotFoundError: If the folder holds no such files.
         ValueError: If the settings do not fit the files, an average is not a power function, a
-            file is damaged or holds more than tensors, or ``out`` holds snapshots already.
+            file is damaged or holds more than tensors, ``out`` holds snapshots already, or another
+            process writes them.
 
     Example:
         >>> import tempfile
@@ -118,15 +120,14 @@ def import_folder(
     tracks = _tracks(files, _gammas(sigma_rels, gammas), update_every, batch_size)
     _check_usable(tracks, update_every, skip_unusable)
     target = Path(out) / "snapshots"
-    if target.exists():
-        raise ValueError(f"the result must go to a new folder, {target} exists; give another --out")
-    partial = target.with_name("snapshots.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _convert(files, tracks, partial, update_every, batch_size, progress)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with claim_file(target) as mine:
+        if target.exists():
+            raise ValueError(
+                f"the result must go to a new folder, {target} exists; give another --out"
+            )
+        with replacing_folder(target) as partial:
+            _convert(files, tracks, partial, update_every, batch_size, progress)
+            mine.check()
     return tracks
 
 

@@ -222,7 +222,6 @@ def _scores(
         rows = Rows(folder, first.key, processes.rank(), processes.world_size())
         rows.fill(first.num, first.factory, count)
         if processes.rank() == 0:
-            rows.wait(first.num, count)
             parts = functools.partial(rows.parts, first.num)
             table = ImageRows(parts, first.num, first.num_classes, name)
             scores |= {task.metric: _score(task.metric, table) for task in (first, *others)}

@@ -19,10 +19,15 @@ from torch import Tensor, nn
 from edm2lite.kinds import Kinds
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition
+from edm2lite.network.layers import MPConv, MPFourier
 from edm2lite.strict_json import check_fields
 
 BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
-    "network", {"unet": "edm2lite.network.unet:UNetConfig"}
+    "network",
+    {
+        "unet": "edm2lite.network.unet:UNetConfig",
+        "ladder": "edm2lite.network.ladder.config:LadderConfig",
+    },
 )
 """Configurations of networks by ``kind``."""
 
@@ -128,6 +133,14 @@ class Backbone(nn.Module, abc.ABC):
     def blocks(self) -> list[nn.Module]:
         """Modules that are sharded (FSDP2), compiled and checkpointed each by itself."""
         return []
+
+    def logvar_layers(self, num_channels: int) -> tuple[nn.Module, nn.Module]:
+        """What the uncertainty head is made of: features of a number, and a layer from them to 1.
+
+        Args:
+            num_channels: Number of features.
+        """
+        return MPFourier(num_channels), MPConv(num_channels, 1)
 
 
 def backbone_from_dict(values: Mapping[str, Any], *, trusted: bool = False) -> BackboneConfig:

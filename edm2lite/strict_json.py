@@ -62,7 +62,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     """
     value = parse(text)
     if not isinstance(value, dict):
-        raise ValueError(f"names and values are expected, found {shown(value)}")
+        raise ValueError(f"it is {shown(value)}")
     return value
 
 

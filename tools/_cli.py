@@ -178,9 +178,10 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
         except (MemoryError, RuntimeError) as error:
             if not _is_of_memory(error):
                 raise
+            what = one_line(error, 200) or type(error).__name__
             raise click.ClickException(
-                f"memory must suffice, and does not ({one_line(error, 200) or 'none was left'});"
-                " use smaller batches, or lift the limit of this process (ulimit -v)"
+                f"memory must suffice, and does not ({what}); use smaller batches, or lift the"
+                " limit of this process (ulimit -v)"
             ) from error
         except KeyboardInterrupt:
             raise Interrupted from None

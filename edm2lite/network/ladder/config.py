@@ -34,7 +34,7 @@ class LadderConfig(UNetShape):
         >>> from edm2lite.diffusion import PrecondConfig
         >>> net = LadderConfig(rung="c", img_resolution=64, img_channels=4, label_dim=1000)
         >>> PrecondConfig(backbone=net).num_parameters()
-        277816453
+        277816640
     """
 
     kind: Literal["ladder"] = "ladder"

@@ -34,6 +34,7 @@ from edm2lite.network.magnitudes import Magnitude, read_log, to_line
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sweep import Point, read_csv, sweep_ema
 from edm2lite.training import Hook, Trainer, load_config
+from edm2lite.training.sinks import keep_until
 
 RUNGS: dict[str, tuple[str, list[str]]] = {
     "A": ("a", []),
@@ -41,7 +42,7 @@ RUNGS: dict[str, tuple[str, list[str]]] = {
     **{letter.upper(): (letter, []) for letter in "bcdefg"},
 }
 SEEDS = (0, 1, 2)
-LENGTHS = (0.04, 0.06, 0.09, 0.13, 0.18, 0.23, 0.28)
+LENGTHS = (0.04, 0.065, 0.1, 0.15, 0.21, 0.28)
 HALF_LIFE = 50e6 / 2147.5e6
 """Half-life of the exponential average that the paper uses for A, as a share of the run."""
 SAMPLING = Sampling(num_steps=8)
@@ -54,7 +55,7 @@ class Measured(Hook):
     """Magnitudes on the same digits at the same noise levels, from before the first step on."""
 
     def start(self, trainer: Trainer) -> None:
-        (trainer.run_dir / "measured.jsonl").unlink(missing_ok=True)
+        keep_until(trainer.run_dir / "measured.jsonl", trainer.nimg - 1)
         self.run(trainer)
 
     def run(self, trainer: Trainer) -> None:
@@ -95,7 +96,10 @@ class Results:
             changes = [*changes, f"seed={seed}", "magnitudes_nimg=0"]
             config = load_config(f"ladder-small-{preset}", changes)
             click.echo(f"training {folder.name}", err=True)
-            Trainer(config, folder, hooks=[Measured(every=config.snapshot_nimg)]).train()
+            trainer = Trainer(config, folder, hooks=[Measured(every=config.snapshot_nimg)])
+            trainer.train()
+            if trainer.stopped_by:
+                sys.exit(f"stopped by {trainer.stopped_by}; the same command continues")
         return folder
 
     def sweep(self, rung: str, seed: int, groups: bool = False) -> list[Point]:
@@ -208,7 +212,7 @@ def time_steps(rounds: int) -> None:
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default="runs/ladder", show_default=True)
-@click.option("--num", default=400, show_default=True, help="Images per EMA length.")
+@click.option("--num", default=300, show_default=True, help="Images per EMA length.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder for the figures.")
 @click.option("--time", "only_time", is_flag=True, help="Measure the time of steps alone.")
 def main(out: Path, num: int, images: Path | None, only_time: bool) -> None:

@@ -55,10 +55,6 @@ class LadderConfig(UNetShape):
             raise ValueError(
                 f"rung must be one of {', '.join(NETWORKS)}, got {self.rung}; config G is kind unet"
             )
-        if self.rung in "ab" and self.model_channels % 2:
-            raise ValueError(
-                f"model_channels must be even for cosines and sines, got {self.model_channels}"
-            )
         if self.rung != "f":
             self._check_groups()
 

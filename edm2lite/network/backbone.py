@@ -20,6 +20,7 @@ from edm2lite.kinds import Kinds
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition
 from edm2lite.network.layers import MPConv, MPFourier
+from edm2lite.strict_json import check_fields
 
 BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
     "network",
@@ -151,14 +152,15 @@ def backbone_from_dict(values: Mapping[str, Any], *, trusted: bool = False) -> B
             :class:`edm2lite.kinds.Kinds`.
 
     Raises:
-        ValueError: If the kind is unknown.
-        TypeError: If a field is missing or unknown.
+        ValueError: If the kind or a field is unknown, or a value is of another type.
+        TypeError: If a field is missing.
 
     Example:
         >>> backbone_from_dict({"kind": "unet", "img_resolution": 64, "img_channels": 4}).conditions
         ()
     """
-    cls: Any = BACKBONES.find(values["kind"], trusted=trusted)
+    cls: Any = BACKBONES.find_class(str(values["kind"]), BackboneConfig, trusted=trusted)
+    check_fields(cls, values)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     config: BackboneConfig = cls(**fields)
     return config

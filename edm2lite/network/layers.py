@@ -185,6 +185,8 @@ def normalize_weights_(net: nn.Module) -> None:
     """
     fixed = (layer.weight for layer in mp_layers(net) if layer.has_fixed_length)
     for weight in map(_local_rows, fixed):
+        if weight.is_meta:  # without values; asking for them takes most of the time of building
+            continue
         rms = torch.linalg.vector_norm(weight.flatten(1), dim=1) / math.sqrt(
             weight.shape[1:].numel()
         )

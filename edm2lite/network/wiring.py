@@ -16,6 +16,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "img_resolution": (1, 65536), "img_channels": (1, 65536), "model_channels": (1, 65536),
     "head_channels": (1, 65536), "num_blocks": (1, 1024), "label_dim": (0, 2**31),
 }  # fmt: skip
+_MAX_BLOCKS = 1024
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,16 @@ class UNetShape(BackboneConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
-        if not self.channel_mult or not all(1 <= m <= 1024 for m in self.channel_mult):
+        levels = len(self.channel_mult)
+        if not 1 <= levels <= 16 or not all(1 <= m <= 1024 for m in self.channel_mult):
             raise ValueError(
-                "channel_mult must hold a factor from 1 to 1024 for every level, got"
-                f" {list(self.channel_mult)}"
+                "channel_mult must hold a factor from 1 to 1024 for each of 1 to 16 levels, got"
+                f" {list(self.channel_mult[:16])}"
+            )
+        if levels * (2 * self.num_blocks + 1) > _MAX_BLOCKS:
+            raise ValueError(
+                f"num_blocks must give at most {_MAX_BLOCKS} blocks in all, got {self.num_blocks}"
+                f" for each of {levels} levels"
             )
         if self.img_resolution % self.size_multiple:
             raise ValueError(

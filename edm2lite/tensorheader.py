@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from edm2lite.strict_json import parse_at, parse_object
+
 if TYPE_CHECKING:
     import torch
 
@@ -172,7 +174,7 @@ def read_header(path: Path, check_size: bool = True) -> Header:
     try:
         metadata, rest = _split(raw.decode())
         tensors, end = _layout(rest, 8 + length)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, "has an unreadable header") from error
     if check_size and size != 8 + length + end:
         raise damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
@@ -239,32 +241,21 @@ def _split(text: str) -> tuple[dict[str, str], str]:
     """The metadata of a header, and the JSON object of its tensors."""
     begin = '{"__metadata__":'
     if text.startswith(begin):
-        metadata, end = _DECODER.raw_decode(text, len(begin))
+        metadata, end = parse_at(text, len(begin))
         if text[end : end + 1] == ",":
             return _strings(metadata), "{" + text[end + 1 :]
-    entries = _DECODER.decode(text)
+    entries = parse_object(text)
     return _strings(entries.pop("__metadata__", {})), json.dumps(entries)
 
 
 @functools.lru_cache(maxsize=8)
 def _layout(text: str, data_start: int) -> tuple[dict[str, TensorSpec], int]:
     """The tensors of a header and their size; shared by files of one layout, as a run has many."""
-    entries = _DECODER.decode(text)
+    entries = parse_object(text)
     if "__metadata__" in entries:
         raise ValueError("a name stands twice")
     tensors = {name: _spec(entry, data_start) for name, entry in entries.items()}
     return tensors, _end(tensors, data_start)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which no name may stand twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
 
 
 def _strings(metadata: Any) -> dict[str, str]:

@@ -29,6 +29,7 @@ DOCUMENTED = (
     "edm2lite.metrics",
     "edm2lite.network",
     "edm2lite.atomic",
+    "edm2lite.claim",
     "edm2lite.dataset",
     "edm2lite.dataset.buckets",
     "edm2lite.dtypes",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +18,12 @@ from edm2lite.dataset.condition_files import (
     read_pairs,
 )
 from edm2lite.dataset.decoding import SUFFIXES, open_image
-from edm2lite.dataset.files import Files, open_files
+from edm2lite.dataset.files import LARGEST, Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels
 from edm2lite.dataset.table import read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
+from edm2lite.messages import one_line
+from edm2lite.strict_json import parse
 
 Load = Callable[[int], Image.Image]
 
@@ -110,7 +110,7 @@ def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollectio
 
 
 def _loader(files: Files, names: Sequence[str]) -> Load:
-    return lambda i: open_image(io.BytesIO(files.read(names[i])), names[i], str(files.path))
+    return lambda i: open_image(files.read(names[i]), names[i], str(files.path))
 
 
 def _from_list(path: Path, conditions: bool) -> ImageCollection:
@@ -126,7 +126,7 @@ def _from_list(path: Path, conditions: bool) -> ImageCollection:
     if any(told) and not all(told):
         raise ValueError(
             f"{path} must give a condition image for every image or for none, it has none for"
-            f" {names[told.index('')]}"
+            f" {one_line(names[told.index('')], 200)}"
         )
     table = _listed_labels([row.get("label") for row in rows], str(path))
     images = {"image": _list_loader(path, told)} if conditions and any(told) else {}
@@ -136,9 +136,12 @@ def _from_list(path: Path, conditions: bool) -> ImageCollection:
 def _list_loader(path: Path, names: Sequence[str]) -> Load:
     def load(index: int) -> Image.Image:
         file = path.parent / names[index]
+        name = one_line(names[index], 200)
         if not file.is_file():
-            raise ValueError(f"{names[index]} in {path} does not exist; correct the list")
-        return open_image(io.BytesIO(file.read_bytes()), names[index], str(path))
+            raise ValueError(f"{name} in {path} does not exist; correct the list")
+        if (size := file.stat().st_size) > LARGEST:
+            raise ValueError(f"{name} in {path} must have at most {LARGEST} bytes, it has {size}")
+        return open_image(file.read_bytes(), name, str(path))
 
     return load
 
@@ -148,8 +151,8 @@ def _rows(path: Path) -> list[Any]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
                 return list(csv.DictReader(file))
-            return [json.loads(line) for line in file if line.strip()]
-    except ValueError as error:
+            return [parse(line) for line in file if line.strip()]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} must be UTF-8 text, one row per line, got {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.shards import INDEX, LABELS, Index, shard_name
 from edm2lite.models.autoencoder import Autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS
-from edm2lite.tensorfile import verify
+from edm2lite.strict_json import parse_object
+from edm2lite.tensorfile import Header, verify
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class EncodePlan:
             logger.warning("%s; its images are encoded again", error)
             self.damaged.add(path)
             return False
-        self._check_same(json.loads(header.metadata.get("settings", "{}")))
+        self._check_same(_settings_of(header))
         return True
 
     def _check_same(self, settings: Any) -> None:
@@ -176,6 +176,16 @@ class EncodePlan:
                 f"{self.dest} needs {needed / 2**30:.1f} GiB, its disk has {free / 2**30:.1f} GiB"
                 " left; free some, or give a folder on another disk"
             )
+
+
+def _settings_of(header: Header) -> dict[str, Any]:
+    """The settings with which a shard was written."""
+    try:
+        return parse_object(header.metadata.get("settings", "{}"))
+    except ValueError as error:
+        raise ValueError(
+            f"{header.path} is not a shard of an encoding: {error}; remove it"
+        ) from error
 
 
 def fingerprint(dataset: ImageDataset) -> str:

@@ -78,7 +78,8 @@ def list_snapshots(
 ) -> list[SnapshotInfo]:
     """The snapshots of a run or folder, by time and exponent.
 
-    Only headers are read. Files of other kinds (models, statistics, reconstructions) are skipped.
+    Only headers are read. Files of other kinds (models, statistics, reconstructions) are skipped,
+    and so is what is no file (a pipe, a link to nothing), with a warning.
 
     Args:
         source: A run, or a folder of snapshots.
@@ -102,8 +103,10 @@ def list_snapshots(
     folder = snapshot_folder(source)
     files = scan_snapshots(source, progress)
     for file in files:
-        if file.error is not None:
+        if file.error is not None and file.path.is_file():
             raise file.error
+        if file.error is not None:
+            logger.warning("passed over: %s", file.error)
     infos = [file.info for file in files if file.info is not None]
     if not infos:
         raise FileNotFoundError(

@@ -7,13 +7,15 @@ profile exactly (:class:`SnapshotInfo`); the file name is for people and is neve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.messages import one_line
+from edm2lite.strict_json import parse
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, all_finite, read_header
 from edm2lite.tensorheader import type_of
 
@@ -97,7 +99,7 @@ def write_snapshot(
     run: str,
     profile: PowerFunction,
     sigma_rel: float,
-    history: Iterable[tuple[int, int]],
+    history: Iterable[Sequence[int]],
     start_nimg: int,
     dtype: torch.dtype,
     extra: Mapping[str, str],
@@ -202,16 +204,17 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
             path=Path(path),
             run=meta["run"],
             profile=PowerFunction(float(meta["gamma"]), int(meta["nimg"])),
-            history=tuple((int(s), int(n)) for s, n in json.loads(meta["history"])),
+            history=tuple((int(s), int(n)) for s, n in parse(meta["history"])),
             start_nimg=int(meta["start_nimg"]),
             dtype=meta["dtype"],
             header=header,
         )
         _check(info)
         return info
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{path} must have the metadata of {FORMAT}, missing or malformed is {error};"
+            f"{path} must have the metadata of {FORMAT}, missing or malformed is"
+            f" {one_line(error, 200)};"
             " restore it from a copy or move it out of the folder"
         ) from error
 
@@ -230,3 +233,6 @@ def _check(info: SnapshotInfo) -> None:
         raise ValueError(f"sigma_rel {info.sigma_rel}, history {info.history[:3]}")
     if info.start_nimg + sum(stride * count for stride, count in info.history) != info.nimg:
         raise ValueError(f"a history that ends elsewhere than at nimg = {info.nimg}")
+    before, _ = parse(info.header.metadata.get("previous", '[0, ""]'))
+    if type(before) is not int or not 0 <= before < info.nimg:
+        raise ValueError("previous")

@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor
 
 from edm2lite.atomic import replacing
+from edm2lite.claim import claim_folder
 from edm2lite.diffusion.precond import Precond
 from edm2lite.extras import require
 from edm2lite.messages import one_line
@@ -44,8 +45,8 @@ def save_pretrained(
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If the model is damaged or not one of ours, the license is not such a name, or
-            the folder has another card or another model.
+        ValueError: If the model is damaged or not one of ours, the license is not such a name, the
+            folder has another card or another model, or another process writes it.
 
     Example:
         >>> import tempfile
@@ -66,13 +67,23 @@ def save_pretrained(
             "license must be named as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
             f" got {license!r}"
         )
-    if isinstance(model, Model):
-        tensors, metadata = model.net.state_dict(), model.metadata
-    else:
-        tensors, metadata = read(model)
-        Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
-    folder = Path(folder)
-    name = name or folder.resolve().name
+    with claim_folder(Path(folder)):  # before an average is rebuilt
+        if isinstance(model, Model):
+            tensors, metadata = model.net.state_dict(), model.metadata
+        else:
+            tensors, metadata = read(model)
+            Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
+        _write(Path(folder), tensors, metadata, license, name or Path(folder).resolve().name)
+    return Path(folder)
+
+
+def _write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    license: str,
+    name: str,
+) -> None:
     path, card = folder / EXPORTED, folder / CARD
     metadata = {**metadata, "format": MODEL_FORMAT}
     model_card(metadata, license, name)  # fails before anything is written
@@ -86,7 +97,6 @@ def save_pretrained(
             file.write(text)
     elif card.read_text(encoding="utf-8") != text:
         raise _taken(card, " and says something else")
-    return folder
 
 
 def _taken(path: Path, but: str) -> ValueError:

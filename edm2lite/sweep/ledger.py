@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Of the lines that are written. Lines of format 2, of versions up to 0.3, have no digest."""
+LEDGER = "sweep.jsonl"
+"""Name of the file of measurements."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, writer: bool = True):
-        self.folder, self.path = folder, folder / "sweep.jsonl"
+        self.folder, self.path = folder, folder / LEDGER
         self.first: Setting | None = None
         """The setting of the first measurement."""
         self._results: dict[str, Result] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 
 from edm2lite.diffusion.precond import PrecondConfig
@@ -36,7 +37,7 @@ def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
     config = PrecondConfig.from_json(metadata["model"])
     parts = [
         f"---\nlicense: {license}\nlibrary_name: edm2lite\ntags:\n- edm2\n- diffusion\n---",
-        f"# {_text(name)}",
+        f"# {html.escape(_text(name), quote=False)}",
         _network(config, metadata),
         "## Weights",
         _table(["", ""], _facts(metadata)),

@@ -377,3 +377,18 @@ def test_an_autoencoder_that_a_file_names_is_not_downloaded(monkeypatch):
     with pytest.raises(ValueError, match="loading it failed"):
         EDM2_LATENTS.decode(torch.zeros(1, 4, 2, 2))  # that of the paper may be
     assert asked == [("a/b", True, True), ("a/b", False, True), (EDM2_LATENTS.vae, False, True)]
+
+
+def test_a_damaged_shard_of_an_unfinished_encoding_is_encoded_again(
+    latents, squares, copy, vae, caplog
+):
+    (copy / "latents.json").unlink()
+    damaged, cut, whole = sorted(copy.glob("latents-*"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    encode(squares, copy, vae)
+    assert contents(copy) == contents(latents)
+    assert caplog.text.count("its images are encoded again") == 2
+    assert str(damaged) in caplog.text and str(cut) in caplog.text and str(whole) not in caplog.text

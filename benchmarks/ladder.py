@@ -83,10 +83,11 @@ class Results:
     def __init__(self, out: Path, num: int):
         self.out, self.num = out, num
         out.mkdir(parents=True, exist_ok=True)
-        self.reference, weights = out / "reference.safetensors", out / "classifier.safetensors"
+        self.reference = out / "reference.safetensors"
+        self.weights = out / "classifier.safetensors"
         if not self.reference.is_file():
-            train_classifier(weights)
-            write_statistics("digits", self.reference, "digits", weights=weights)
+            train_classifier(self.weights)
+            write_statistics("digits", self.reference, "digits", weights=self.weights)
 
     def run(self, rung: str, seed: int) -> Path:
         """The folder of a finished run."""
@@ -111,6 +112,7 @@ class Results:
             sweep_ema(
                 run, LENGTHS[::2] if groups else LENGTHS, ref=self.reference, num=self.num,
                 sampling=SAMPLING, batch_size=250, out=out, groups="all" if groups else (),
+                weights=self.weights,
             ).write(picture=False)  # fmt: skip
         return read_csv(out / "sweep.csv")
 
@@ -121,7 +123,12 @@ class Results:
         (made,) = reconstruct(
             run, profiles=[Exponential(HALF_LIFE * total, total)], out=run / "exponential"
         )
-        options = {"num": self.num, "sampling": SAMPLING, "batch_size": 250}
+        options = {
+            "num": self.num,
+            "sampling": SAMPLING,
+            "batch_size": 250,
+            "weights": [self.weights],
+        }
         (score,) = evaluate(made.path, self.reference, cache=run / "exponential", **options)
         return score.value
 

@@ -133,8 +133,8 @@ class Archive:
             self._zip = zipfile.ZipFile(self.path)
         except _DAMAGES as error:
             raise ValueError(
-                f"{self.path} must be a folder or a ZIP, got: {one_line(error, 200)}; if the ZIP was"
-                " cut short, copy it again"
+                f"{self.path} must be a folder or a ZIP, got: {one_line(error, 200)}; if the ZIP"
+                " was cut short, copy it again"
             ) from error
         self.names = []
         for info in self._zip.infolist():

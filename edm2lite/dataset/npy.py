@@ -47,8 +47,8 @@ def parse_npy(data: bytes | memoryview) -> NDArray[Any]:
         raise ValueError(
             f"holds {len(view) - end} bytes of numbers where {list(shape)} need others"
         )
-    array: np.ndarray[Any, Any] = np.frombuffer(view[end:], dtype)
-    return array.reshape(shape, order=order).copy()
+    array: np.ndarray[Any, np.dtype[Any]] = np.frombuffer(view[end:], dtype)
+    return np.array(array.reshape(shape, order=order))
 
 
 def _header(raw: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Any]:

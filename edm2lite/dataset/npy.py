@@ -48,7 +48,7 @@ def parse_npy(data: bytes | memoryview) -> NDArray[Any]:
             f"holds {len(view) - end} bytes of numbers where {list(shape)} need others"
         )
     array: np.ndarray[Any, np.dtype[Any]] = np.frombuffer(view[end:], dtype)
-    return np.array(array.reshape(shape, order=order))
+    return np.array(array.reshape(shape, order=order), order="C")
 
 
 def _header(raw: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Any]:

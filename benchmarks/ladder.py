@@ -27,10 +27,11 @@ from timing import seconds
 from edm2lite.dataset import open_dataset
 from edm2lite.diffusion.measure import measure_denoiser
 from edm2lite.ema import Exponential, reconstruct
+from edm2lite.jsonlines import append_line
 from edm2lite.metrics import evaluate, write_statistics
 from edm2lite.metrics.digits_classifier import train_classifier
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.magnitudes import Magnitude, read_log, to_line
+from edm2lite.network.magnitudes import Magnitude, read_log, to_record
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sweep import Point, read_csv, sweep_ema
 from edm2lite.training import Hook, Trainer, load_config
@@ -61,8 +62,7 @@ class Measured(Hook):
         trainer.net.eval()
         found = measure_denoiser(trainer.net, *digits(trainer))
         trainer.net.train()
-        with open(trainer.run_dir / "measured.jsonl", "a", encoding="utf-8") as file:
-            file.write(to_line(trainer.nimg, found) + "\n")
+        append_line(trainer.run_dir / "measured.jsonl", to_record(trainer.nimg, found))
 
 
 def digits(trainer: Trainer) -> tuple[torch.Tensor, Conditioning]:
@@ -196,7 +196,7 @@ def time_steps(rounds: int) -> None:
             for rung, trainer in trainers.items():
                 times[rung].append(seconds(trainer.train_step, trainer.device))
         for trainer in trainers.values():
-            trainer.batches.close()
+            trainer.close()
     print("| config | ms per step of 32 images | fastest |\n|---|---|---|")
     for rung, values in times.items():
         fast, middle = 1000 * min(values[2:]), 1000 * statistics.median(values[2:])

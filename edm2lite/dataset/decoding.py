@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from edm2lite.messages import one_line
 
@@ -51,6 +51,11 @@ def open_image(data: bytes, name: str, origin: str) -> Image.Image:
         _check(image, data)
         image.load()
         return image
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name} in {origin} cannot be read as an image, it is none of {', '.join(_FORMATS)};"
+            " remove it"
+        ) from error
     except _DAMAGES as error:
         raise ValueError(
             f"{name} in {origin} cannot be read as an image ({one_line(error, 200)}); remove or"

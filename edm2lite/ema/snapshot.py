@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.messages import one_line
 from edm2lite.strict_json import parse
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, all_finite, read_header
 from edm2lite.tensorheader import type_of
@@ -212,7 +213,8 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
         return info
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{path} must have the metadata of {FORMAT}, missing or malformed is {error};"
+            f"{path} must have the metadata of {FORMAT}, missing or malformed is"
+            f" {one_line(error, 200)};"
             " restore it from a copy or move it out of the folder"
         ) from error
 

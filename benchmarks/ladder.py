@@ -27,10 +27,11 @@ from timing import seconds
 from edm2lite.dataset import open_dataset
 from edm2lite.diffusion.measure import measure_denoiser
 from edm2lite.ema import Exponential, reconstruct
+from edm2lite.jsonlines import append_line
 from edm2lite.metrics import evaluate, write_statistics
 from edm2lite.metrics.digits_classifier import train_classifier
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.magnitudes import Magnitude, read_log, to_line
+from edm2lite.network.magnitudes import Magnitude, read_log, to_record
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sweep import Point, read_csv, sweep_ema
 from edm2lite.training import Hook, Trainer, load_config
@@ -62,8 +63,7 @@ class Measured(Hook):
         trainer.net.eval()
         found = measure_denoiser(trainer.net, *digits(trainer))
         trainer.net.train()
-        with open(trainer.run_dir / "measured.jsonl", "a", encoding="utf-8") as file:
-            file.write(to_line(trainer.nimg, found) + "\n")
+        append_line(trainer.run_dir / "measured.jsonl", to_record(trainer.nimg, found))
 
 
 def digits(trainer: Trainer) -> tuple[torch.Tensor, Conditioning]:
@@ -83,10 +83,11 @@ class Results:
     def __init__(self, out: Path, num: int):
         self.out, self.num = out, num
         out.mkdir(parents=True, exist_ok=True)
-        self.reference, weights = out / "reference.safetensors", out / "classifier.safetensors"
+        self.reference = out / "reference.safetensors"
+        self.weights = out / "classifier.safetensors"
         if not self.reference.is_file():
-            train_classifier(weights)
-            write_statistics("digits", self.reference, "digits", weights=weights)
+            train_classifier(self.weights)
+            write_statistics("digits", self.reference, "digits", weights=self.weights)
 
     def run(self, rung: str, seed: int) -> Path:
         """The folder of a finished run."""
@@ -111,6 +112,7 @@ class Results:
             sweep_ema(
                 run, LENGTHS[::2] if groups else LENGTHS, ref=self.reference, num=self.num,
                 sampling=SAMPLING, batch_size=250, out=out, groups="all" if groups else (),
+                weights=self.weights,
             ).write(picture=False)  # fmt: skip
         return read_csv(out / "sweep.csv")
 
@@ -121,7 +123,12 @@ class Results:
         (made,) = reconstruct(
             run, profiles=[Exponential(HALF_LIFE * total, total)], out=run / "exponential"
         )
-        options = {"num": self.num, "sampling": SAMPLING, "batch_size": 250}
+        options = {
+            "num": self.num,
+            "sampling": SAMPLING,
+            "batch_size": 250,
+            "weights": [self.weights],
+        }
         (score,) = evaluate(made.path, self.reference, cache=run / "exponential", **options)
         return score.value
 
@@ -208,7 +215,7 @@ def time_steps(rounds: int) -> None:
             for rung, trainer in trainers.items():
                 times[rung].append(seconds(trainer.train_step, trainer.device))
         for trainer in trainers.values():
-            trainer.batches.close()
+            trainer.close()
     print("| config | ms per step of 32 images | fastest |\n|---|---|---|")
     for rung, values in times.items():
         fast, middle = 1000 * min(values[2:]), 1000 * statistics.median(values[2:])

@@ -3,8 +3,8 @@
     python tests/slow/output_pairs.py [PAIRS [SEED]]
 
 starts PAIRS (20) pairs of each command with random offsets. In every second pair one of the two is
-killed at a random moment, mostly the one that writes: the other one has ended. Commands run in forked processes, so that torch is imported once. Of each
-pair it asserts that
+killed at a random moment, mostly the one that writes: the other one has ended. Commands run in
+forked processes, so that torch is imported once. Of each pair it asserts that
 
 - a process ends with exit code 0, is killed, or is refused in one line;
 - one whose exit code is 0 finds its result complete, and to the byte that of a lone process;

@@ -270,3 +270,14 @@ class ByteBar(CountBar):
     """A progress bar that is called with the bytes done and the total, and shows throughput."""
 
     _options: ClassVar[dict[str, Any]] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+
+
+class FileBar(CountBar):
+    """A progress bar over files, in one or several rounds; not shown if a round is short."""
+
+    _options: ClassVar[dict[str, Any]] = {"unit": "file", "delay": 2}
+
+    def __call__(self, done: int, total: int) -> None:
+        super().__call__(done, total)
+        if done >= total:
+            self._bar = None

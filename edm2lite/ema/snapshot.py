@@ -7,7 +7,7 @@ profile exactly (:class:`SnapshotInfo`); the file name is for people and is neve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +99,7 @@ def write_snapshot(
     run: str,
     profile: PowerFunction,
     sigma_rel: float,
-    history: Iterable[tuple[int, int]],
+    history: Iterable[Sequence[int]],
     start_nimg: int,
     dtype: torch.dtype,
     extra: Mapping[str, str],

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edm2lite.network.conditions import Condition as Condition
     from edm2lite.network.conditions import ConditionImage as ConditionImage
     from edm2lite.network.conditions import Vector as Vector
+    from edm2lite.network.ladder.config import LadderConfig as LadderConfig
     from edm2lite.network.layers import MPConv as MPConv
     from edm2lite.network.layers import MPFourier as MPFourier
     from edm2lite.network.layers import normalize_weights_ as normalize_weights_
@@ -32,6 +33,7 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.network.block": "Block",
         "edm2lite.network.conditioning": "Conditioning",
         "edm2lite.network.conditions": "ClassLabel Condition ConditionImage Vector",
+        "edm2lite.network.ladder.config": "LadderConfig",
         "edm2lite.network.layers": "MPConv MPFourier normalize_weights_",
         "edm2lite.network.operations": "mp_cat mp_silu mp_sum pixel_norm",
         "edm2lite.network.unet": "UNet UNetConfig",

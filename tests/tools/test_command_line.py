@@ -80,7 +80,7 @@ def test_exit_codes_are_those_of_the_page(monkeypatch, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "load_config", interrupted)
+    monkeypatch.setattr("edm2lite.training.config.load_config", interrupted)
     result = CliRunner().invoke(training.main, ["digits", "--out", str(tmp_path / "run")])
     assert result.exit_code == 130 and "no checkpoint in" in result.output
     codes = re.findall(r"^\| (\d+) \| ", PAGE, re.M)

@@ -1,4 +1,4 @@
-"""A rebuilt average is the same alone and among others, however it is asked for, to the last bit."""
+"""A rebuilt average is the same alone and among others, to the last bit, however it is asked for."""
 
 import numpy as np
 import pytest

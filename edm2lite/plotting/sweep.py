@@ -132,7 +132,9 @@ def plot_groups(path: Path, points: Sequence[Point], metric: MetricName, title: 
     axes = figure.add_subplot()
     for group in dict.fromkeys(p.group for p in points if p.group):
         curve = sorted((p for p in points if p.group in (group, "")), key=_length)
-        axes.plot([100 * _length(p) for p in curve], [p.value for p in curve], ".-", label=plain(group))
+        axes.plot(
+            [100 * _length(p) for p in curve], [p.value for p in curve], ".-", label=plain(group)
+        )
     for base in (p for p in points if not p.group and p.sigma_rel is not None):
         text = f"all at {named('sigma_rel', base.sigma_rel)}"
         axes.axhline(base.value, color="tab:gray", ls="--", label=text)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.metrics.interval import Verdict
 from edm2lite.models.model_card import model_card
+from edm2lite.network.unet import UNetConfig
 from edm2lite.plotting.sweep import plot_curve, plot_heat
 from edm2lite.sweep.cells import Point
 from edm2lite.sweep.table import write_report
@@ -27,5 +29,8 @@ def test_markup_in_a_name_is_text(tmp_path):
     write_report(path, POINTS, "fid", "words", f"9 images, {name}", "")
     text = path.read_text()
     assert "<img" not in text and "&lt;img src=x onerror=alert(1)&gt; # b." in text
-    heading = model_card({}, "mit", name).split("\n# ")[1].splitlines()[0]
+    unet = UNetConfig(img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1,),
+                      num_blocks=1, attn_resolutions=(), head_channels=8)  # fmt: skip
+    metadata = {"model": PrecondConfig(backbone=unet).to_json()}
+    heading = model_card(metadata, "mit", name).split("\n# ")[1].splitlines()[0]
     assert heading == "&lt;img src=x onerror=alert(1)&gt; # b"

@@ -28,7 +28,11 @@ CARD = "README.md"
 
 
 def save_pretrained(
-    model: str | Path | Model, folder: str | Path, *, license: str, name: str | None = None
+    model: str | Path | Model,
+    folder: str | Path,
+    *,
+    license: str | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write a model and its card to a folder.
 
@@ -37,6 +41,7 @@ def save_pretrained(
             they are stored), or a loaded model.
         folder: Folder that has neither of them so far, or both from an earlier call just like this.
         license: License of the weights, as the Hub calls it: ``apache-2.0``, ``cc-by-nc-sa-4.0``.
+            [default: the one that the file states, as imported weights do]
         name: Name of the model in the card. [default: that of the folder]
 
     Returns:
@@ -44,8 +49,8 @@ def save_pretrained(
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If the model is damaged or not one of ours, the license is not such a name, or
-            the folder has another card or another model.
+        ValueError: If the model is damaged or not one of ours, the license is missing, not such
+            a name or not the one that the file states, or the folder has another card or model.
 
     Example:
         >>> import tempfile
@@ -61,16 +66,12 @@ def save_pretrained(
         ...     sorted(path.name for path in folder.iterdir()), from_pretrained(folder).num_classes
         (['README.md', 'model.safetensors'], 0)
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
-        raise ValueError(
-            "license must be named as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
-            f" got {license!r}"
-        )
     if isinstance(model, Model):
         tensors, metadata = model.net.state_dict(), model.metadata
     else:
         tensors, metadata = read(model)
         Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
+    license = _license(license, metadata, str(model.name if isinstance(model, Model) else model))
     folder = Path(folder)
     name = name or folder.resolve().name
     path, card = folder / EXPORTED, folder / CARD
@@ -87,6 +88,25 @@ def save_pretrained(
     elif card.read_text(encoding="utf-8") != text:
         raise _taken(card, " and says something else")
     return folder
+
+
+def _license(requested: str | None, metadata: Mapping[str, str], name: str) -> str:
+    stated = metadata.get("license")
+    license = requested or stated
+    if license is None:
+        raise ValueError(
+            f"license must be given, {name} does not state one; for example apache-2.0"
+        )
+    if stated is not None and license != stated:
+        raise ValueError(
+            f"license must be that of the weights: {name} states {stated}, got {license}"
+        )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise ValueError(
+            "license must be named as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
+            f" got {license!r}"
+        )
+    return license
 
 
 def _taken(path: Path, but: str) -> ValueError:
@@ -150,7 +170,7 @@ def push_to_hub(
     model: str | Path | Model,
     repo_id: str,
     *,
-    license: str,
+    license: str | None = None,
     private: bool = False,
     message: str = "Upload a model of edm2lite",
     hub: Any = None,

@@ -66,10 +66,18 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
     n, c3, h, w = qkv.shape
     parts = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, num_heads, c3 // (3 * num_heads))
     q, k, v = unit_rms(parts, dim=4).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, C_head]
-    return _attend(q, k, v).transpose(1, 2).reshape(n, h, w, c3 // 3).permute(0, 3, 1, 2)
+    return attend(q, k, v).transpose(1, 2).reshape(n, h, w, c3 // 3).permute(0, 3, 1, 2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``softmax(q k^T / sqrt(C)) v`` of q, k and v [..., T, C], in a fused kernel where possible.
+
+    Example:
+        >>> v = torch.tensor([[1.0], [3.0]])
+        >>> attend(torch.zeros(2, 1), torch.zeros(2, 1), v)  # all alike
+        tensor([[2.],
+                [2.]])
+    """
     # Fused kernels have neither forward-mode nor second derivatives. Where these may be asked for,
     # and a CPU loses little, the products are written out.
     on_cpu = q.device.type in ("cpu", "meta") and torch.is_grad_enabled()

@@ -21,7 +21,12 @@ from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition
 
 BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
-    "network", {"unet": "edm2lite.network.unet:UNetConfig"}
+    "network",
+    {
+        "unet": "edm2lite.network.unet:UNetConfig",
+        "dit": "edm2lite.network.dit:DiTConfig",
+        "mp_dit": "edm2lite.network.mp_dit:MPDiTConfig",
+    },
 )
 """Configurations of networks by ``kind``."""
 

@@ -49,7 +49,7 @@ def main(out: Path, num: int, lengths: str) -> None:
         _python("edm2lite.training", "digits", "--out", run, *settings)
         _python(
             "edm2lite.tools.sweep_ema", run, "--sigma-rel", lengths, "--ref", reference,
-            "--num", num, "--steps", 16,
+            "--weights", classifier, "--num", num, "--steps", 16,
         )  # fmt: skip
         measured[name] = distances(run / "sweep.csv")
     print("| objective | best EMA length | Fréchet distance | against EDM2 | raw last weights |")

@@ -33,7 +33,8 @@ LOW, HIGH = 0.02, 0.25
 
 
 def measurer(run: Path, out: Path, steps: int, seed: int) -> Measurer:
-    (metric,) = FID.create(MetricInputs.of(run / "reference.safetensors", None))
+    weights = [run / "classifier.safetensors"]
+    (metric,) = FID.create(MetricInputs.of(run / "reference.safetensors", None, weights))
     generation = Generation(Sampling(num_steps=steps), first_seed=seed)
     setting = Setting(metric.record_name, "benchmark", metric.record(generation))
     return Measurer(run, metric, generation, setting, Ledger(out))

@@ -13,6 +13,7 @@ import fcntl
 import glob
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,40 @@ def replacing(path: Path, mode: str = "w") -> Iterator[Any]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes ``path`` when the block ends, and is removed if it raises.
+
+    Folders cannot be locked: what a killed process left of this folder is removed, so one process
+    at a time may do this (:func:`edm2lite.claim.claim_file`). Files are to be on disk when the
+    block ends.
+
+    Args:
+        path: Name that the finished folder takes; nothing may bear it. Missing parents are created.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "letters"
+        >>> with replacing_folder(path) as folder:
+        ...     _ = (folder / "a.txt").write_text("a")
+        >>> [p.name for p in path.iterdir()], [p.name for p in path.parent.iterdir()]
+        (['a.txt'], ['letters'])
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path, pattern: str = ".*.partial") -> None:

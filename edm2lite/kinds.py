@@ -2,8 +2,13 @@
 
 Networks, densities of noise levels, metrics and training hooks are all chosen this way. Ours are
 listed as text, so that a list of names loads nothing. A module of yours is imported only where the
-command line, a configuration or the caller names it, never because a file does: reading a file
-finds classes of modules that are loaded already.
+command line, a configuration or the caller names it, never because a file does.
+
+Note [names in files]
+    What a file names is called with values of the file, so it must not be any function that happens
+    to be loaded: ``torch.hub:load`` with a folder runs the code in it. A file may choose a subclass
+    of what the place is for, from a module that is loaded, and a function of a module that a person
+    has named.
 """
 
 from __future__ import annotations
@@ -11,9 +16,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
+
+_named: set[str] = set()  # modules that a person has named
 
 
 class Kinds(Generic[T]):
@@ -48,17 +55,47 @@ class Kinds(Generic[T]):
         return self._known[kind]
 
     def find(self, kind: str, *, trusted: bool = True, name: str | None = None) -> T:
-        """What ``kind`` stands for.
+        """What ``kind`` stands for, where a person has named it.
 
         Args:
             kind: A short name, or ``module:name``.
             trusted: Whether a person named it, so that its module may be imported. If a file did,
-                only modules that are loaded already are searched.
+                it must be in a module that a person has named before.
             name: Name of the choice in messages, such as ``"loss.kind"``. [default: the noun]
 
         Raises:
-            ValueError: If there is no such kind, or an untrusted one is not loaded.
+            ValueError: If there is no such kind, or an untrusted one is of an unnamed module.
         """
+        return self._find(kind, trusted, name, None)
+
+    def find_class(self, kind: str, base: type, *, trusted: bool, name: str | None = None) -> T:
+        """The class that ``kind`` stands for, where a file may have named it.
+
+        Args:
+            kind: A short name, or ``module:Class``.
+            base: Class that it must be derived from.
+            trusted: Whether a person named it, so that its module may be imported. If a file did,
+                the module must be loaded.
+            name: Name of the choice in messages. [default: the noun]
+
+        Raises:
+            ValueError: If there is no such class, its module is not loaded, or it is of another
+                base.
+
+        Example:
+            >>> clocks = Kinds("clock", {"utc": "datetime:timezone"})
+            >>> clocks.find_class("os:system", object, trusted=False)
+            Traceback (most recent call last):
+            ValueError: clock os:system must be a subclass of object, and is not
+        """
+        found: Any = self._find(kind, trusted, name, base)
+        if not isinstance(found, type) or not issubclass(found, base):
+            raise ValueError(
+                f"{self.what} {kind} must be a subclass of {base.__name__}, and is not"
+            )
+        return cast(T, found)
+
+    def _find(self, kind: str, trusted: bool, name: str | None, base: type | None) -> T:
         known = self._known.get(kind)
         module, colon, path = (known or kind).partition(":")
         if not colon or not module or not path:
@@ -66,10 +103,15 @@ class Kinds(Generic[T]):
             raise ValueError(
                 f"{name or self.what} must be {ours}module:name of your own, got {kind!r}"
             )
-        if known is None and not trusted and module not in sys.modules:
+        if known is None and trusted:
+            _named.add(module)
+        elif known is None and (
+            module not in sys.modules or (base is None and module not in _named)
+        ):
+            first = f"import {module}" if base else f"call edm2lite.kinds.plugin({module!r})"
             raise ValueError(
                 f"{self.what} {kind} is not part of edm2lite, and a file cannot have it imported;"
-                f" give --plugin {module}, or import {module} first"
+                f" give --plugin {module}, or {first} first"
             )
         found: Any = _import(module, self.what, kind)
         for part in path.split("."):
@@ -78,6 +120,22 @@ class Kinds(Generic[T]):
             raise ValueError(f"{self.what} {kind} must exist, module {module} has no {path}")
         value: T = found
         return value
+
+
+def plugin(module: str) -> None:
+    """Import a module of yours, so that files may name what is in it.
+
+    Args:
+        module: Name of the module.
+
+    Raises:
+        ModuleNotFoundError: If there is no such module.
+
+    Example:
+        >>> plugin("json")
+    """
+    importlib.import_module(module)
+    _named.add(module)
 
 
 def _import(module: str, what: str, kind: str) -> Any:

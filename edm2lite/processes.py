@@ -1,12 +1,92 @@
-"""Which process of how many this is, as torchrun tells it by environment variables."""
+"""Which process of how many this is, as torchrun tells it, and waiting for the first one."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import os
-from typing import TYPE_CHECKING
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.distributed_c10d import Store
+
+T = TypeVar("T")
+
+
+logger = logging.getLogger(__name__)
+
+POLL = 5.0
+"""Seconds between two looks at whether torchrun lives."""
+
+GRACE = 40.0
+"""Seconds that a process has to stop by itself when torchrun is dead."""
+
+_watching = threading.Lock()
+
+
+def watch_launcher() -> None:
+    """See that this process stops soon if the torchrun that started it is killed.
+
+    A torchrun that gets SIGKILL leaves its processes to themselves: they would go on to the end,
+    unseen, beside those of the next torchrun. Within :data:`POLL` seconds such a process gets
+    SIGTERM, at which training ends with a checkpoint, and :data:`GRACE` seconds later it ends
+    whatever it waits for. Nothing happens in a process that torchrun did not start.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and _watching.acquire(blocking=False):
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(POLL)
+    if rank() == 0:
+        logger.warning("torchrun has died; its processes stop, as at SIGTERM")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block Ctrl-C ends in KeyboardInterrupt, whatever was made of it on the way.
+
+    Compiled modules that are being imported and readers of checkpoints turn a KeyboardInterrupt
+    into an error of their own. A process that handles SIGINT otherwise keeps doing so.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    interrupts = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if interrupts:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, without waiting for threads that may wait for other ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank() -> int:
@@ -29,3 +109,46 @@ def device() -> torch.device:
     import torch
 
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def after_first(name: str, begin: Callable[[], T]) -> T | None:
+    """What ``begin`` returns in the first process; the others go on when it has returned there.
+
+    They do not wait where no torchrun started them: there is nobody to end them if the first one
+    fails.
+
+    Args:
+        name: Name of what is begun. Once it was, nobody waits for it any more.
+        begin: Function that the first process calls.
+
+    Returns:
+        The result, None in the other processes.
+
+    Example:
+        >>> after_first("a greeting", lambda: "hello")
+        'hello'
+    """
+    store = _store() if world_size() > 1 else None
+    if rank() == 0:
+        result = begin()
+        if store is not None:
+            store.set(name, "begun")
+        return result
+    while store is not None and not store.check([name]):
+        time.sleep(0.1)
+    return None
+
+
+@functools.cache
+def _store() -> Store | None:
+    """What torchrun keeps for the processes that it started; each of its attempts has a part."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store = next(rendezvous("env://"))[0]
+    # several hosts do not count attempts alike, see training/distributed.py
+    is_one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_one_host else "0"
+    return PrefixStore(f"edm2lite/{attempt}", store)

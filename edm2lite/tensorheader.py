@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from edm2lite.strict_json import parse_object
+
 if TYPE_CHECKING:
     import torch
 
@@ -169,11 +171,11 @@ def read_header(path: Path, check_size: bool = True) -> Header:
             raise damaged(path, "is cut short inside its header or is not a safetensors file")
         raw = file.read(length)
     try:
-        entries = json.loads(raw, object_pairs_hook=_distinct)
+        entries = parse_object(raw)
         metadata = _strings(entries.pop("__metadata__", {}))
         tensors = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
         end = _end(tensors, 8 + length)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, "has an unreadable header") from error
     if check_size and size != 8 + length + end:
         raise damaged(path, f"holds {size} bytes where its header promises {8 + length + end}")
@@ -234,14 +236,6 @@ def _is_sealed(raw: bytes, metadata: Mapping[str, str]) -> bool:
         return "digest" not in metadata
     blank = raw.replace(f'"header_digest":"{seal}"'.encode(), f'"header_digest":"{BLANK}"'.encode())
     return xxhash.xxh3_128_hexdigest(len(raw).to_bytes(8, "little") + blank) == seal
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which no name may stand twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
-    return found
 
 
 def _strings(metadata: Any) -> dict[str, str]:

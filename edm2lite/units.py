@@ -9,6 +9,7 @@ from collections.abc import Mapping
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 _PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
 _DECIMAL = {"k": 1e3, "M": 1e6, "G": 1e9}
+_MOST_NUMBERS, _MOST_SEEDS = 10**5, 10**7  # in a list
 
 
 def _scaled(text: str, units: Mapping[str, float]) -> float | None:
@@ -122,7 +123,8 @@ def parse_floats(text: str) -> list[float]:
     A range includes its end.
 
     Raises:
-        ValueError: If a part is neither a number nor a range that advances from start to end.
+        ValueError: If a part is neither a finite number nor a range that advances from start to
+            end, or the list is longer than any use of it.
 
     Example:
         >>> parse_floats("0.5,0.02:0.05:0.01")
@@ -133,13 +135,15 @@ def parse_floats(text: str) -> list[float]:
         try:
             numbers = [float(number) for number in part.split(":")]
         except ValueError:
-            raise ValueError(
-                f"{part!r} must be a number or start:end:step, as in 0.02:0.25:0.01"
-            ) from None
+            numbers = []
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{part!r} must be a number or start:end:step, as in 0.02:0.25:0.01")
         if len(numbers) == 1:
             values += numbers
         elif len(numbers) == 3 and numbers[2] > 0 and numbers[1] >= numbers[0]:
             start, end, step = numbers
+            if (end - start) / step > _MOST_NUMBERS:
+                raise ValueError(f"{part!r} must be a range of at most {_MOST_NUMBERS} numbers")
             count = math.floor((end - start) / step + 1e-9) + 1
             values += [round(start + i * step, 12) for i in range(count)]
         else:
@@ -194,7 +198,8 @@ def parse_seeds(text: str) -> list[int]:
     """The seeds of a comma-separated list of seeds and ranges ``first-last``, in that order.
 
     Raises:
-        ValueError: If a part is not a whole number or a range of them in ascending order.
+        ValueError: If a part is not a whole number or a range of them in ascending order, a seed
+            has more than 63 bits, or there are more than ten million.
 
     Example:
         >>> parse_seeds("1,2,5-7")
@@ -203,7 +208,12 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError(f"{part!r} must be a seed or a range of seeds, as in 0-49999")
-        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        if match is None or len(part) > 50 or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f"{part[:50]!r} must be a seed or a range of seeds, as in 0-49999")
+        found = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if found[-1] >= 2**63 or len(seeds) + found[-1] - found[0] >= _MOST_SEEDS:
+            raise ValueError(
+                f"{part!r} must be seeds below 2**63, and at most {_MOST_SEEDS:,} at a time"
+            )
+        seeds.extend(found)
     return seeds

@@ -10,9 +10,10 @@ from import_graph import files, imports, module_name, room
 # From the bottom up: a room imports rooms of earlier lines only, also inside of functions. Rooms of
 # one line do not import each other.
 ORDER = (
-    "atomic claim dtypes extras image_grid kinds lazy messages processes seeding tensorheader"
+    "strict_json",
+    "atomic dtypes extras image_grid kinds lazy messages processes seeding tensorheader"
     " threads units version",
-    "config_file tensorfile",
+    "claim config_file jsonlines tensorfile",
     "ema network.kernels",
     "network integrations",
     "diffusion",
@@ -30,7 +31,7 @@ LEVEL = {
     for level, names in enumerate(ORDER)
     for name in names.split()
 }
-LAYER_0 = {room for room, level in LEVEL.items() if level < 2}
+LAYER_0 = {room for room, level in LEVEL.items() if level < 3}
 EXTRAS = (
     "diffusers",
     "huggingface_hub",
@@ -51,6 +52,7 @@ SUBCLASSES = (  # modules with a subclass of what an extra has; they are importe
 TORCH_DISTRIBUTED = {
     "edm2lite.ema.shards": "averages of sharded weights are sharded like them (DTensor)",
     "edm2lite.integrations.recorder": "restores averages into shards (DTensor)",
+    "edm2lite.processes": "how torchrun is met: its store, where processes wait for the first",
     "edm2lite.training.checkpoint": "the format of checkpoints (torch.distributed.checkpoint)",
     "edm2lite.training.distributed": "how torchrun is met: its store, its record of errors",
     "edm2lite.training.parallel": "shards the network (FSDP2)",

@@ -17,3 +17,8 @@ TINY = (
 def tiny_config(*overrides: str) -> RunConfig:
     """The digits preset, small enough to train for 40 steps in about a second."""
     return load_config("digits", (*TINY, *overrides))
+
+
+def ref(reference):
+    """The words by which commands are given a reference, with the weights file beside it."""
+    return "--ref", reference, "--weights", reference.parent / "classifier.safetensors"

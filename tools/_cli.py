@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
+from edm2lite import processes
 from edm2lite.dtypes import DTYPES
-from edm2lite.kinds import Kinds
+from edm2lite.kinds import Kinds, plugin
 from edm2lite.messages import one_line
 from edm2lite.units import (
     parse_amount,
@@ -52,7 +52,7 @@ class _Parsed(_ParamType):
 
 def _count(text: str) -> int:
     value = parse_count(text)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or value >= 2**63:
         raise ValueError(f"{text!r} must be a whole number, as in 4096, 128Ki or 8Mi")
     return value
 
@@ -136,7 +136,10 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
 def _import_plugins(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
     for name in names:
         try:
-            importlib.import_module(name)
+            with processes.interruptible():
+                plugin(name)
+        except KeyboardInterrupt:
+            raise Interrupted from None
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"plugin {name} must be importable, there is no module {error.name}; add its folder"
@@ -149,6 +152,9 @@ class Interrupted(click.ClickException):
 
     exit_code = 130
 
+    def __init__(self) -> None:
+        super().__init__("interrupted; the same command continues from what is on disk")
+
 
 def user_errors(command: Callable[..., None]) -> Callable[..., None]:
     """A decorator: errors that the user can fix end in one line and exit code 1, Ctrl-C in 130.
@@ -159,19 +165,38 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        processes.watch_launcher()
         try:
-            command(*args, **kwargs)
+            with processes.interruptible():
+                command(*args, **kwargs)
         except (ValueError, FileNotFoundError, ImportError) as error:
             raise click.ClickException(one_line(error)) from error
         except BrokenPipeError:  # `| head` has read enough, and click ends quietly
             raise
         except OSError as error:
             raise click.ClickException(f"{error.strerror}: {error.filename or ''}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_of_memory(error):
+                raise
+            raise click.ClickException(
+                f"memory must suffice, and does not ({one_line(error, 200) or 'none was left'});"
+                " use smaller batches, or lift the limit of this process (ulimit -v)"
+            ) from error
         except KeyboardInterrupt:
-            text = "interrupted; the same command continues from what is on disk"
-            raise Interrupted(text) from None
+            raise Interrupted from None
 
     return wrapper
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: of Python, of NumPy, of torch on a CPU or a GPU."""
+    signs = (
+        "not enough memory",
+        "out of memory",
+        "can't allocate memory",
+        "can't start new thread",
+    )
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> Any:

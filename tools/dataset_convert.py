@@ -100,14 +100,17 @@ def main(
       edm2lite dataset convert photos photos-ar.zip --resolution 512 --crop buckets
       edm2lite dataset convert imagenet/train in64.zip --resolution 64 --transform dhariwal
     """
+    from edm2lite.claim import claim_file
     from edm2lite.dataset import Conversion, convert_images, open_collection
     from edm2lite.dataset.condition_files import normalization_of
 
     if normalize_like is not None:
         options["normalization"] = normalization_of(normalize_like)
     conversion = Conversion(background=None if background == "none" else background, **options)
-    images = open_collection(source, split, labeled=not no_labels, conditions=not no_conditions)
-    report = convert_images(images, dest, conversion, threads, CountBar("convert"))
+    labeled, conditions = not no_labels, not no_conditions
+    with claim_file(dest):  # a large folder takes minutes to list
+        images = open_collection(source, split, labeled=labeled, conditions=conditions)
+        report = convert_images(images, dest, conversion, threads, CountBar("convert"))
     for line in _lines(report, dest):
         click.echo(line)
     labels = None if images.table is None else images.table.values

@@ -60,15 +60,15 @@ def main(source: str, dest: Path, vae: str, **options: Any) -> None:
       torchrun --standalone --nproc_per_node=8 -m edm2lite.tools.edm2lite dataset encode \\
         in512.zip latents --vae stabilityai/sd-vae-ft-mse --convention edm2
     """
+    from edm2lite.claim import claim_folder, claim_together
     from edm2lite.dataset import encode_images, open_dataset
     from edm2lite.models.autoencoder import load_autoencoder
 
-    dataset, rank = open_dataset(source), processes.rank()
+    rank, world_size = processes.rank(), processes.world_size()
     if rank == 0:
         options["progress"] = CountBar("encode")
-    autoencoder = load_autoencoder(vae, str(processes.device()))
-    encode_images(
-        dataset, dest, autoencoder, rank=rank, world_size=processes.world_size(), **options
-    )
+    with claim_together(claim_folder, dest):
+        dataset, autoencoder = open_dataset(source), load_autoencoder(vae, str(processes.device()))
+        encode_images(dataset, dest, autoencoder, rank=rank, world_size=world_size, **options)
     if rank == 0:
         click.echo(f"{len(dataset)} latents in {dest}")

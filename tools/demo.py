@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from edm2lite.claim import claim_file, claim_folder
+
 from ._cli import COUNT, Interrupted, user_errors
 
 LENGTHS = "0.02,0.03,0.05,0.07,0.10,0.14,0.20,0.25"
@@ -52,8 +54,13 @@ def main(out: Path, fresh: bool, num: int, overrides: tuple[str, ...]) -> None:
       edm2lite demo --out runs/digits
     """
     _check_extra()
-    if fresh:
-        _remove(out)
+    with claim_file(out):
+        if fresh:
+            _remove(out)
+        _run_all(out, num, overrides)
+
+
+def _run_all(out: Path, num: int, overrides: tuple[str, ...]) -> None:
     begin = time.perf_counter()
     run = shlex.quote(str(out))
     changes = "".join(f" --set {shlex.quote(change)}" for change in overrides)
@@ -66,7 +73,7 @@ def main(out: Path, fresh: bool, num: int, overrides: tuple[str, ...]) -> None:
     )
     _run(
         f"sweep_ema {run} --sigma-rel {LENGTHS} --ref {run}/reference.safetensors"
-        f" --num {num} --steps {STEPS}"
+        f" --weights {run}/classifier.safetensors --num {num} --steps {STEPS}"
     )
     averages = " ".join(shlex.quote(str(path)) for path in sorted((out / "ema").glob("*")))
     _run(
@@ -133,4 +140,5 @@ def _remove(out: Path) -> None:
         return
     if not (out / "run.json").is_file():
         raise ValueError(f"--fresh removes the folder of a run only, {out} has no run.json")
-    shutil.rmtree(out)
+    with claim_folder(out):  # nobody trains there
+        shutil.rmtree(out)

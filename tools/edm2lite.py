@@ -9,6 +9,8 @@ from click.shell_completion import CompletionItem
 
 from edm2lite.version import __version__
 
+from ._cli import Interrupted
+
 COMMANDS = {
     "demo": "Train on real digits, reconstruct EMA lengths, sweep and sample: all on a CPU.",
     "generate": "Generate images from models.",
@@ -41,7 +43,10 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}")
+        try:
+            module = importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}")
+        except KeyboardInterrupt:
+            raise Interrupted from None
         command: click.Command = module.main
         return command
 

@@ -123,7 +123,8 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     "--weights",
     type=_FILE,
     multiple=True,
-    help="Files with the extractors' weights, one per --ref. [default: as recorded]",
+    help="Files with the extractors' weights, one per --ref that was made with such a file."
+    " [default: downloaded]",
 )
 @click.option("--data", help="Held-out data set for the metric loss.")
 @click.option(
@@ -160,8 +161,6 @@ def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **optio
         find_metrics(metrics)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    if options["weights"] and len(options["weights"]) != len(refs):
-        raise click.UsageError("give --weights once per --ref, in the same order, or not at all")
     sampling = Sampling(num_steps=steps)
     note_raw_weights(source)
     scores = evaluate(

@@ -42,16 +42,18 @@ def main(model: str, out: Path, license: str | None, push: str | None, private: 
       edm2lite export runs/digits@sigma_rel=0.13 --license apache-2.0 --out digits
       edm2lite export model.safetensors --license mit --out digits --push me/edm2-digits
     """
+    from edm2lite.claim import claim_folder
     from edm2lite.models.hub import push_to_hub, save_pretrained
 
     if private and push is None:
         raise click.UsageError("--private is for a repository that --push creates")
     if push is not None:
         require("huggingface_hub")
-    note_raw_weights(model)
-    click.echo(save_pretrained(model, out, license=license, name=push))
-    if push is not None:
-        click.echo(push_to_hub(out, push, license=license, private=private))
+    with claim_folder(out):
+        note_raw_weights(model)
+        click.echo(save_pretrained(model, out, license=license, name=push))
+        if push is not None:
+            click.echo(push_to_hub(out, push, license=license, private=private))
 
 
 if __name__ == "__main__":

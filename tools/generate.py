@@ -123,11 +123,14 @@ def main(
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)
-    note_raw_weights(*models, guide)
-    generators = _generators(models, guide, sampling, **options)
-    note_sampling(generators)
+    from edm2lite.sampling.image_folder import ImageFolder
+
+    with ImageFolder(out).claim():  # before models are loaded, or averages rebuilt
+        note_raw_weights(*models, guide)
+        generators = _generators(models, guide, sampling, **options)
+        note_sampling(generators)
+        folders = _fill(generators, out)
     num, in_turn = len(options["seeds"]) * len(models), options["classes"] == "all"
-    folders = _fill(generators, out)
     if processes.rank() == 0:
         click.echo(f"{num} images in {out}")
         if grid is not None:

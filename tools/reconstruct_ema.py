@@ -90,16 +90,20 @@ def main(
 
 def _build(plans: list[Reconstruction], paths: list[Path], dtype: str, max_error: float) -> None:
     """Write the files that do not exist yet."""
+    from edm2lite.claim import claim_folder
     from edm2lite.ema.building import build, is_current
     from edm2lite.ema.targets import check_error
 
     check_error(plans, max_error)
-    pairs = zip(plans, paths, strict=True)
-    todo = [plan for plan, path in pairs if not is_current(path, plan, dtype)]
-    if todo:
+    pairs, out = list(zip(plans, paths, strict=True)), paths[0].parent
+    if all(is_current(path, plan, dtype) for plan, path in pairs):
+        return
+    with claim_folder(out):
+        todo = [plan for plan, path in pairs if not is_current(path, plan, dtype)]
         averages = "1 average" if len(todo) == 1 else f"{len(todo)} averages"
         bar = ByteBar(f"{averages} from {len(plans[0].inputs)} snapshots")
-        build(todo, out=paths[0].parent, dtype=dtype, progress=bar)
+        if todo:  # still: another process may have just ended
+            build(todo, out=out, dtype=dtype, progress=bar)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,14 @@ def main(
     """
     from edm2lite.ema.doctor import examine
     from edm2lite.ema.planning import lengths_between
+    from edm2lite.ema.thinning import claim_thinning
 
     if thin != (max_error is not None) or (apply and not thin):
         raise click.UsageError("give --thin together with --max-error, and --apply with both")
-    report = examine(run, lengths_between(*span), quick=quick, progress=ByteBar("check"))
-    if max_error is not None:
-        return _thin(report, max_error, apply)
+    with claim_thinning(run) if apply else nullcontext():
+        report = examine(run, lengths_between(*span), quick=quick, progress=ByteBar("check"))
+        if max_error is not None:
+            return _thin(report, max_error, apply)
     _show(report)
     if count := len(report.findings):
         problems = "1 problem" if count == 1 else f"{count} problems"

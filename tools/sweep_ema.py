@@ -110,7 +110,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--weights",
     type=_FILE,
-    help="File with the extractor's weights. [default: as the reference was made]",
+    help="File with the extractor's weights, if the reference was made with one.",
 )
 @click.option(
     "--out",
@@ -147,16 +147,17 @@ def main(steps: int, **options: Any) -> None:
         requested = SweepOptions(sampling=Sampling(num_steps=steps), **given)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    output.check_pictures()
-    with progress(desc="sweep", unit="img", disable=processes.rank() > 0) as bar:
+    with requested.claim():
+        output.check_pictures()
+        with progress(desc="sweep", unit="img", disable=processes.rank() > 0) as bar:
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
 
-        found = run_sweep(requested, show)
-    if processes.rank() == 0:
-        output.write(found)
+            found = run_sweep(requested, show)
+        if processes.rank() == 0:
+            output.write(found)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from edm2lite import processes
+from edm2lite.config_file import shipped
 from edm2lite.messages import one_line
 from edm2lite.version import __version__
 
-from . import distributed
-from .config import RunConfig, load_config, shipped
+from .manifest import finished
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 
 @click.command(epilog=f"Shipped configurations: {', '.join(shipped())}.")
@@ -53,39 +57,48 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
       torchrun --standalone --nproc_per_node=8 -m edm2lite.training my.yaml --out runs/a
     """
     logging.basicConfig(format="%(message)s")
+    processes.watch_launcher()
     try:
-        run_config = load_config(config, overrides)
-        if dry_run:
-            from .dry_run import report
-
-            text = report(run_config, out, processes.world_size())
-            if processes.rank() == 0:
-                click.echo(text)
-        else:
-            distributed.recorded(partial(_train, run_config, out))
+        with processes.interruptible():
+            _run(config, overrides, out, dry_run)
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         _fail(click.ClickException(one_line(error)), error)
     except KeyboardInterrupt as error:
         _fail(_Interrupted(str(error) or _left(out)), error)
 
 
+def _run(config: str, overrides: tuple[str, ...], out: Path, dry_run: bool) -> None:
+    from . import distributed  # takes seconds to import, and Ctrl-C is one line meanwhile
+    from .config import load_config
+
+    run_config = load_config(config, overrides)
+    if not dry_run:
+        distributed.recorded(partial(_train, run_config, out))
+    elif processes.rank() == 0:
+        from .dry_run import report
+
+        click.echo(report(run_config, out, processes.world_size()))
+
+
 def _train(config: RunConfig, out: Path) -> None:
+    from . import distributed
     from .trainer import Trainer
 
     with distributed.process_group() as device:
         level = logging.INFO if distributed.rank() == 0 else logging.WARNING
         logging.getLogger("edm2lite").setLevel(level)
-        trainer = Trainer(config, out, device)
         try:
-            trainer.train()
+            Trainer(config, out, device).train()
+        except distributed.RankZeroError:  # rank 0 says why
+            processes.leave(1)
         except KeyboardInterrupt as error:
-            if not str(error):  # the second one: do not wait for threads that write
+            if not str(error):  # do not wait for threads that write
                 _Interrupted(_left(out)).show()
-                distributed.leave(_Interrupted.exit_code)
+                processes.leave(_Interrupted.exit_code)
             raise
         in_group = distributed.is_group()
     if in_group:  # torch's threads, ended by the interpreter instead, abort it once in a while
-        distributed.leave(0)
+        processes.leave(0)
 
 
 class _Interrupted(click.ClickException):
@@ -99,8 +112,6 @@ class _Interrupted(click.ClickException):
 
 def _left(out: Path) -> str:
     """What an interrupted run has left to continue from."""
-    from .checkpoint import finished
-
     found = finished(out / "checkpoints")
     if not found:
         return f"interrupted; there is no checkpoint in {out}: the same command starts over"
@@ -108,9 +119,9 @@ def _left(out: Path) -> str:
 
 
 def _fail(failure: click.ClickException, cause: BaseException) -> NoReturn:
-    if distributed.is_group():
+    if "RANK" in os.environ:  # started by torchrun, other ranks may wait for this one
         failure.show()
-        distributed.leave(failure.exit_code)
+        processes.leave(failure.exit_code)
     raise failure from cause
 
 

@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,11 +39,6 @@ logger = logging.getLogger(__name__)
 State = dict[str, Any]
 
 
-def finished(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob("*") if re.fullmatch(r"\d{12}", p.name))
-
-
 class Checkpoints:
     """The checkpoints of a run, written in the background.
 
@@ -51,10 +47,12 @@ class Checkpoints:
     Args:
         folder: Folder of the checkpoints; created when the first is written.
         keep: Number of intact checkpoints that stay, the newest ones.
+        check: Function that raises if this process must not write any more; called before a
+            checkpoint takes its name.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, check: Callable[[], None] = lambda: None):
+        self.folder, self.keep, self._check = folder, keep, check
         self._writer = BackgroundWriter()
         self._group = distributed.host_group()
         self._copies = HostCopies()
@@ -87,6 +85,15 @@ class Checkpoints:
         """
         self._writer.flush()
 
+    def when_idle(self, action: Callable[[], None]) -> None:
+        """Call a function once nothing is being written: now, or in the thread that writes."""
+        self._writer.when_idle(action)
+
+    def remove_abandoned(self) -> None:
+        """Remove what a killed process had begun to write, on rank 0."""
+        for path in self.folder.glob(".*.partial") if distributed.rank() == 0 else ():
+            shutil.rmtree(path)
+
     def load_latest(self, make_state: Callable[[], State]) -> State | None:
         """The state in the newest intact checkpoint; None if there is no checkpoint.
 
@@ -100,7 +107,7 @@ class Checkpoints:
             ValueError: If there are checkpoints and none of them is intact.
         """
         damaged: dict[Path, str] = {}
-        for path in reversed(finished(self.folder)):
+        for path in reversed(manifest.finished(self.folder)):
             problem = self._problem(path)
             if problem is None:
                 self._archive(damaged, path)
@@ -122,10 +129,12 @@ class Checkpoints:
     def _write(self, nimg: int, state: State, before: Callable[[], None]) -> None:
         before()  # Note [snapshots come first]
         final = self.path(nimg)
-        temporary = self.folder / f".{final.name}.partial"
+        token = distributed.gather(secrets.token_hex(4), self._group)[0]  # of rank 0
+        temporary = self.folder / f".{final.name}.{token}.partial"
         try:
             self._write_files(temporary, state)
             if distributed.rank() == 0:
+                self._check()
                 if final.exists():
                     shutil.rmtree(final)
                 os.replace(temporary, final)
@@ -138,7 +147,6 @@ class Checkpoints:
 
     def _write_files(self, folder: Path, state: State) -> None:
         if distributed.rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         distributed.barrier(self._group)
         with _storage_errors(folder), _quiet():
@@ -158,7 +166,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove the checkpoints older than the ``keep`` newest that are known to be intact."""
         good = 0
-        for path in reversed(finished(self.folder)):
+        for path in reversed(manifest.finished(self.folder)):
             if good == self.keep:
                 shutil.rmtree(path)
                 continue
@@ -205,6 +213,8 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
+        if any(isinstance(cause, KeyboardInterrupt) for cause, _ in error.failures.values()):
+            raise KeyboardInterrupt from error
         rank, (cause, _) = next(iter(error.failures.items()))
         if not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__ or cause

@@ -89,6 +89,12 @@ class EMAConfig:
         if not self.sigma_rels:
             raise ValueError("sigma_rels must hold at least one length, got none")
         sigma_rel_to_gamma(self.sigma_rels)
+        names = [f"{sigma_rel:.5f}" for sigma_rel in self.sigma_rels]  # as snapshots are named
+        if len(set(names)) < len(names):
+            raise ValueError(
+                "sigma_rels must differ in their first five decimals, got"
+                f" {', '.join(map(str, self.sigma_rels))}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

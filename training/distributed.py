@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,14 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.rendezvous import rendezvous
 
 from edm2lite import processes
+from edm2lite.messages import one_line
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
+
+
+class RankZeroError(RuntimeError):
+    """Raised by all other ranks where one cannot go on without what rank 0 failed to do."""
 
 
 @contextlib.contextmanager
@@ -33,8 +38,10 @@ def process_group() -> Iterator[torch.device]:
     """Join the group that torchrun describes, if any, and yield the device of this process.
 
     In a group an uncaught exception ends the process at once, after its traceback: threads that
-    wait for other ranks would keep it, and so the whole run, from ending.
+    wait for other ranks would keep it, and so the whole run, from ending. A process whose torchrun
+    has died stops, as :func:`edm2lite.processes.watch_launcher` says.
     """
+    processes.watch_launcher()
     device = processes.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -73,18 +80,11 @@ def recorded(function: Callable[[], None]) -> None:
         function()
 
 
-def leave(code: int) -> None:
-    """End this process now, without waiting for threads that may wait for other ranks."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def _print_and_leave(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     traceback.print_exception(kind, error, trace)
-    leave(1)
+    processes.leave(1)
 
 
 def is_group() -> bool:
@@ -159,3 +159,25 @@ def from_rank_zero(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """The result of a function that rank 0 alone calls; no rank goes on if it fails.
+
+    Raises:
+        ValueError, OSError: On rank 0, if the function raised it.
+        RankZeroError: On the other ranks, with that message.
+    """
+    result: T | None = None
+    error: ValueError | OSError | None = None
+    if rank() == 0:
+        try:
+            result = function()
+        except (ValueError, OSError) as caught:
+            error = caught
+    result, message = from_rank_zero((result, error and one_line(error)))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise RankZeroError(message)
+    return cast("T", result)

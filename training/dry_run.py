@@ -17,8 +17,8 @@ from edm2lite.network.conditions import described, examples
 from edm2lite.network.flops import count_macs
 from edm2lite.units import format_bytes
 
-from .checkpoint import finished
 from .config import RunConfig
+from .manifest import finished
 from .preparation import prepare
 
 RANGE = (0.02, 0.25)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from edm2lite.diffusion.objective import noised
 from edm2lite.diffusion.precond import Precond
+from edm2lite.jsonlines import append_line
 from edm2lite.network.magnitudes import (
     Magnitude,
     Meter,
     by_bucket,
     copies,
     relative_updates,
-    to_line,
+    to_record,
 )
 
 from .data import LossInputs
@@ -56,8 +57,7 @@ class Magnitudes(Hook):
         found = _measure(trainer.net, trainer.last_inputs, updates)
         self._latest = by_bucket(found)
         if trainer.is_main:
-            with open(trainer.run_dir / "magnitudes.jsonl", "a", encoding="utf-8") as file:
-                file.write(to_line(trainer.nimg, found) + "\n")
+            append_line(trainer.run_dir / "magnitudes.jsonl", to_record(trainer.nimg, found))
 
     def status(self) -> Mapping[str, Any]:
         """Mean activation of the blocks by bucket, as measured last."""

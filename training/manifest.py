@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
 
 from edm2lite.atomic import replacing
+from edm2lite.strict_json import parse
 
 NAME = "digests.json"
 FORMAT = "edm2lite.checkpoint/1"
@@ -16,6 +18,16 @@ _BLOCK = 8 * 2**20
 
 Entry = tuple[int, str]
 """Size of a file in bytes, and its xxh3-128 digest in hexadecimal."""
+
+
+def finished(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest first.
+
+    Example:
+        >>> finished(Path("runs/none/checkpoints"))
+        []
+    """
+    return sorted(p for p in folder.glob("*") if re.fullmatch(r"\d{12}", p.name))
 
 
 def entry(path: Path) -> Entry:
@@ -57,7 +69,7 @@ def read(folder: Path) -> dict[str, Entry]:
         ValueError: If the manifest is missing or damaged.
     """
     try:
-        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        values = parse((folder / NAME).read_bytes())
         files = {name: (int(size), str(hex_)) for name, (size, hex_) in values["files"].items()}
         intact = values["digest"] == xxhash.xxh3_128_hexdigest(_text(files).encode())
     except FileNotFoundError:

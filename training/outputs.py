@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,10 +59,10 @@ class Outputs:
         """Claim the snapshots for this process, and archive those of a course that was given up.
 
         Raises:
-            ValueError: If another process trains in this folder.
+            ValueError: If another process writes to this folder.
+            RankZeroError: On the other ranks, if rank 0 failed.
         """
-        if self._main:
-            self.ema.claim(self.snapshots)
+        distributed.on_rank_zero(partial(self.ema.claim, self.snapshots))
 
     def save_snapshots(self) -> None:
         """Copy every average to host memory and return while a thread writes."""

@@ -7,10 +7,14 @@ import secrets
 from pathlib import Path
 
 from edm2lite.atomic import replacing
+from edm2lite.claim import Claim, claim_folder
+from edm2lite.strict_json import parse_object
 
 from . import distributed
 from .config import RunConfig, load_config
 from .fields import differing
+
+_ADVICE = "wait for it to end, or stop it: the same command then continues the run"
 
 
 def check_world(config: RunConfig, world_size: int) -> None:
@@ -36,23 +40,66 @@ def check_run(config: RunConfig, run_dir: Path) -> None:
         raise ValueError(f"{run_dir} holds snapshots but no config.yaml; give another --out")
 
 
-def open_run(config: RunConfig, run_dir: Path) -> str:
-    """Create the folder on rank 0 and write the configuration to it.
+class RunFolder:
+    """The folder of a run, to which one training at a time writes.
+
+    Every rank has one of these and calls its methods; that of rank 0 acts.
 
     Args:
         config: Configuration of the run.
-        run_dir: Folder of the run.
-
-    Returns:
-        Identifier of the run, which every snapshot carries.
+        run_dir: Folder of the run, which need not exist.
     """
-    run = ""
-    if distributed.rank() == 0:
-        identity = run_dir / "run.json"
-        if not identity.is_file():
-            with replacing(identity) as file:
-                json.dump({"run": secrets.token_hex(4)}, file)
-        run = json.loads(identity.read_text())["run"]
-        with replacing(run_dir / "config.yaml") as file:
-            file.write(config.to_yaml())
-    return distributed.from_rank_zero(run)
+
+    def __init__(self, config: RunConfig, run_dir: Path):
+        self.config, self.run_dir = config, run_dir
+        self._claim: Claim | None = None
+
+    def open(self) -> str:
+        """Claim the folder by the file ``.lock`` in it, and write the configuration to it.
+
+        Others are refused until :meth:`release`, or until this process ends.
+
+        Returns:
+            Identifier of the run, which every snapshot carries.
+
+        Raises:
+            ValueError: If another process writes to the folder, it belongs to another run, or its
+                ``run.json`` is damaged.
+            OSError: If a file cannot be written.
+            RankZeroError: On the other ranks, if rank 0 failed.
+        """
+        return distributed.on_rank_zero(self._open)
+
+    def _open(self) -> str:
+        self._claim = claim_folder(self.run_dir, _ADVICE)
+        check_run(self.config, self.run_dir)  # again: another process may have written until now
+        run = _identifier(self.run_dir / "run.json")
+        with replacing(self.run_dir / "config.yaml") as file:
+            file.write(self.config.to_yaml())
+        return run
+
+    def check(self) -> None:
+        """Raise ValueError if another process took the folder over, so that nothing is written."""
+        if self._claim is not None:
+            self._claim.check()
+
+    def release(self) -> None:
+        """Let other processes write to the folder."""
+        if self._claim is not None:
+            claim, self._claim = self._claim, None
+            claim.release()
+
+
+def _identifier(path: Path) -> str:
+    """The identifier in a ``run.json``, which is written if it is missing."""
+    if not path.exists():
+        with replacing(path) as file:
+            json.dump({"run": secrets.token_hex(4)}, file)
+    try:
+        return str(parse_object(path.read_bytes())["run"])
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f'{path} must hold the identifier of the run, as in {{"run": "a1b2c3d4"}}, and is'
+            " damaged; restore it, or write it anew with the identifier in the metadata of the"
+            " snapshots (the key run)"
+        ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from edm2lite.atomic import replacing
+from edm2lite.jsonlines import append_line, read_lines
 
 from .config import RunConfig
 from .sink import Sink
@@ -20,6 +23,8 @@ from .tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def all_sinks(config: RunConfig, more: Sequence[Sink] = ()) -> list[Sink]:
@@ -37,6 +42,26 @@ def all_sinks(config: RunConfig, more: Sequence[Sink] = ()) -> list[Sink]:
     return [*chosen, *map(copy.copy, config.sinks), *more]
 
 
+@contextlib.contextmanager
+def started(trainer: Trainer) -> Iterator[None]:
+    """Within the block the sinks of a trainer take what is reported; they hear whether it failed.
+
+    Args:
+        trainer: The trainer.
+    """
+    begun: list[Sink] = []
+    failed = True
+    try:
+        for sink in trainer.sinks:
+            sink.start(trainer)
+            begun.append(sink)
+        yield
+        failed = False
+    finally:
+        for sink in begun:
+            sink.close(failed=failed)
+
+
 @dataclass(kw_only=True)
 class StatsFile(Sink):
     """Appends every line to ``RUN/stats.jsonl``, as JSON."""
@@ -47,9 +72,8 @@ class StatsFile(Sink):
         keep_until(self._path, trainer.nimg)
 
     def scalars(self, line: Mapping[str, Any]) -> None:
-        """Write a line at once."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Write a line; it is on disk when this returns, before any checkpoint that follows it."""
+        append_line(self._path, line)
 
 
 @dataclass(kw_only=True)
@@ -93,10 +117,10 @@ def keep_until(path: Path, nimg: int) -> None:
         >>> path.read_text()
         '{"nimg": 64}\\n'
     """
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["nimg"] <= nimg]
-    if kept != lines:
+    lines, notices = read_lines(path)
+    for notice in notices:
+        logger.warning("%s", notice)
+    kept = [line for line in lines if line.get("nimg", 0) <= nimg]
+    if notices or kept != lines:
         with replacing(path) as file:
-            file.writelines(line + "\n" for line in kept)
+            file.writelines(json.dumps(line) + "\n" for line in kept)

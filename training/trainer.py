@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from .optimizer import adam, full_precision, zero_nonfinite_gradients
 from .outputs import Outputs
 from .parallel import ParallelLoss
 from .preparation import prepare
-from .run_folder import open_run
+from .run_folder import RunFolder
 from .schedule import learning_rate
 from .signals import StopSignal
 from .sink import Sink
+from .sinks import started
 from .state import restore, state_of
 from .statistics import NAMES, Statistics
 
@@ -77,7 +78,7 @@ class Trainer:
         >>> trainer = Trainer(config, Path(tempfile.mkdtemp()) / "run", torch.device("cpu"))
         >>> trainer.train_step().shape
         torch.Size([64])
-        >>> trainer.batches.close()
+        >>> trainer.close()
     """
 
     def __init__(
@@ -101,18 +102,20 @@ class Trainer:
         self.net = Precond(config.net).train()
         self.loss = ParallelLoss(self.net, config, self.device)
         self.optimizer = adam(self.net, config.optim, self.device)
-        self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels, run=open_run(config, run_dir))
+        self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels)
         sharded = self.loss.is_sharded
         self.outputs = Outputs(
             config, run_dir, self.net, self.ema, self.dataset, is_sharded=sharded
         )
         self.statistics = Statistics(config.loss, self.device)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
+        self.folder = RunFolder(config, run_dir)
+        self.checkpoints = Checkpoints(
+            run_dir / "checkpoints", config.keep_checkpoints, self.folder.check
+        )
         self.nimg = 0
         self.stopped_by: str | None = None
         self.last_inputs: LossInputs | None = None
         self.reported: dict[str, Any] = {}
-        self._restore()
         self.batches = BatchSource(
             self.dataset,
             seed=config.seed,
@@ -123,6 +126,7 @@ class Trainer:
             data=config.data,
             names=config.net.backbone.condition_names,
         )
+        self._open()
 
     def train(self) -> None:
         """Run to ``config.total_nimg``, or until SIGTERM, SIGUSR1 or Ctrl-C.
@@ -133,30 +137,41 @@ class Trainer:
             FloatingPointError: If gradients were not finite for too many steps in a row.
             OSError: If a file could not be written.
         """
-        total_nimg = self.config.total_nimg
-        with contextlib.closing(self.batches), self._open_sinks(), StopSignal() as stop:
-            for hook in self.hooks:
-                hook.start(self)
-            while self.nimg < total_nimg and self.stopped_by is None:
-                self._announce_step()
-                self.train_step()  # forward, backward, Adam at the rate lr()
-                self.nimg += self.config.batch_size
-                self.ema.update(self.nimg)
-                normalize_weights_(self.net)  # Eq. 66; the average takes weights before it
-                self.stopped_by = stop.agreed()
-                self._run_hooks()
-            for hook in self.hooks:
-                hook.finish(self)
-        if self.nimg >= total_nimg:
-            self.outputs.save_last(self.nimg)
-            return
+        with contextlib.closing(self):
+            with started(self), StopSignal() as stop:
+                self._loop(stop)
+            if self.nimg >= self.config.total_nimg:
+                self.folder.check()
+                self.outputs.save_last(self.nimg)
+                return
         text = (
-            f"stopped for {self.stopped_by} at nimg = {self.nimg} of {total_nimg}, with a"
-            f" checkpoint in {self.checkpoints.path(self.nimg)}; the same command continues from it"
+            f"stopped for {self.stopped_by} at nimg = {self.nimg} of {self.config.total_nimg}, with"
+            f" a checkpoint in {self.checkpoints.path(self.nimg)}; the same command continues from"
+            " it"
         )
         if self.stopped_by == "SIGINT":
             raise KeyboardInterrupt(text)
         logger.info(text)
+
+    def close(self) -> None:
+        """Let other processes continue the run, once this one writes nothing; train() calls it."""
+        self.batches.close()
+        self.ema.release()
+        self.checkpoints.when_idle(self.folder.release)
+
+    def _loop(self, stop: StopSignal) -> None:
+        for hook in self.hooks:
+            hook.start(self)
+        while self.nimg < self.config.total_nimg and self.stopped_by is None:
+            self._announce_step()
+            self.train_step()  # forward, backward, Adam at the rate lr()
+            self.nimg += self.config.batch_size
+            self.ema.update(self.nimg)
+            normalize_weights_(self.net)  # Eq. 66; the average takes weights before it
+            self.stopped_by = stop.agreed()
+            self._run_hooks()
+        for hook in self.hooks:
+            hook.finish(self)
 
     def train_step(self) -> Tensor:
         """One optimizer step over the batch at :attr:`nimg`.
@@ -233,6 +248,7 @@ class Trainer:
             sink.advance(self.nimg)
         for hook in self.hooks:
             if hook.is_due(self.nimg, self.config.total_nimg) or hook.is_needed(self):
+                self.folder.check()
                 hook.run(self)
 
     def _inputs(self, batch: Batch) -> LossInputs:
@@ -261,27 +277,18 @@ class Trainer:
         torch.autograd.backward(mean * self.config.optim.loss_scale)
         return terms
 
-    @contextlib.contextmanager
-    def _open_sinks(self) -> Iterator[None]:
-        """Within the block sinks take what is reported; they hear whether it failed."""
-        started: list[Sink] = []
-        failed = True
+    def _open(self) -> None:
+        """Claim the folder, and continue from the newest intact checkpoint, if there is one."""
         try:
-            for sink in self.sinks:
-                sink.start(self)
-                started.append(sink)
-            yield
-            failed = False
-        finally:
-            for sink in started:
-                sink.close(failed=failed)
-
-    def _restore(self) -> None:
-        """Continue from the newest intact checkpoint, if there is one."""
-        state = self.checkpoints.load_latest(partial(state_of, self))
-        if state is not None:
-            restore(self, state)
-        self.outputs.begin()
+            self.ema.run = self.folder.open()
+            self.checkpoints.remove_abandoned()
+            state = self.checkpoints.load_latest(partial(state_of, self))
+            if state is not None:
+                restore(self, state)
+            self.outputs.begin()
+        except BaseException:
+            self.close()
+            raise
 
 
 def _plain(value: Any) -> Any:

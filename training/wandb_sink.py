@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from edm2lite.atomic import replacing
+from edm2lite.strict_json import parse_object
 
 from .sink import Sink, flat
 
@@ -79,8 +80,13 @@ def _identifier(path: Path) -> str:
     if not path.is_file():
         with replacing(path) as file:
             json.dump({"id": secrets.token_hex(4)}, file)
-    identifier: str = json.loads(path.read_text(encoding="utf-8"))["id"]
-    return identifier
+    try:
+        return str(parse_object(path.read_bytes())["id"])
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} must hold the id of the W&B run, and does not ({error}); remove it to begin"
+            " another one"
+        ) from error
 
 
 def _package() -> Any:

@@ -14,14 +14,14 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from edm2lite.config_file import strict_yaml
+from edm2lite.config_file.source import read_yaml
+from edm2lite.config_file.source import shipped as shipped
 from edm2lite.messages import one_line
 
 T = TypeVar("T")
@@ -137,40 +137,12 @@ def flatten(config: Any) -> Mapping[str, Any]:
     return _flatten(_plain(dataclasses.asdict(config)))
 
 
-def shipped() -> list[str]:
-    """Names of the shipped configurations."""
-    folder = resources.files("edm2lite.configs")
-    return sorted(
-        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
-    )
-
-
 def _value(text: str, value: str) -> Any:
     try:
         return strict_yaml.parse(value)
     except yaml.YAMLError as error:
         reason = one_line(error)
         raise ValueError(f"--set {text}: the value must be YAML: {reason}") from error
-
-
-def read_yaml(source: str) -> dict[str, Any]:
-    """The content of a YAML file of keys and values; see :func:`load` for its name."""
-    path: Any = Path(source)
-    path = path / "config.yaml" if path.is_dir() else path
-    if not path.is_file():
-        path = resources.files("edm2lite.configs") / f"{source}.yaml"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no configuration {source}; give a YAML file, a run, or one of"
-                f" {', '.join(shipped())}"
-            )
-    try:
-        values = strict_yaml.parse(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} must be YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source} must hold keys and values, found {type(values).__name__}")
-    return values
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +18,11 @@ from edm2lite.dataset.condition_files import (
     read_pairs,
 )
 from edm2lite.dataset.decoding import SUFFIXES, open_image
-from edm2lite.dataset.files import Files, open_files
+from edm2lite.dataset.files import LARGEST, Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels
 from edm2lite.dataset.table import read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
+from edm2lite.strict_json import parse
 
 Load = Callable[[int], Image.Image]
 
@@ -110,7 +109,7 @@ def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollectio
 
 
 def _loader(files: Files, names: Sequence[str]) -> Load:
-    return lambda i: open_image(io.BytesIO(files.read(names[i])), names[i], str(files.path))
+    return lambda i: open_image(files.read(names[i]), names[i], str(files.path))
 
 
 def _from_list(path: Path, conditions: bool) -> ImageCollection:
@@ -138,7 +137,11 @@ def _list_loader(path: Path, names: Sequence[str]) -> Load:
         file = path.parent / names[index]
         if not file.is_file():
             raise ValueError(f"{names[index]} in {path} does not exist; correct the list")
-        return open_image(io.BytesIO(file.read_bytes()), names[index], str(path))
+        if (size := file.stat().st_size) > LARGEST:
+            raise ValueError(
+                f"{names[index]} in {path} must have at most {LARGEST} bytes, it has {size}"
+            )
+        return open_image(file.read_bytes(), names[index], str(path))
 
     return load
 
@@ -148,8 +151,8 @@ def _rows(path: Path) -> list[Any]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
                 return list(csv.DictReader(file))
-            return [json.loads(line) for line in file if line.strip()]
-    except ValueError as error:
+            return [parse(line) for line in file if line.strip()]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} must be UTF-8 text, one row per line, got {error}") from error
 
 

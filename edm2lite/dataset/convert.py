@@ -153,7 +153,8 @@ def convert_images(
         progress: Function that is called with the number of images done, and of all.
 
     Raises:
-        ValueError: If ``dest`` exists, an image is damaged, or none is left.
+        ValueError: If ``dest`` exists, another process writes it, an image is damaged, or none is
+            left.
 
     Example:
         >>> import tempfile
@@ -170,8 +171,6 @@ def convert_images(
         >>> report.sizes, report.kept
         ([(8, 8)], [0.75])
     """
-    if dest.exists():
-        raise ValueError(f"{dest} exists; remove it, or give another name")
     report = ConversionReport()
     sums = {name: PixelSums(name, collection.name) for name in collection.conditions}
     with writing(dest) as add:

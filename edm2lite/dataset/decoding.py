@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
-from typing import Any, Literal
+import struct
+import zlib
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageColor, ImageOps
+
+from edm2lite.messages import one_line
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -16,27 +20,70 @@ SUFFIXES = (
 
 Exif = Literal["turn", "ignore"]
 _ORIENTATION = ExifTags.Base.Orientation
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # those of SUFFIXES, and no others
+_DAMAGES = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError,
+    TypeError, AttributeError, OverflowError, ZeroDivisionError, NotImplementedError, RuntimeError,
+    AssertionError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What Pillow raises for damaged images."""
+_DEEP = "more than 8 bits per channel; save it with 8"
 
 
-def open_image(file: Any, name: str, origin: str) -> Image.Image:
+class _UnusableError(Exception):
+    """An image that is intact, and of a kind that is not taken."""
+
+
+def open_image(data: bytes, name: str, origin: str) -> Image.Image:
     """The image in a file, decoded.
 
     Args:
-        file: Open file.
+        data: Content of the file.
         name: Name of the file for messages.
         origin: Name of the data set for messages.
 
     Raises:
-        ValueError: If the file is damaged.
+        ValueError: If the file is damaged or of another format, has more than 8 bits per channel,
+            which Pillow would cut off, or more pixels than Pillow takes for harmless.
     """
     try:
-        image = Image.open(file)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check(image, data)
         image.load()
         return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGES as error:
         raise ValueError(
-            f"{name} in {origin} cannot be read as an image ({error}); remove or repair it"
+            f"{name} in {origin} cannot be read as an image ({one_line(error, 200)}); remove or"
+            " repair it"
         ) from error
+    except _UnusableError as error:
+        raise ValueError(f"{name} in {origin} is not usable: {error}") from error
+
+
+def _check(image: Image.Image, data: bytes) -> None:
+    """Refuse what Pillow would open with other pixels, or with all memory."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise _UnusableError(f"it has {image.width} x {image.height} pixels, more than {most}")
+    for tile in image.tile:
+        stored, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        is_deep = str(stored).startswith(("RGB", "RGBA", "LA", "CMYK")) and ";16" in str(stored)
+        if is_deep or (tile.codec_name.startswith("ppm") and more[-1] > 255):
+            raise _UnusableError(f"it has {_DEEP}")
+    if image.format == "PNG":
+        _check_png(memoryview(data))
+
+
+def _check_png(data: memoryview) -> None:
+    """Compare pixels with their checksums, which Pillow passes over."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT":
+            stored = int.from_bytes(data[end : end + 4], "big")
+            if zlib.crc32(data[at + 4 : end]) != stored:
+                raise ValueError("its pixels do not match their checksum")
+        at = end + 4
 
 
 def upright(
@@ -62,7 +109,7 @@ def upright(
         (10, 20, 30)
     """
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"it has mode {image.mode}, more than 8 bits; save it with 8")
+        raise ValueError(f"it has mode {image.mode}, {_DEEP}")
     # EXIF is part of info, which is empty in most converted files: looking there costs nothing
     if exif == "turn" and image.info and image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -110,7 +157,7 @@ def decode_image(data: bytes, name: str, origin: str) -> NDArray[np.uint8]:
     Raises:
         ValueError: If the file is damaged, or has more than 8 bits per channel.
     """
-    image = open_image(io.BytesIO(data), name, origin)
+    image = open_image(data, name, origin)
     try:
         pixels = np.asarray(upright(image, gray=image.mode == "L"))
     except (OSError, ValueError) as error:

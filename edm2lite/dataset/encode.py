@@ -7,6 +7,7 @@ processes, has the same bytes as any other.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edm2lite.claim import claim_folder
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.encode_plan import SHARD_IMAGES, EncodePlan, Shard
 from edm2lite.dataset.shards import FORMAT, Index
@@ -60,8 +62,9 @@ def encode_images(
             and of all that it will.
 
     Raises:
-        ValueError: If the images do not fit the autoencoder, ``dest`` holds something else, an
-            image is damaged, or its latents are not finite. Shards that are complete stay.
+        ValueError: If the images do not fit the autoencoder, ``dest`` holds something else or is
+            written by another process, an image is damaged, or its latents are not finite. Shards
+            that are complete stay.
 
     Example:
         >>> import tempfile
@@ -79,13 +82,17 @@ def encode_images(
         ...     print(open_dataset(folder + "/latents").image_shape)
         (1, 4, 4)
     """
-    plan = EncodePlan(
-        dataset, Path(dest), autoencoder,
-        convention=convention, batch_size=batch_size, shard_images=shard_images,
-    )  # fmt: skip
-    write_shards(plan, rank=rank, world_size=world_size, num_threads=num_threads, progress=progress)
-    if rank == 0:
-        finish(plan)
+    with claim_folder(Path(dest)) if rank == 0 else contextlib.nullcontext() as mine:
+        plan = EncodePlan(
+            dataset, Path(dest), autoencoder,
+            convention=convention, batch_size=batch_size, shard_images=shard_images,
+        )  # fmt: skip
+        write_shards(
+            plan, rank=rank, world_size=world_size, num_threads=num_threads, progress=progress
+        )
+        if mine is not None:
+            mine.check()
+            finish(plan)
 
 
 def write_shards(

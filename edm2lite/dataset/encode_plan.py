@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.shards import INDEX, LABELS, Index, shard_name
 from edm2lite.models.autoencoder import Autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS
+from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import read_header
 
 SHARD_IMAGES = 4096
@@ -139,7 +139,7 @@ class EncodePlan:
                     self._check_same({})
             written = [shard for shard in self.shards if shard.path.is_file()]
             for shard in written:
-                self._check_same(json.loads(read_header(shard.path).metadata.get("settings", "{}")))
+                self._check_same(_settings_of(shard.path))
         done = {shard.path for shard in written}
         return [shard for shard in self.shards if shard.path not in done]
 
@@ -161,6 +161,14 @@ class EncodePlan:
                 f"{self.dest} needs {needed / 2**30:.1f} GiB, its disk has {free / 2**30:.1f} GiB"
                 " left; free some, or give a folder on another disk"
             )
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """The settings with which a shard was written."""
+    try:
+        return parse_object(read_header(path).metadata.get("settings", "{}"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a shard of an encoding: {error}; remove it") from error
 
 
 def fingerprint(dataset: ImageDataset) -> str:

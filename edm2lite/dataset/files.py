@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 import stat
 import zipfile
 import zlib
@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edm2lite.atomic import replacing
+from edm2lite.atomic import replacing, replacing_folder
+from edm2lite.claim import claim_file
+
+_DAMAGES = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError
+)  # fmt: skip
+"""What :mod:`zipfile` raises for damaged archives."""
+
+
+LARGEST = 2**28
+"""Largest size of a file that is read as a whole, in bytes, unless the reader says otherwise."""
 
 
 class Files(Protocol):
@@ -27,11 +37,15 @@ class Files(Protocol):
     path: Path
     names: list[str]
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = LARGEST) -> bytes:
         """Content of a file.
 
+        Args:
+            name: Name of the file.
+            limit: Largest size in bytes.
+
         Raises:
-            ValueError: If it cannot be read.
+            ValueError: If it cannot be read, or is larger.
         """
 
     def size(self, name: str) -> int:
@@ -55,7 +69,7 @@ def open_files(path: Path) -> Files:
 
 @dataclass
 class Folder:
-    """Files below a folder. Symbolic links are followed; links in a circle are refused."""
+    """Files below a folder; symbolic links are followed, but not in a circle or to nothing."""
 
     path: Path
     names: list[str] = field(init=False, repr=False)
@@ -63,9 +77,10 @@ class Folder:
     def __post_init__(self) -> None:
         self.names = sorted(self._walk(self.path, "", []))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = LARGEST) -> bytes:
         """See :meth:`Files.read`."""
         try:
+            _check_size(name, self.path, self.size(name), limit)
             return (self.path / name).read_bytes()
         except OSError as error:
             raise ValueError(
@@ -96,8 +111,13 @@ class Folder:
                 ) from error
             if is_folder:
                 yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", [*above, here])
-            else:
+            elif entry.is_file():
                 yield prefix + entry.name
+            else:
+                raise ValueError(
+                    f"{folder / entry.name} must be a file or a folder, it is a pipe or a link to"
+                    " nothing; remove it"
+                )
 
 
 @dataclass
@@ -110,7 +130,7 @@ class Archive:
     def __post_init__(self) -> None:
         try:
             self._zip = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
+        except _DAMAGES as error:
             raise ValueError(
                 f"{self.path} must be a folder or a ZIP, got: {error}; if the ZIP was cut short,"
                 " copy it again"
@@ -125,15 +145,31 @@ class Archive:
             if not info.is_dir() and not _hidden(info.filename):
                 self.names.append(info.filename)
         self.names.sort()
+        for name, following in itertools.pairwise(self.names):
+            if name == following:
+                raise ValueError(
+                    f"{self.path} has two entries {name!r}; create the archive again with one"
+                )
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = LARGEST) -> bytes:
         """See :meth:`Files.read`."""
+        info = self._zip.getinfo(name)
+        _check_size(name, self.path, info.file_size, limit)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"{name} in {self.path} must be stored or deflated, and is packed otherwise; create"
+                " the archive again"
+            )
         try:
-            return self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+            with self._zip.open(info) as file:  # in pieces: its size may be a lie
+                data = file.read(info.file_size)
+        except _DAMAGES as error:
             raise ValueError(
                 f"{name} in {self.path} cannot be read ({error}); copy the archive again"
             ) from error
+        if len(data) != info.file_size:
+            raise ValueError(f"{name} in {self.path} is cut short; copy the archive again")
+        return data
 
     def size(self, name: str) -> int:
         """See :meth:`Files.size`."""
@@ -149,6 +185,9 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
     Args:
         dest: Path of the ZIP (if it ends so) or folder.
 
+    Raises:
+        ValueError: If ``dest`` exists, or another process writes it.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as name:
@@ -157,23 +196,37 @@ def writing(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
         ...     open_files(Path(name, "a.zip")).read("hello.txt")
         b'hello'
     """
-    if dest.suffix.lower() == ".zip":
-        with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
-            yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
-        return
-    partial = dest.with_name(f".{dest.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with claim_file(dest) as mine:
+        if dest.exists():
+            raise ValueError(f"{dest} exists; remove it, or give another name")
+        with _zip(dest) if dest.suffix.lower() == ".zip" else _folder(dest) as add:
+            yield add
+            mine.check()
 
-    def add(name: str, data: bytes) -> None:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).write_bytes(data)
 
-    try:
+@contextmanager
+def _zip(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with replacing(dest, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
+
+
+@contextmanager
+def _folder(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with replacing_folder(dest) as partial:
+
+        def add(name: str, data: bytes) -> None:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(data)
+
         yield add
         os.sync()
-        os.replace(partial, dest)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_size(name: str, path: Path, size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(
+            f"{name} in {path} must have at most {limit} bytes, it has {size}; remove it"
+        )
 
 
 def _hidden(name: str) -> bool:

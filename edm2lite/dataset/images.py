@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.decoding import decode_image
 from edm2lite.dataset.files import Files
 from edm2lite.dataset.labels import Labels
+from edm2lite.dataset.npy import parse_npy
 
 
 def open_images(
@@ -62,11 +62,9 @@ def load_array(data: bytes, name: str, origin: str) -> NDArray[Any]:
         ValueError: If the file is damaged, or holds an array of another form.
     """
     try:
-        array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{name} in {origin} cannot be read as an array ({error}); remove it"
-        ) from error
+        array = parse_npy(data)
+    except ValueError as error:
+        raise ValueError(f"{name} in {origin} {error}; remove it") from error
     if array.ndim != 3 or array.dtype.kind not in "uf":
         raise ValueError(
             f"{name} in {origin} must be [channels, height, width] of uint8 (pixels) or float32"
@@ -87,7 +85,9 @@ def _read(files: Files, name: str) -> NDArray[np.uint8]:
 
 def _sizes(listed: Sequence[Any], names: Sequence[str], origin: str) -> NDArray[np.int64]:
     try:
-        by_name = {name: (int(height), int(width)) for name, height, width in listed}
+        by_name = {name: (height, width) for name, height, width in listed}
+        if not all(type(n) is int and 0 < n < 2**31 for size in by_name.values() for n in size):
+            raise ValueError("a height or width that is no whole number, at least 1")
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"sizes in dataset.json of {origin} must be [name, height, width] each, got {error}"

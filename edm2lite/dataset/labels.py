@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.dataset.files import Files
+from edm2lite.strict_json import shown
 
 GENERATED = "settings.json"
 """Name of the file that tells a folder of images that edm2lite has generated."""
+
+MAX_CLASSES = 2**24
+"""Largest number of classes."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ def as_labels(
     if any(isinstance(row, Sequence | np.ndarray) and not isinstance(row, str) for row in rows):
         return _vectors(rows, origin, classes)
     filled = [-1 if row is None else row for row in rows]
-    bad = [row for row in filled if type(row) is not int or row < -1]
+    bad = [row for row in filled if type(row) is not int or not -1 <= row < MAX_CLASSES]
     if bad:
         raise ValueError(
-            f"labels in {origin} must be class indices from 0 (null for none) or lists of numbers,"
-            f" got {bad[0]!r}"
+            f"labels in {origin} must be class indices from 0 to {MAX_CLASSES - 1} (null for none)"
+            f" or lists of numbers, got {shown(bad[0])}"
         )
     values = np.array(filled, dtype=np.int64)
     label_dim = label_dim or len(classes) or int(values.max(initial=-1)) + 1
@@ -92,9 +96,13 @@ def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> 
     """
     try:
         table = content.get("labels")
-        by_name = {str(n).replace("\\", "/"): label for n, label in table} if table else {}
-        classes = [str(name) for name in content.get("classes") or ()]
-        label_dim = int(content.get("label_dim") or 0)
+        by_name = {str.replace(n, "\\", "/"): label for n, label in table} if table else {}
+        classes = content.get("classes") or []
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes that are no names")
+        label_dim = content.get("label_dim") or 0
+        if type(label_dim) is not int or not 0 <= label_dim <= MAX_CLASSES:
+            raise ValueError(f"label_dim {shown(label_dim)}")
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"dataset.json in {origin} must have a list labels of [name, label] pairs, got {error}"
@@ -164,7 +172,8 @@ def class_folders(names: Sequence[str], origin: str) -> Labels | None:
 
 def _vectors(rows: Sequence[Any], origin: str, classes: Sequence[str]) -> Labels:
     try:
-        values = np.array(rows, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+            values = np.array(rows, dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"label vectors in {origin} must be numbers and of one length for all images ({error})"

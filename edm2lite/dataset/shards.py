@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 
 from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
-from edm2lite.dataset.labels import Labels
+from edm2lite.dataset.labels import MAX_CLASSES, Labels
 from edm2lite.dataset.latents import checked
 from edm2lite.models.encoders import LatentEncoder, encoder_from_dict
-from edm2lite.tensorfile import Header, load_tensors, read_header, save_tensors
+from edm2lite.strict_json import parse_object
+from edm2lite.tensorfile import Header, all_finite, load_tensors, read_header, save_tensors
 
 FORMAT = "edm2lite.latents/1"
 INDEX = "latents.json"
@@ -88,17 +89,24 @@ class Index:
             ValueError: If the file is damaged or of a newer version.
         """
         try:
-            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            content = parse_object((folder / INDEX).read_bytes())
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             encoder = encoder_from_dict(content.pop("encoder"))
-            if not isinstance(encoder, LatentEncoder):
+            if not isinstance(encoder, LatentEncoder) or not encoder.mean:
                 raise ValueError("its encoder is not one for latents")
             shards = [_shard(entry) for entry in content.pop("shards")]
-            if not shards or min(shard["count"] for shard in shards) < 1:
-                raise ValueError("it lists no shards, or empty ones")
+            if not shards:
+                raise ValueError("it lists no shards")
             classes = tuple(content.pop("classes"))
-            return cls(encoder=encoder, shards=shards, classes=classes, **content)
+            label_dim = content.pop("label_dim")
+            is_number = type(label_dim) is int and 0 < label_dim <= MAX_CLASSES
+            if label_dim is not None and not is_number:
+                raise ValueError("label_dim is no number of classes")
+            if not all(isinstance(name, str) for name in classes):
+                raise ValueError("classes are no names")
+            found = {"encoder": encoder, "shards": shards, "label_dim": label_dim}
+            return cls(**found, classes=classes, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder / INDEX} must be the index of a latent data set that this version knows"
@@ -139,12 +147,27 @@ def open_shards(path: Path) -> ImageDataset:
     shape = (channels, int(sizes[0, 0]), int(sizes[0, 1]))
     table = None
     if index.label_dim is not None:
-        tensors, _ = load_tensors(path / LABELS)
-        table = Labels(tensors["labels"].numpy(), index.label_dim, index.classes)
-        if len(table.values) != total:
-            raise ValueError(f"{path / LABELS} must hold {total} labels, got {len(table.values)}")
+        table = _labels(path / LABELS, total, index.label_dim, index.classes)
     mixed = sizes if (sizes != sizes[0]).any() else None
     return ImageDataset(str(path), total, shape, read, table, mixed, names, index.encoder)
+
+
+def _labels(path: Path, total: int, label_dim: int, classes: tuple[str, ...]) -> Labels:
+    values = load_tensors(path)[0].get("labels", torch.empty(0))
+    is_index = values.dtype == torch.int64 and values.shape == (total,)
+    is_vector = values.dtype == torch.float32 and values.shape == (total, label_dim)
+    if not is_index and not is_vector:
+        raise ValueError(
+            f"{path} must hold {total} labels of {label_dim} classes or numbers, got"
+            f" {list(values.shape)} {values.dtype}; encode the data set again"
+        )
+    low, high = values.aminmax()
+    if not (low >= -1 and high < label_dim if is_index else all_finite(values)):
+        raise ValueError(
+            f"{path} must hold finite numbers, or classes below {label_dim}; encode the data set"
+            " again"
+        )
+    return Labels(values.numpy(), label_dim, classes)
 
 
 class _Map:
@@ -170,9 +193,10 @@ class _Map:
 
 
 def _shard(entry: Mapping[str, Any]) -> dict[str, Any]:
-    height, width = entry["size"]
-    size = [int(height), int(width)]
-    return {"count": int(entry["count"]), "size": size, "digest": entry["digest"]}
+    count, (height, width), digest = entry["count"], entry["size"], entry["digest"]
+    if not all(type(n) is int and 0 < n < 2**31 for n in (count, height, width)):
+        raise ValueError("counts and sizes of its shards must be whole numbers, at least 1")
+    return {"count": count, "size": [height, width], "digest": digest}
 
 
 class _Rows(Sequence[str]):

@@ -19,8 +19,10 @@ from typing import Any
 
 from edm2lite.dataset.files import Files
 from edm2lite.dataset.labels import Labels
+from edm2lite.strict_json import parse_object
 
 TABLE = "dataset.json"
+_LARGEST, _LARGEST_ROW = 2**20, 2**15  # bytes: in all, and for each file; 1000 numbers take 20,000
 
 
 def read_table(files: Files) -> dict[str, Any]:
@@ -31,13 +33,11 @@ def read_table(files: Files) -> dict[str, Any]:
     """
     if TABLE not in files.names:
         return {}
+    data = files.read(TABLE, _LARGEST + _LARGEST_ROW * len(files.names))
     try:
-        content = json.loads(files.read(TABLE))
+        return parse_object(data)
     except ValueError as error:
-        raise ValueError(f"{TABLE} in {files.path} must be JSON, got {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{TABLE} in {files.path} must be a JSON object, got a list or value")
-    return content
+        raise ValueError(f"{TABLE} in {files.path} must be a JSON object, but {error}") from error
 
 
 def table_text(

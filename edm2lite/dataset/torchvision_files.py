@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+import lzma
 import math
 import pickletools
 import tarfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,10 @@ Known = tuple[NDArray[np.uint8], NDArray[np.int64], bool]  # images, labels, whe
 _STEMS = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _BATCHES = (*_STEMS, *(f"{stem}.bin" for stem in _STEMS))
 _INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG1")
+_UNPACKING = (zlib.error, lzma.LZMAError)
+_LARGEST = 2**28  # bytes of a file once unpacked; the largest that there is has 47 MB
+_LARGEST_ARCHIVE = 2**30
+_MAX_INSTRUCTIONS = 10**6  # of a batch of CIFAR-10; there are 60,000
 
 
 def read_torchvision(path: Path, split: str) -> Known | None:
@@ -75,7 +82,7 @@ def _cifar_pickle(path: Path, data: bytes) -> tuple[NDArray[np.uint8], list[int]
     labels: list[int] = []
     in_labels = False
     try:
-        for opcode, value, _ in pickletools.genops(data):
+        for opcode, value, _ in itertools.islice(pickletools.genops(data), _MAX_INSTRUCTIONS):
             if isinstance(value, str | bytes):
                 in_labels = value in ("labels", b"labels")
                 if len(value) >= 3072:
@@ -96,12 +103,21 @@ def _tar_members(path: Path) -> dict[str, bytes]:
     """Content of the batches in an archive, by file name; nothing is unpacked to disk."""
     try:
         with tarfile.open(path) as archive:
-            members = [m for m in archive if m.isfile() and Path(m.name).name in _BATCHES]
-            return {Path(m.name).name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]  # files have content
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            members = list(_bounded(archive))
+            batches = [m for m in members if m.isfile() and Path(m.name).name in _BATCHES]
+            return {Path(m.name).name: archive.extractfile(m).read() for m in batches}  # type: ignore[union-attr]  # files have content
+    except (tarfile.TarError, EOFError, OSError, ValueError, *_UNPACKING) as error:
         raise ValueError(
             f"{path} must be CIFAR-10's archive ({error}); download it again"
         ) from error
+
+
+def _bounded(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, before what is behind them is unpacked."""
+    for member in archive:
+        if not 0 <= member.size <= _LARGEST_ARCHIVE - member.offset_data:
+            raise ValueError(f"it holds more than {_LARGEST_ARCHIVE} bytes")
+        yield member
 
 
 def _mnist(folder: Path, split: str) -> Known:
@@ -119,8 +135,9 @@ def _idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
     if not plain.is_file() and not packed.is_file():
         raise FileNotFoundError(f"there is no {plain}; download MNIST again")
     try:
-        data = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
-    except (EOFError, OSError, zlib.error) as error:
+        with open(plain, "rb") if plain.is_file() else gzip.open(packed) as file:
+            data = file.read(_LARGEST)
+    except (EOFError, OSError, *_UNPACKING) as error:
         raise ValueError(f"{packed} is damaged ({error}); download it again") from error
     start = 4 + 4 * ndim
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim)]

@@ -23,12 +23,14 @@ from edm2lite.diffusion.format1 import upgraded
 from edm2lite.diffusion.parametrization import Embedding, Parametrization, Scalings
 from edm2lite.diffusion.state import fill_
 from edm2lite.dtypes import Dtype, torch_dtype
+from edm2lite.messages import one_line
 from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import check_conditioning
 from edm2lite.network.kernels.dispatch import is_readable
 from edm2lite.network.kernels.prepared import prepared_copy
-from edm2lite.network.layers import MPConv, MPFourier, mp_layers, normalize_weights_
+from edm2lite.network.layers import mp_layers, normalize_weights_
+from edm2lite.strict_json import check_fields, parse_object
 from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, save_tensors
 
 
@@ -70,6 +72,8 @@ class PrecondConfig:
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
+        if not 1 <= (channels := self.logvar_channels) <= 65536:
+            raise ValueError(f"logvar_channels must lie between 1 and 65536, got {channels}")
         for name, known in (("parametrization", Parametrization), ("embedding", Embedding)):
             value = getattr(self, name)
             if value not in get_args(known) and (name, value) != ("embedding", None):
@@ -95,25 +99,26 @@ class PrecondConfig:
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str, *, trusted: bool = False) -> PrecondConfig:
+    def from_json(cls, text: str, origin: str = "this", *, trusted: bool = False) -> PrecondConfig:
         """The configuration in the metadata of a model file.
 
         Args:
             text: Result of :meth:`to_json`, in this version or in 0.1.
-            trusted: Whether a network ``module:Class`` may be imported, see
-                :class:`edm2lite.kinds.Kinds`.
+            origin: Name of the file in messages.
+            trusted: Whether a network ``module:Class`` may be imported.
 
         Raises:
             ValueError: If there are keys or values that this version does not know.
         """
         try:
-            values = upgraded(json.loads(text))
+            values = upgraded(parse_object(text))
             backbone = backbone_from_dict(values.pop("backbone"), trusted=trusted)
+            check_fields(cls, values)
             return cls(backbone=backbone, **values)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"model configuration must be one this version can build, found {error}; it may be"
-                " of a newer version"
+                f"the model configuration of {origin} must be one this version can build, but"
+                f" {one_line(error, 300)}; the file may be damaged or of a newer version"
             ) from error
 
 
@@ -141,8 +146,8 @@ class Precond(nn.Module):
         self.is_prepared = self.is_loaded = False
         # not by add_module, which refuses the name of the property below
         self._modules[config.backbone.tensor_prefix] = config.backbone.build()
-        self.logvar_fourier = MPFourier(config.logvar_channels)
-        self.logvar_linear = MPConv(config.logvar_channels, 1)
+        head = self.backbone.logvar_layers(config.logvar_channels)
+        self.logvar_fourier, self.logvar_linear = head
         normalize_weights_(self)
 
     @property
@@ -225,17 +230,12 @@ class Precond(nn.Module):
         return net
 
     def _check_images(self, x: Tensor) -> None:
-        shape = self.config.backbone
-        multiple = shape.size_multiple
-        if (
-            x.ndim != 4
-            or x.shape[1] != shape.img_channels
-            or x.shape[2] % multiple
-            or x.shape[3] % multiple
-        ):
+        channels = self.config.backbone.img_channels
+        multiple = self.config.backbone.size_multiple
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
-                f"images must be [N, {shape.img_channels}, H, W] with H and W multiples of"
-                f" {multiple}, got {list(x.shape)}"
+                f"images must be [N, {channels}, H, W] with H and W multiples of {multiple}, got"
+                f" {list(x.shape)}"
             )
 
     def _check_levels(self, sigma: Tensor) -> None:
@@ -294,7 +294,7 @@ class Precond(nn.Module):
                 " another model can be reconstructed, but only their own code can load them"
             )
         with torch.device("meta"):
-            net = cls(PrecondConfig.from_json(metadata["model"]))
+            net = cls(PrecondConfig.from_json(metadata["model"], origin))
         fill_(net, tensors, origin)
         net.is_loaded = True
         return net.eval().requires_grad_(False)

@@ -140,10 +140,11 @@ class Averages:
                 " continue from a checkpoint (load_state_dict)"
             )
 
-    def set_clock(self, *, nimg: int, history: list[list[int]], num_refused: int) -> None:
+    def set_clock(self, *, nimg: int, history: Sequence[Sequence[int]], num_refused: int) -> None:
         """Set the clock and the record of updates, to continue from a checkpoint."""
         self._is_torn = False
-        self.nimg, self.history, self.num_refused = nimg, history, num_refused
+        self.nimg, self.num_refused = nimg, num_refused
+        self.history = [list(pair) for pair in history]
         self._buffered_nimg: int | None = None  # image count of the weights in the buffer
         self._taken = torch.tensor(nimg, dtype=torch.float64, device=self._clock_device)
         self._offered: list[int] = []  # image counts of updates whose verdict is not yet read

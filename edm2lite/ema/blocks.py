@@ -86,6 +86,7 @@ class BlockReader:
     Args:
         headers: Headers of the K files; names, shapes and their order must agree.
         num_targets: Number of sums computed from each block; they share the memory of a block.
+        multiple: Every block but the last one of a span holds a multiple of so many values.
 
     Example:
         >>> import tempfile, torch
@@ -99,11 +100,11 @@ class BlockReader:
         [('w', array([1., 2.], dtype=float32))]
     """
 
-    def __init__(self, headers: Sequence[Header], num_targets: int):
+    def __init__(self, headers: Sequence[Header], num_targets: int, multiple: int = 1):
         self.headers = headers
         self._digests = [xxhash.xxh3_128() for _ in headers]
         fitting = BLOCK_BYTES // (4 * (len(headers) + num_targets))
-        self.block_values = min(BLOCK_VALUES, max(1024, fitting))
+        self.block_values = max(1, min(BLOCK_VALUES, max(1024, fitting)) // multiple) * multiple
         self._spans = list(_spans(headers))
         widest = min(self.block_values, max((sum(s.sizes) for s in self._spans), default=0))
         item = max((STORAGE[t].itemsize for span in self._spans for t in span.types), default=1)

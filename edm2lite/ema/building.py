@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.atomic import remove_abandoned
+from edm2lite.claim import claim_folder
 from edm2lite.ema.casts import load_torch_if_faster
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.targets import Reconstruction
@@ -43,8 +44,8 @@ def build(
         Each plan, completed by its ``state_dict`` or ``path``.
 
     Raises:
-        ValueError: If a snapshot is damaged, or ``out`` is the folder of the snapshots. No output
-            file is written then.
+        ValueError: If a snapshot is damaged, ``out`` is the folder of the snapshots, or another
+            process writes to it. No output file is written then.
 
     Example:
         >>> import tempfile, torch
@@ -70,10 +71,10 @@ def build(
             for plan, state in zip(plans, states, strict=True)
         ]
     paths = output_paths(Path(out), plans)
-    remove_abandoned(Path(out))  # of a run of this command that was killed, with other lengths, say
     size = sum(spec.numel for spec in specs.values())
     load_torch_if_faster(len(headers) * size, len(plans) * size, num_cores())
-    with ExitStack() as stack:
+    with claim_folder(Path(out)) as mine, ExitStack() as stack:
+        remove_abandoned(Path(out))  # of a process that was killed, with other lengths, say
         pool = stack.enter_context(WorkerPool())
         writers = [
             stack.enter_context(TensorWriter(path, specs, plan.metadata))
@@ -89,6 +90,7 @@ def build(
                 tasks[memory] = list(zip(writers, data, strict=True))
             pool.add(_append, tasks[memory])
         pool.run()
+        mine.check()
     return [dataclasses.replace(plan, path=path) for plan, path in zip(plans, paths, strict=True)]
 
 

@@ -12,11 +12,37 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from edm2lite.ema.snapshot import SnapshotInfo
+from edm2lite.strict_json import parse
 
 Fork = tuple[SnapshotInfo, SnapshotInfo, str]
 """Two snapshots that cannot be of one course, the earlier one first, and what shows it."""
+
+
+class Course(NamedTuple):
+    """What a run has done so far.
+
+    Attributes:
+        run: Identifier of the run.
+        start_nimg: Image count at which averaging began.
+        history: Run-length list of the updates, [(stride, updates), ...].
+        gammas: Exponents that are tracked.
+    """
+
+    run: str
+    start_nimg: int
+    history: Sequence[tuple[int, int]]
+    gammas: Sequence[float]
+
+    def includes(self, info: SnapshotInfo) -> bool:
+        """Whether a snapshot is of an earlier moment of this course, by what its header says."""
+        return (
+            (info.run, info.start_nimg) == (self.run, self.start_nimg)
+            and info.gamma in self.gammas
+            and _begins(info.history, self.history)
+        )
 
 
 def link(info: SnapshotInfo) -> tuple[int, str] | None:
@@ -27,7 +53,7 @@ def link(info: SnapshotInfo) -> tuple[int, str] | None:
     text = info.header.metadata.get("previous")
     if text is None:
         return None
-    nimg, digest = json.loads(text)
+    nimg, digest = parse(text)
     return int(nimg), str(digest)
 
 
@@ -117,12 +143,12 @@ def _by_digest(infos: Sequence[SnapshotInfo]) -> dict[tuple[float, int], dict[st
 def _is_one_course(early: SnapshotInfo, late: SnapshotInfo) -> bool:
     if "source" in early.header.metadata or "source" in late.header.metadata:
         return True
-    return early.start_nimg == late.start_nimg and _begins(early, late)
+    return early.start_nimg == late.start_nimg and _begins(early.history, late.history)
 
 
-def _begins(early: SnapshotInfo, late: SnapshotInfo) -> bool:
-    """Whether the updates of one snapshot are the first ones of another."""
-    runs, others = _merged(early.history), _merged(late.history)
+def _begins(early: Sequence[tuple[int, int]], late: Sequence[tuple[int, int]]) -> bool:
+    """Whether the updates of one history are the first ones of another."""
+    runs, others = _merged(early), _merged(late)
     if not runs:
         return True
     *whole, (stride, count) = runs

@@ -6,7 +6,7 @@ much each loss adds to the error of reconstructions. It never raises for the sta
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,9 @@ from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import solve_calibrated
 from edm2lite.ema.stream import Progress
 from edm2lite.ema.trajectory import TrajectoryModel
+from edm2lite.jsonlines import read_lines
+
+logger = logging.getLogger(__name__)
 
 THINNED = "thinned.jsonl"
 """File beside the snapshots with one line for each that was deleted on purpose."""
@@ -236,8 +239,8 @@ def _describe(
 
 def _thinned(folder: Path) -> set[tuple[int, float]]:
     """(nimg, gamma) of the snapshots that were deleted on purpose."""
-    path = folder / THINNED
-    if not path.is_file():
-        return set()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {(int(line["nimg"]), float(line["gamma"])) for line in lines}
+    lines, notices = read_lines(folder / THINNED)
+    for notice in notices:
+        logger.warning("%s", notice)
+    whole = [line for line in lines if {"nimg", "gamma"} <= line.keys()]
+    return {(int(line["nimg"]), float(line["gamma"])) for line in whole}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.strict_json import parse
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, all_finite, read_header
 from edm2lite.tensorheader import type_of
 
@@ -202,14 +203,14 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
             path=Path(path),
             run=meta["run"],
             profile=PowerFunction(float(meta["gamma"]), int(meta["nimg"])),
-            history=tuple((int(s), int(n)) for s, n in json.loads(meta["history"])),
+            history=tuple((int(s), int(n)) for s, n in parse(meta["history"])),
             start_nimg=int(meta["start_nimg"]),
             dtype=meta["dtype"],
             header=header,
         )
         _check(info)
         return info
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{path} must have the metadata of {FORMAT}, missing or malformed is {error};"
             " restore it from a copy or move it out of the folder"
@@ -230,3 +231,6 @@ def _check(info: SnapshotInfo) -> None:
         raise ValueError(f"sigma_rel {info.sigma_rel}, history {info.history[:3]}")
     if info.start_nimg + sum(stride * count for stride, count in info.history) != info.nimg:
         raise ValueError(f"a history that ends elsewhere than at nimg = {info.nimg}")
+    before, _ = parse(info.header.metadata.get("previous", '[0, ""]'))
+    if type(before) is not int or not 0 <= before < info.nimg:
+        raise ValueError("previous")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
-from edm2lite.atomic import sync
+from edm2lite.claim import Claim, claim_file
 from edm2lite.ema.calibration import fit_sample, read_sample
 from edm2lite.ema.doctor import THINNED, predict
+from edm2lite.ema.folder import snapshot_folder
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
 from edm2lite.ema.trajectory import TrajectoryModel
+from edm2lite.jsonlines import append_line
 
 Array = NDArray[np.float64]
 
@@ -174,8 +175,34 @@ def _largest_count(
     return good, error
 
 
+def claim_thinning(source: Path) -> Claim:
+    """The right to delete snapshots; a run may go on writing new ones meanwhile.
+
+    Claim it before looking which ones can be deleted.
+
+    Args:
+        source: A run, or a folder of snapshots.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If another process thins it out.
+
+    Example:
+        >>> import tempfile
+        >>> with claim_thinning(Path(tempfile.mkdtemp())) as mine:
+        ...     mine.path.name
+        '.thinned.jsonl.lock'
+    """
+    folder = snapshot_folder(source)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run")
+    return claim_file(folder / THINNED)
+
+
 def remove(infos: Sequence[SnapshotInfo]) -> int:
-    """Delete snapshots, and record each in ``thinned.jsonl`` beside them.
+    """Delete snapshots, and record each in ``thinned.jsonl`` beside them before it goes.
+
+    On a full disk the file goes first, and its record is written in the room that it leaves.
 
     Args:
         infos: Snapshots to delete.
@@ -183,26 +210,31 @@ def remove(infos: Sequence[SnapshotInfo]) -> int:
     Returns:
         The number of bytes freed.
 
+    Raises:
+        OSError: If a file cannot be removed, or the record not be written; the error names it.
+
     Example:
         >>> remove([])
         0
     """
     freed = 0
-    for folder in {info.path.parent for info in infos}:
-        with open(folder / THINNED, "a") as file:
-            for info in (i for i in infos if i.path.parent == folder):
-                line = {
-                    "file": info.path.name,
-                    "nimg": info.nimg,
-                    "sigma_rel": info.sigma_rel,
-                    "gamma": info.gamma,
-                    "digest": info.header.digest,
-                }
-                file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(Path(folder))
     for info in infos:
-        freed += info.path.stat().st_size
-        info.path.unlink()
+        size = info.path.stat().st_size
+        record = {
+            "file": info.path.name,
+            "nimg": info.nimg,
+            "sigma_rel": info.sigma_rel,
+            "gamma": info.gamma,
+            "digest": info.header.digest,
+        }
+        log = info.path.parent / THINNED
+        try:
+            append_line(log, record)
+            info.path.unlink()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            info.path.unlink()  # which makes room for the record of it
+            append_line(log, record)
+        freed += size
     return freed

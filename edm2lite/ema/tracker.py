@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.averages import Averages
+from edm2lite.ema.course import Course
 from edm2lite.ema.lengths import widths_and_exponents
 from edm2lite.ema.model_tensors import Source, TrackedTensors, saved_averages
 from edm2lite.ema.profile import PowerFunction
@@ -33,9 +34,8 @@ class PowerFunctionEMA:
     that wrappers (DDP, FSDP, torch.compile) add to names are removed.
 
     Sharded parameters (FSDP2, DTensor) are averaged where they are. Updates communicate nothing, so
-    each rank refuses an update that is not finite for its own shards alone. Each shard's average is
-    exact for the updates that it took. Snapshots and checkpoints record those of rank 0, and saving
-    a snapshot warns if ranks differ.
+    each rank refuses an update that is not finite for its own shards alone. Snapshots and
+    checkpoints record the updates of rank 0, and saving a snapshot warns if ranks differ.
 
     Args:
         source: A module, or a mapping of names to tensors.
@@ -44,9 +44,8 @@ class PowerFunctionEMA:
         start_nimg: Images that count as seen before averaging begins. With a value above 0 (a late
             start, or fine-tuning with the clock of the pre-training) the current weights take the
             mass of all time before it. Recorded in every snapshot.
-        device: Device of the averages. For a model on a GPU, ``"cpu"`` takes no GPU memory: the
-            weights are copied in the background and averaged at the next call.
-            [default: the device of the first tensor]
+        device: Device of the averages [default: that of the first tensor]. For a model on a GPU,
+            ``"cpu"`` takes no GPU memory: weights are copied and averaged in the background.
         dtype: Type of the averages, float32 or float64.
         run: Identifier stored in every snapshot. [default: a random one]
         folder: Folder that snapshots are saved in. It is examined at once, as by :meth:`claim`.
@@ -93,8 +92,7 @@ class PowerFunctionEMA:
             device=shards[0].device if device is None else torch.device(device),
             dtype=dtype,
         )
-        self._saver = SnapshotSaver()
-        self._is_applied = False
+        self._saver, self._is_applied = SnapshotSaver(), False
         self._begin_nimg = start_nimg  # where this process began or continues the run
         if state is not None:
             self.load_state_dict(state)
@@ -110,7 +108,7 @@ class PowerFunctionEMA:
     @property
     def history(self) -> list[list[int]]:
         """Strides of the updates taken, ``[[stride, updates], ...]``. Waits for the device."""
-        return self._averages.settle().history
+        return [list(pair) for pair in self._averages.settle().history]
 
     @property
     def num_refused(self) -> int:
@@ -181,9 +179,9 @@ class PowerFunctionEMA:
     def claim(self, folder: str | Path) -> None:
         """Make a folder ready for the snapshots of this run, before any work is done.
 
-        Snapshots in it that are later than this moment are of a course that was given up, when
-        training went on from an older checkpoint: they are moved to ``superseded/``. The first
-        :meth:`save_snapshots` to a folder does the same.
+        Snapshots in it that are later than this moment, of a course that was given up, are moved to
+        ``superseded/``; those of this course that were moved there before come back. The first
+        :meth:`save_snapshots` does the same. The folder is this process's until :meth:`release`.
 
         Args:
             folder: Folder of the snapshots. It is created if missing.
@@ -191,7 +189,7 @@ class PowerFunctionEMA:
         Raises:
             ValueError: If it holds snapshots of another run, or another process writes to it.
         """
-        self._saver.claim(Path(folder), run=self.run, nimg=self._begin_nimg, gammas=self.gammas)
+        self._saver.claim(Path(folder), self._course(), self._begin_nimg)
 
     def save_snapshots(
         self,
@@ -206,8 +204,7 @@ class PowerFunctionEMA:
         Every rank of a sharded model must call this; rank 0 gathers and writes.
 
         Args:
-            folder: Folder of the snapshots. It is created if missing. [default: the one that was
-                given at construction]
+            folder: Folder of the snapshots. [default: the one that was given at construction]
             dtype: Stored floating-point type: float32, float16 or bfloat16.
             extra: Further metadata, such as a description of the model (``model``, JSON).
             background: Whether to copy to host memory and return while a thread writes. Errors of
@@ -234,10 +231,8 @@ class PowerFunctionEMA:
                     (sigma_rel, PowerFunction(gamma, self.nimg), self.state_dict_of(sigma_rel))
                     for gamma, sigma_rel in zip(self.gammas, self.sigma_rels, strict=True)
                 ),
-                run=self.run,
+                course=self._course(),
                 begin=self._begin_nimg,
-                history=[(s, n) for s, n in self.history],
-                start_nimg=self.start_nimg,
                 dtype=dtype,
                 extra=dict(extra or {}),
                 background=background,
@@ -247,6 +242,11 @@ class PowerFunctionEMA:
         """Wait for the files of ``save_snapshots(background=True)`` and raise any error."""
         self._saver.writer.flush()
 
+    def release(self) -> None:
+        """Let other processes write to the folders, once no thread of this one does."""
+        self._begin_nimg = self._last_nimg
+        self._saver.release()
+
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to continue exactly: the averages (live) and the clock."""
@@ -255,7 +255,7 @@ class PowerFunctionEMA:
             "clock": {
                 "nimg": self.nimg,
                 "start_nimg": self.start_nimg,
-                "history": [list(pair) for pair in self.history],
+                "history": self.history,
                 "num_refused": self.num_refused,
                 "run": self.run,
             },
@@ -277,13 +277,14 @@ class PowerFunctionEMA:
             view.copy_(saved)
         clock = state["clock"]
         self._averages.set_clock(
-            nimg=clock["nimg"],
-            history=[list(pair) for pair in clock["history"]],
-            num_refused=clock["num_refused"],
+            nimg=clock["nimg"], history=clock["history"], num_refused=clock["num_refused"]
         )
         self.start_nimg, self._last_nimg, self.run = clock["start_nimg"], self.nimg, clock["run"]
         self._begin_nimg = self.nimg
         self._saver.forget()
+
+    def _course(self) -> Course:
+        return Course(self.run, self.start_nimg, self.history, self.gammas)
 
     def _average(self, sigma_rel: float) -> dict[str, Tensor]:
         if sigma_rel not in self.sigma_rels:

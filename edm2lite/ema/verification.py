@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from edm2lite.ema.folder import snapshot_folder
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.workers import WorkerPool
+from edm2lite.strict_json import parse
 from edm2lite.tensorfile import MODEL_FORMAT, Header, read_header, verify
 
 if TYPE_CHECKING:
@@ -100,12 +100,21 @@ def _recorded_inputs(header: Header) -> list[dict[str, Any]]:
     """File, digest and coefficient of each snapshot, from the metadata."""
     if header.metadata.get("format") != MODEL_FORMAT or "inputs" not in header.metadata:
         raise ValueError(f"{header.path} must be a file that reconstruct_ema wrote, and is not")
-    inputs: list[dict[str, Any]] = json.loads(header.metadata["inputs"])
-    if not inputs:
+    inputs = parse(header.metadata["inputs"])
+    if not isinstance(inputs, list) or not inputs or not all(map(_is_input, inputs)):
         raise ValueError(
             f"{header.path} must name the snapshots it was made from, and names none; rebuild it"
         )
     return inputs
+
+
+def _is_input(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("digest"), str)
+        and isinstance(entry.get("coefficient"), int | float)
+        and "file" in entry
+    )
 
 
 def _find(inputs: list[dict[str, Any]], folder: Path) -> list[Header]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edm2lite.claim import Claim, claim_folder
 from edm2lite.ema import stale
-from edm2lite.ema.course import link_text
+from edm2lite.ema.course import Course, link_text
 from edm2lite.ema.folder import snapshots_of_run
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.shards import gather, is_sharded, is_writer
@@ -77,6 +77,7 @@ class BackgroundWriter:
 
     def _reset(self) -> None:
         self._jobs: deque[Job] = deque()
+        self._when_idle: list[Job] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -109,6 +110,18 @@ class BackgroundWriter:
         if error is not None:
             raise error
 
+    def when_idle(self, action: Job) -> None:
+        """Call a function once no job runs: now, or in the thread when it has run the last one."""
+        with self._changed:
+            self._when_idle.append(action)
+            if self._thread is None:
+                self._end_of_work()
+
+    def _end_of_work(self) -> None:
+        actions, self._when_idle = self._when_idle, []
+        for action in actions:
+            action()
+
     def _start(self) -> None:
         if self._jobs and self._thread is None and self._error is None:
             self._thread = threading.Thread(target=self._run, name="ema-writer", daemon=False)
@@ -128,6 +141,7 @@ class BackgroundWriter:
                     self._jobs.popleft()
                 self._error = error
                 if error is not None or not self._jobs:
+                    self._end_of_work()
                     self._thread = None
                     self._changed.notify_all()
                     return
@@ -144,8 +158,9 @@ class SnapshotSaver:
         >>> import tempfile
         >>> saver, profile = SnapshotSaver(), PowerFunction.of_width(0.10, nimg=64)
         >>> paths = saver.save(
-        ...     Path(tempfile.mkdtemp()), [(0.10, profile, {"w": torch.ones(3)})], run="a1",
-        ...     dtype=torch.float32, background=False, history=[(64, 1)], start_nimg=0, extra={},
+        ...     Path(tempfile.mkdtemp()), [(0.10, profile, {"w": torch.ones(3)})],
+        ...     course=Course("a1", 0, [(64, 1)], [profile.gamma]),
+        ...     dtype=torch.float32, background=False, extra={},
         ... )
         >>> paths[0].name
         'ema-0.10000-0000000064.safetensors'
@@ -159,16 +174,16 @@ class SnapshotSaver:
     def __reduce__(self) -> tuple[type[SnapshotSaver], tuple[()]]:
         return SnapshotSaver, ()  # a copy has a thread of its own
 
-    def claim(self, folder: Path, *, run: str, nimg: int, gammas: Sequence[float]) -> None:
+    def claim(self, folder: Path, course: Course, nimg: int) -> None:
         """Make a folder ready for the snapshots of a run, unless this was done before.
 
-        Those in it that are later than ``nimg`` are archived: see :mod:`edm2lite.ema.stale`.
+        Those in it that are later than ``nimg`` are archived, and archived ones of the same course
+        that are not come back: see :mod:`edm2lite.ema.stale`.
 
         Args:
             folder: Folder of the snapshots. It is created if missing.
-            run: Identifier of the run.
+            course: What the run has done so far.
             nimg: Image count at which the run began or from which it continues.
-            gammas: Exponents of its averages.
 
         Raises:
             ValueError: If the folder holds snapshots of another run, or another process writes
@@ -177,37 +192,51 @@ class SnapshotSaver:
         if folder in self._folders:
             return
         claimed = claim_folder(folder, _ADVICE)
-        infos = snapshots_of_run(folder, run)
-        stale.archive(folder, nimg, gammas)
-        remaining = [info for info in infos if info.path.exists()]
+        try:
+            infos = snapshots_of_run(folder, course.run)
+            stale.archive(folder, nimg, course.gammas)
+            remaining = [info for info in infos if info.path.exists()]
+            remaining += stale.bring_back(folder, nimg, course, remaining)
+        except BaseException:
+            claimed.release()
+            raise
         self._folders[folder] = _Folder(folder, claimed, remaining)
 
     def forget(self) -> None:
         """Examine every folder anew before the next snapshot: the run continues elsewhere."""
         self.writer.flush()
-        self._folders.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes write to the folders, once nothing is being written to them."""
+        self.writer.when_idle(self._release)
+
+    def _release(self) -> None:
+        folders, self._folders = self._folders, {}
+        for folder in folders.values():
+            folder.claimed.release()
 
     def save(
         self,
         folder: Path,
         averages: Iterable[tuple[float, PowerFunction, Mapping[str, Tensor]]],
         *,
-        run: str,
+        course: Course,
         begin: int = 0,
         dtype: torch.dtype,
         background: bool,
-        **details: Any,
+        extra: Mapping[str, str],
     ) -> list[Path]:
         """Write each average to its file, after all that were queued before.
 
         Args:
             folder: Folder of the snapshots. It is created if missing.
             averages: (sigma_rel, profile, tensors) of each average.
-            run: Identifier of the run.
+            course: What the run has done so far.
             begin: Image count at which the run began or from which it continues.
             dtype: Stored floating-point type.
             background: Whether a thread writes while this returns.
-            details: Further arguments of :func:`edm2lite.ema.snapshot.write_snapshot`.
+            extra: Further metadata.
 
         Returns:
             The files.
@@ -220,17 +249,17 @@ class SnapshotSaver:
         self.writer.flush()
         jobs: list[Job] = []
         paths = []
-        averages = list(averages)
-        gammas = [profile.gamma for _, profile, _ in averages]
         for sigma_rel, profile, tensors in averages:
             writes = is_writer(tensors.values())
             if writes:
-                self.claim(folder, run=run, nimg=begin, gammas=gammas)
+                self.claim(folder, course, begin)
             if background or any(is_sharded(t) for t in tensors.values()):
                 tensors = gather(tensors, dtype, keep=writes)
-            details |= {"run": run, "profile": profile, "sigma_rel": sigma_rel, "dtype": dtype}
             if writes:
-                jobs.append(partial(self._folders[folder].write, tensors, **details))
+                write = partial(self._folders[folder].write, tensors, run=course.run)
+                details = {"profile": profile, "sigma_rel": sigma_rel, "dtype": dtype}
+                when = {"history": course.history, "start_nimg": course.start_nimg}
+                jobs.append(partial(write, extra=extra, **details, **when))
             paths.append(snapshot_path(folder, sigma_rel, profile.nimg))
         for job in jobs:  # only now: a job that fails must not leave other ranks waiting to gather
             if background:

@@ -18,6 +18,7 @@ import torch
 import xxhash
 
 from edm2lite.integrations.recorder import Recorder
+from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _load(args: TrainingArguments, state: TrainerState) -> dict[str, Any] | None
             f" {state.global_step}, and belongs to another; set"
             " TrainingArguments(resume_from_checkpoint=...) to the folder of that checkpoint"
         )
-    saved: dict[str, Any] = json.loads(metadata["state"])
+    saved = parse_object(metadata["state"])
     averages: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         length, _, name = key.partition("/")

@@ -7,14 +7,14 @@ that training writes, with two lengths per time, and post-hoc reconstructions of
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from edm2lite.atomic import sync
+from edm2lite.atomic import replacing_folder
+from edm2lite.claim import claim_file
 from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import write_snapshot
@@ -120,8 +120,8 @@ def import_folder(
 
     Raises:
         FileNotFoundError: If the folder holds no such files.
-        ValueError: If a pickle cannot be imported, the files are of more than one run, or ``out``
-            holds snapshots already.
+        ValueError: If a pickle cannot be imported, the files are of more than one run, ``out``
+            holds snapshots already, or another process writes them.
 
     Example:
         >>> import tempfile
@@ -133,16 +133,14 @@ def import_folder(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     files = _find(Path(folder))
     target = Path(out) / "snapshots"
-    if target.exists():
-        raise ValueError(f"the result must go to a new folder, {target} exists; give another --out")
-    partial = target.with_name("snapshots.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        written = _convert(files, partial, batch_size, progress)
-        partial.rename(target)
-        sync(target.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with claim_file(target) as mine:
+        if target.exists():
+            raise ValueError(
+                f"the result must go to a new folder, {target} exists; give another --out"
+            )
+        with replacing_folder(target) as partial:
+            written = _convert(files, partial, batch_size, progress)
+            mine.check()
     return [target / path.name for path in written]
 
 

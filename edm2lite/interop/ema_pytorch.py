@@ -18,9 +18,7 @@ Note [what ema-pytorch tracks]
 
 from __future__ import annotations
 
-import pickle
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +27,13 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.atomic import replacing_folder
+from edm2lite.claim import claim_file
 from edm2lite.ema.formulas import gamma_to_sigma_rel, sigma_rel_to_gamma
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.snapshot import write_snapshot
 from edm2lite.ema.stream import Progress
+from edm2lite.interop.torch_files import read_tensors
 
 NAME = re.compile(r"(\d+)\.(\d+)\.pt")
 _PREFIX = "ema_model."
@@ -102,7 +103,8 @@ def import_folder(
     Raises:
         FileNotFoundError: If the folder holds no such files.
         ValueError: If the settings do not fit the files, an average is not a power function, a
-            file is damaged or holds more than tensors, or ``out`` holds snapshots already.
+            file is damaged or holds more than tensors, ``out`` holds snapshots already, or another
+            process writes them.
 
     Example:
         >>> import tempfile
@@ -118,15 +120,14 @@ def import_folder(
     tracks = _tracks(files, _gammas(sigma_rels, gammas), update_every, batch_size)
     _check_usable(tracks, update_every, skip_unusable)
     target = Path(out) / "snapshots"
-    if target.exists():
-        raise ValueError(f"the result must go to a new folder, {target} exists; give another --out")
-    partial = target.with_name("snapshots.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _convert(files, tracks, partial, update_every, batch_size, progress)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with claim_file(target) as mine:
+        if target.exists():
+            raise ValueError(
+                f"the result must go to a new folder, {target} exists; give another --out"
+            )
+        with replacing_folder(target) as partial:
+            _convert(files, tracks, partial, update_every, batch_size, progress)
+            mine.check()
     return tracks
 
 
@@ -262,17 +263,7 @@ def _tracks(
 
 def _read(path: Path, step: int) -> dict[str, Tensor]:
     """Tensors of the averaged model, under the names of its state dict."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} must hold tensors and nothing else, and is damaged or holds other objects,"
-            " which are not loaded; move it out of the folder"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            f"{path} must map names to tensors, and does not; move it out of the folder"
-        )
+    state = read_tensors(path)
     bookkeeping = {"step", "initted"} & state.keys()
     names = [name for name in state if name not in bookkeeping]
     if len(bookkeeping) < 2 or not names or not all(name.startswith(_PREFIX) for name in names):
@@ -280,9 +271,9 @@ def _read(path: Path, step: int) -> dict[str, Tensor]:
             f"{path} must be the state of a KarrasEMA, and is not; move it out of the folder"
         )
     # The state was cast: in float16 a step above 65504 is infinite. The name has it exactly.
-    if not state["step"].equal(torch.tensor(step).to(state["step"].dtype)):
+    if state["step"].tolist() != torch.tensor(step).to(state["step"].dtype).tolist():
         raise ValueError(
-            f"{path} must be of the step in its name, and is of {state['step'].item():g}; it was"
+            f"{path} must be of the step in its name, and is of {state['step'].tolist()}; it was"
             " renamed or copied from elsewhere, so move it out of the folder"
         )
     return {name.removeprefix(_PREFIX): _restored(name, state[name]) for name in names}

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm2lite.metrics.extractor_weights import read_tensors
+from edm2lite.interop.torch_files import read_tensors
 
 _HOST = "https://dl.fbaipublicfiles.com/dinov2"
 URLS = {

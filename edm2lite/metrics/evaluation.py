@@ -130,7 +130,8 @@ def evaluate(
         first_seed: Seed of the first image.
         conditions: Data set whose rows say in turn what the network is told. [default: its classes]
         data: Held-out images or their name, for the metric ``loss``.
-        weights: Weights files of the extractors, one for each reference. [default: as recorded]
+        weights: Weights files of the extractors, one for each reference that is a file and was made
+            with a weights file: what a file names is not opened. [default: downloaded]
         batch_size: Number of images at a time.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         cache: Folder to keep rows in: an interrupted evaluation continues. Needed under torchrun.
@@ -221,7 +222,6 @@ def _scores(
         rows = Rows(folder, first.key, processes.rank(), processes.world_size())
         rows.fill(first.num, first.factory, count)
         if processes.rank() == 0:
-            rows.wait(first.num, count)
             parts = functools.partial(rows.parts, first.num)
             table = ImageRows(parts, first.num, first.num_classes, name)
             scores |= {task.metric: _score(task.metric, table) for task in (first, *others)}

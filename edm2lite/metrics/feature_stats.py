@@ -13,8 +13,9 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edm2lite.messages import one_line
 from edm2lite.metrics.extractors import Extractor, preprocessing
-from edm2lite.metrics.moments import Array, RunningMoments
+from edm2lite.metrics.moments import Array, RunningMoments, check_moments
 from edm2lite.metrics.other_statistics import SUFFIXES, chosen, read_other
 from edm2lite.tensorfile import load_tensors, save_tensors
 
@@ -37,6 +38,7 @@ class FeatureStats:
         features: [count, F] float32 for the metrics that need them, or None.
         preprocessing: What was done to the images before the network, "" where the extractor says
             it all. Of DINOv2 it is :data:`edm2lite.metrics.dinov2.PREPROCESSING`.
+        is_read: Whether a file says so. The weights file that it names is then not opened.
 
     Example:
         >>> import tempfile
@@ -56,6 +58,7 @@ class FeatureStats:
     image_shape: tuple[int, ...] = ()
     features: NDArray[np.float32] | None = field(repr=False, default=None)
     preprocessing: str = ""
+    is_read: bool = field(repr=False, default=False, compare=False)
 
     @classmethod
     def of(
@@ -158,18 +161,39 @@ class FeatureStats:
         tensors, meta = load_tensors(path)
         if meta.get("format") != FORMAT:
             raise ValueError(f"{path} must hold feature statistics; {make}")
-        return cls(
-            count=int(meta["count"]),
-            mean=tensors["mean"].numpy(),
-            cov=tensors["cov"].numpy(),
-            extractor=meta["extractor"],
-            weights=meta["weights"],
-            weights_digest=meta["weights_digest"],
-            source=meta["source"],
-            image_shape=tuple(int(n) for n in meta.get("image_shape", "").split("x") if n),
-            features=tensors["features"].numpy() if "features" in tensors else None,
-            preprocessing=meta.get("preprocessing", ""),
-        )
+        try:
+            stats = cls(
+                count=int(meta["count"]),
+                mean=tensors["mean"].numpy(),
+                cov=tensors["cov"].numpy(),
+                extractor=meta["extractor"],
+                weights=meta["weights"],
+                weights_digest=meta["weights_digest"],
+                source=meta["source"],
+                image_shape=tuple(int(n) for n in meta.get("image_shape", "").split("x") if n),
+                features=tensors["features"].numpy() if "features" in tensors else None,
+                preprocessing=meta.get("preprocessing", ""),
+                is_read=True,
+            )
+            stats._check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} must hold feature statistics, but {one_line(error)}; {make}"
+            ) from error
+        return stats
+
+    def _check(self) -> None:
+        """Refuse what no images have."""
+        check_moments(self.mean, self.cov)
+        if not 0 <= self.count < 2**53:
+            raise ValueError(f"its count is {self.count}")
+        features = self.features
+        if features is None:
+            return
+        if features.dtype != np.float32 or features.shape != (self.count, len(self.mean)):
+            raise ValueError(f"its features are {features.dtype} {list(features.shape)}")
+        if not np.isfinite(features).all():
+            raise ValueError("its features are not finite")
 
     @property
     def digest(self) -> str:
@@ -252,24 +276,3 @@ def check_same_features(a: FeatureStats, b: FeatureStats) -> None:
             f" {b.extractor} ({b.weights_digest[:8] or 'downloaded'}, {len(b.mean)}); make"
             " both with one extractor"
         )
-
-
-def extractor_weights(stats: FeatureStats, weights: Path | None) -> Path | None:
-    """Weights file of the extractor that made ``stats``.
-
-    Args:
-        stats: The statistics.
-        weights: A file to use instead of the recorded one, or None.
-
-    Raises:
-        FileNotFoundError: If the recorded file is not there.
-    """
-    if weights is not None or not stats.weights:
-        return weights
-    recorded = Path(stats.weights)
-    if not recorded.is_file():
-        raise FileNotFoundError(
-            f"the statistics were made with extractor weights {recorded}, which are not there; give"
-            " the file with --weights"
-        )
-    return recorded

@@ -11,7 +11,7 @@ import torch
 
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.metrics.extractors import Extractor, is_dinov2, open_extractor
-from edm2lite.metrics.feature_stats import FeatureStats, extractor_weights
+from edm2lite.metrics.feature_stats import FeatureStats
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Reference:
     Attributes:
         name: Name in messages: the file, or what the statistics are of.
         stats: The statistics.
-        weights: Weights file of the extractor in place of the recorded one, or None.
+        weights: Weights file of the extractor, or None.
         device: Device of the extractor.
     """
 
@@ -42,7 +42,7 @@ class Reference:
         Raises:
             FileNotFoundError: If its weights are not there.
         """
-        weights = extractor_weights(self.stats, self.weights)
+        weights = _weights_file(self.stats, self.weights)
         return open_extractor(self.stats.extractor, weights, self.device, trusted=False)
 
 
@@ -76,7 +76,8 @@ class MetricInputs:
         Args:
             references: Statistics or their files, one or several.
             data: Held-out data set, or its name.
-            weights: Weights files of the extractors, one for each reference or none at all.
+            weights: Weights files of the extractors: one for each reference, or for each that was
+                made with a weights file.
             batch_size: Number of images in each call of a network.
             device: Device that computes.
 
@@ -89,34 +90,73 @@ class MetricInputs:
             references = ()
         elif isinstance(references, FeatureStats | str | Path):
             references = (references,)
-        if weights and len(weights) != len(references):
-            raise ValueError(
-                "weights must be given once for each reference, in the same order, or not at all;"
-                f" got {len(weights)} for {len(references)}"
-            )
         place = torch.device(device)
-        files: list[Path | None] = [Path(w) for w in weights] or [None] * len(references)
+        statistics = [_loaded(reference) for reference in references]
+        recording = [i for i, found in enumerate(statistics) if any(s.weights for s in found)]
+        if len(weights) not in (0, len(references), len(recording)):
+            raise ValueError(
+                "weights must be given once for each reference, or for each that was made with a"
+                f" weights file, in the same order; got {len(weights)} for {len(references)}, of"
+                f" which {len(recording)} were"
+            )
+        order = range(len(references)) if len(weights) == len(references) else recording
+        files = dict(zip(order, map(Path, weights), strict=False))
         opened = tuple(
             found
-            for reference, file in zip(references, files, strict=True)
-            for found in _opened(reference, file, place)
+            for i, reference in enumerate(references)
+            for found in _opened(reference, statistics[i], files.get(i), place)
         )
         dataset = data if isinstance(data, ImageDataset | None) else open_dataset(data)
         return cls(opened, dataset, batch_size, place)
 
 
-def _opened(
-    reference: FeatureStats | str | Path, weights: Path | None, device: torch.device
-) -> list[Reference]:
+def _loaded(reference: FeatureStats | str | Path) -> list[FeatureStats]:
     """The statistics themselves, or all those of a file."""
-    if isinstance(reference, FeatureStats):
-        reference.check_preprocessing(reference.source)
-        return [Reference(reference.source, reference, weights, device)]
-    found = FeatureStats.load_all(reference)
+    if not isinstance(reference, FeatureStats):
+        return FeatureStats.load_all(reference)
+    reference.check_preprocessing(reference.source)
+    return [reference]
+
+
+def _opened(
+    reference: FeatureStats | str | Path,
+    found: list[FeatureStats],
+    weights: Path | None,
+    device: torch.device,
+) -> list[Reference]:
     if len(found) > 1 and weights is not None:
         names = " and ".join(stats.extractor for stats in found)
         raise ValueError(
             f"weights must be those of one extractor, {reference} has statistics of {names}; write"
             f" each to a file by edm2lite evaluate stats {reference} --extractor NAME --out FILE"
         )
-    return [Reference(str(reference), stats, weights, device) for stats in found]
+    named = None if isinstance(reference, FeatureStats) else str(reference)
+    return [Reference(named or stats.source, stats, weights, device) for stats in found]
+
+
+def _weights_file(stats: FeatureStats, weights: Path | None) -> Path | None:
+    """Weights file of the extractor that made ``stats``.
+
+    Args:
+        stats: The statistics.
+        weights: The file, or None.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If only the file of the statistics names it: a file may name any other, and
+            does not have it opened.
+    """
+    if weights is not None or not stats.weights:
+        return weights
+    if stats.is_read:
+        raise ValueError(
+            f"the weights of extractor {stats.extractor} must be given, the statistics were made"
+            f" with {stats.weights}; if that is the file, add --weights {stats.weights}"
+        )
+    recorded = Path(stats.weights)
+    if not recorded.is_file():
+        raise FileNotFoundError(
+            f"the statistics were made with extractor weights {recorded}, which are not there; give"
+            " the file with --weights"
+        )
+    return recorded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,36 @@ from numpy.typing import NDArray
 from edm2lite.tensorfile import load_tensors, save_tensors
 
 Array = NDArray[np.float64]
+
+
+def check_moments(mean: NDArray[Any], cov: NDArray[Any]) -> None:
+    """Refuse what no features have as mean and covariance.
+
+    Args:
+        mean: [F].
+        cov: [F, F].
+
+    Raises:
+        ValueError: If the shapes differ from that, a number is not finite or not floating-point, or
+            the covariance is not symmetric, or negative in some direction.
+
+    Example:
+        >>> check_moments(np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]]))
+        Traceback (most recent call last):
+        ValueError: the covariance is negative in some direction
+    """
+    if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
+        raise ValueError(f"they have shapes {list(mean.shape)} and {list(cov.shape)}")
+    for values in (mean, cov):
+        if values.dtype.kind != "f" or not (np.abs(values) < 1e100).all():
+            raise ValueError("they must be finite numbers")
+    slack = 1e-6 * float(np.abs(np.diag(cov)).sum()) + 1e-100  # for rounding in float32
+    if (np.abs(cov - cov.T) > slack).any():
+        raise ValueError("the covariance is not symmetric")
+    try:
+        np.linalg.cholesky(cov.astype(np.float64) + slack * np.eye(len(cov)))
+    except np.linalg.LinAlgError:
+        raise ValueError("the covariance is negative in some direction") from None
 
 
 class RunningMoments:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from edm2lite.dataset.files import Archive
+from edm2lite.dataset.npy import parse_npy
 from edm2lite.interop.inert_pickle import read_pickle, shown
 from edm2lite.interop.plain_records import VALUE_NAMES, array, as_mapping
-from edm2lite.metrics.moments import Array
+from edm2lite.messages import one_line
+from edm2lite.metrics.moments import Array, check_moments
 
 SUFFIXES = (".npz", ".pkl")
 INCEPTION = "inception-v3-compat"
@@ -106,10 +108,13 @@ def _unknown(path: Path, num: int) -> str:
 
 def _from_npz(path: Path) -> OtherStatistics:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, cov = file["mu"], file["sigma"]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} must hold arrays mu and sigma: {error}") from error
+        files = Archive(path)
+        mean, cov = (parse_npy(files.read(f"{name}.npy")) for name in ("mu", "sigma"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be an .npz with arrays mu and sigma, but {one_line(error, 200)}; copy it"
+            " again if it was cut short"
+        ) from error
     return _checked(path, "", mean, cov, INCEPTION if len(np.ravel(mean)) == 2048 else None)
 
 
@@ -142,10 +147,8 @@ def _arrays(stats: Mapping[str | int, object], metric: str) -> tuple[np.ndarray,
 def _checked(
     path: Path, what: str, mean: np.ndarray, cov: np.ndarray, extractor: str | None
 ) -> OtherStatistics:
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{path} must hold mu [F] and sigma [F, F], has {what}{mean.shape}, {cov.shape}"
-        )
-    if any(values.dtype.kind != "f" or not np.isfinite(values).all() for values in (mean, cov)):
-        raise ValueError(f"{path} must hold finite numbers as {what}mu and sigma")
+    try:
+        check_moments(mean, cov)
+    except ValueError as error:
+        raise ValueError(f"{path} must hold {what}mu and sigma of features, but {error}") from error
     return OtherStatistics(np.array(mean, np.float64), np.array(cov, np.float64), extractor)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite import processes
+from edm2lite.claim import claim_file, claim_together
 from edm2lite.dataset import ImageDataset
 from edm2lite.metrics.extractors import Extractor, open_extractor
 from edm2lite.metrics.feature_stats import FeatureStats
@@ -91,8 +92,9 @@ def write_statistics(
         The statistics in the first process, None in the others.
 
     Raises:
-        ValueError: As :func:`statistics`, if several processes are to keep features, or if the
-            statistics of another tool are of another extractor.
+        ValueError: As :func:`statistics`, if several processes are to keep features, if the
+            statistics of another tool are of another extractor, or if another command writes
+            ``out``.
 
     Example:
         >>> import tempfile
@@ -113,18 +115,20 @@ def write_statistics(
         return _converted(Path(dataset), Path(out), name) if rank == 0 else None
     if keep_features and world > 1:
         raise ValueError("--features keeps features of one process; leave torchrun or --features")
-    images = GivenImages(images_of(dataset), batch_size)
-    opened = _extractor(extractor, weights, device)
-    moments, kept = _share(images, opened, keep_features, progress)
-    if world > 1:
-        key = f"{images.dataset.name} {len(images.dataset)} {opened.name} {opened.weights_digest}"
-        folder = Path(out).with_name(f"{Path(out).name}.parts")
-        moments = _gathered(moments, folder, rank, world, f"{key} {batch_size}")
-    if rank > 0:
-        return None
-    stats = _stats(images, opened, moments, kept)
-    stats.save(out)
-    return stats
+    with claim_together(claim_file, Path(out)):
+        images = GivenImages(images_of(dataset), batch_size)
+        opened = _extractor(extractor, weights, device)
+        moments, kept = _share(images, opened, keep_features, progress)
+        if world > 1:
+            data, features = images.dataset, f"{opened.name} {opened.weights_digest}"
+            key = f"{data.name} {len(data)} {features} {batch_size}"
+            folder = Path(out).with_name(f"{Path(out).name}.parts")
+            moments = _gathered(moments, folder, rank, world, key)
+        if rank > 0:
+            return None
+        stats = _stats(images, opened, moments, kept)
+        stats.save(out)
+        return stats
 
 
 def _converted(source: Path, out: Path, extractor: str) -> FeatureStats:

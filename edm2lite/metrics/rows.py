@@ -2,7 +2,8 @@
 
 Rows lie in files of 256 images. A measurement that was interrupted goes on with the next file, and
 one of more images makes only the rows that are missing. Under torchrun process r makes files r,
-r + world, ...; every file is the same whichever process makes it.
+r + world, ...; every file is the same whichever process makes it. Another command that needs rows
+of this folder which are not there yet has to wait.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.claim import Claim, claim_folder, claim_together
 from edm2lite.metrics.moments import Array
 from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 
@@ -57,17 +60,35 @@ class Rows:
     def fill(
         self, num: int, factory: RowFactory, done: Callable[[int], object] = lambda count: None
     ) -> None:
-        """Make this process's share of the first ``num`` rows.
+        """Make this process's share of the first ``num`` rows; the first one waits for the others.
 
         Args:
             num: Number of rows.
             factory: Function that makes rows.
             done: Function that is called with the number of rows of each file, made or found.
+
+        Raises:
+            ValueError: If rows are missing, and another command is making them.
         """
-        for begin in range(0, num, CHUNK):
-            if begin // CHUNK % self.world == self.rank:
+        begins = range(0, num, CHUNK)
+        with self._claimed(num):
+            for begin in begins[self.rank :: self.world]:
                 self._fill(begin, min(CHUNK, num - begin), factory)
                 done(min(CHUNK, num - begin))
+            if self.rank == 0:
+                for begin in (b for b in begins if b // CHUNK % self.world):
+                    while self._count(begin) < min(CHUNK, num - begin):
+                        time.sleep(0.02)
+                    done(min(CHUNK, num - begin))
+
+    def _claimed(self, num: int) -> AbstractContextManager[Claim | None]:
+        """The right to write rows, if any are missing, for all processes that torchrun started."""
+        if self.rank > 0 and self._has(num):
+            return nullcontext()
+        return claim_together(lambda f: None if self._has(num) else claim_folder(f), self.folder)
+
+    def _has(self, num: int) -> bool:
+        return all(self._count(b) >= min(CHUNK, num - b) for b in range(0, num, CHUNK))
 
     def _fill(self, begin: int, num: int, factory: RowFactory) -> None:
         have = self._count(begin)
@@ -81,14 +102,6 @@ class Rows:
             old, _ = load_tensors(self._path(begin))
             tensors = {k: torch.cat([old[k], tensors[k]]) if k in tensors else old[k] for k in old}
         save_tensors(self._path(begin), tensors, {"key": self._key})
-
-    def wait(self, num: int, done: Callable[[int], object] = lambda count: None) -> None:
-        """Return when other processes have made their share of the first ``num`` rows."""
-        for begin in range(0, num, CHUNK):
-            if begin // CHUNK % self.world != self.rank:
-                while self._count(begin) < min(CHUNK, num - begin):
-                    time.sleep(0.02)
-                done(min(CHUNK, num - begin))
 
     def parts(self, num: int) -> Iterator[Array]:
         """The first ``num`` rows, [n, D] float64 at a time."""

@@ -105,7 +105,7 @@ class Autoencoder:
         return images.to(torch.uint8)
 
 
-def load_autoencoder(name: str, device: str) -> Autoencoder:
+def load_autoencoder(name: str, device: str, *, download: bool = True) -> Autoencoder:
     """Load an autoencoder; only safetensors weights are read.
 
     In place of a folder that is not on this machine, the one in the environment variable
@@ -114,13 +114,17 @@ def load_autoencoder(name: str, device: str) -> Autoencoder:
     Args:
         name: Folder of an autoencoder or of a pipeline that contains one, or name on the Hub.
         device: Device that computes.
+        download: Whether it may come from the Hub. If not, as where a file gives the name, it must
+            be a folder or in the cache of the Hub, unless the variable repeats the name.
 
     Raises:
         ValueError: If there is no such autoencoder, or it is damaged.
         ImportError: If diffusers is not installed.
     """
+    place = _located(name)
     with _LOADING:
-        return _load(_located(name), device)
+        is_hub = not Path(place).is_dir()
+        return _load(place, device, is_hub and (download or place == os.environ.get(MOVED)))
 
 
 def _located(name: str) -> str:
@@ -136,7 +140,7 @@ def _located(name: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, device: str) -> Autoencoder:
+def _load(name: str, device: str, download: bool) -> Autoencoder:
     require("diffusers")
     from diffusers import AutoencoderKL
     from safetensors import SafetensorError
@@ -156,11 +160,16 @@ def _load(name: str, device: str) -> Autoencoder:
             **options,
             use_safetensors=True,
             low_cpu_mem_usage=False,
-            local_files_only=folder.is_dir(),
+            local_files_only=not download,
             torch_dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = one_line(error, 200)
+        if not download and not folder.is_dir():
+            raise ValueError(
+                f"the autoencoder {name} must be in the cache of the Hub, since a file names it and"
+                f" cannot have it downloaded; set {MOVED}={name} to download it ({reason})"
+            ) from error
         raise ValueError(
             f"the autoencoder {name} must be a folder or Hub name of a diffusers AutoencoderKL with"
             f" safetensors weights; loading it failed: {reason}"

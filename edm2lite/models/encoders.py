@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from edm2lite.kinds import Kinds
+from edm2lite.messages import one_line
+from edm2lite.strict_json import check_fields, parse_object
 
 ENCODERS: Kinds[type[Encoder]] = Kinds(
     "encoder",
@@ -186,6 +188,8 @@ class LatentEncoder(Encoder):
     def decode(self, x: Tensor) -> Tensor:
         """Images of latents, uint8 on the device of ``x``; loads the autoencoder.
 
+        It is downloaded only if it is that of the EDM2 paper, or EDM2LITE_VAE has its name.
+
         Args:
             x: [N, C, H, W] floating-point values in the space of the denoiser.
 
@@ -198,7 +202,8 @@ class LatentEncoder(Encoder):
 
         if self.vae is None or self.input_range is None or not self.mean:
             raise ValueError("an encoder must name its vae, input_range, mean and std to decode")
-        autoencoder = load_autoencoder(self.vae, str(x.device))
+        known = self.vae == EDM2_LATENTS.vae  # any other name may be that of a file
+        autoencoder = load_autoencoder(self.vae, str(x.device), download=known)
         autoencoder.check_digest(self.vae_digest)
         mean, std = _channels(self.mean, x.device), _channels(self.std, x.device)
         latents = x.float() * (std / self.sigma_data) + mean
@@ -214,11 +219,12 @@ EDM2_LATENTS = LatentEncoder(
 """Encoder of the EDM2 paper: it gives images of 0..1 to an autoencoder made for -1..1."""
 
 
-def encoder_from_json(text: str) -> Encoder:
+def encoder_from_json(text: str, origin: str = "this") -> Encoder:
     """The encoder that a model file describes.
 
     Args:
         text: Description, as :meth:`Encoder.to_json` gives it.
+        origin: Name of the file in messages.
 
     Raises:
         ValueError: If this version does not know the kind or a setting.
@@ -227,7 +233,13 @@ def encoder_from_json(text: str) -> Encoder:
         >>> encoder_from_json('{"kind": "pixels", "scale": 100}')
         PixelEncoder(kind='pixels', shift=127.5, scale=100)
     """
-    return encoder_from_dict(json.loads(text))
+    try:
+        return encoder_from_dict(parse_object(text))
+    except ValueError as error:
+        raise ValueError(
+            f"the encoder of {origin} must be one this version knows, but {one_line(error, 300)};"
+            " the file may be damaged or of a newer version"
+        ) from error
 
 
 def encoder_from_dict(values: dict[str, Any]) -> Encoder:
@@ -243,13 +255,11 @@ def encoder_from_dict(values: dict[str, Any]) -> Encoder:
         >>> encoder_from_dict({"kind": "latents", "mean": [0.5], "std": [2.0]}).std
         (2.0,)
     """
-    cls: Any = ENCODERS.find(str(values.get("kind")), trusted=False, name="encoder kind")
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        encoder: Encoder = cls(**settings)
-        return encoder
-    except TypeError as error:
-        raise ValueError(f"encoder description must be one this version knows: {error}") from error
+    kind = str(values.get("kind"))
+    cls: Any = ENCODERS.find_class(kind, Encoder, trusted=False, name="encoder kind")
+    check_fields(cls, values)
+    encoder: Encoder = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return encoder
 
 
 @lru_cache(maxsize=8)

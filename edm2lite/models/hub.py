@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor
 
 from edm2lite.atomic import replacing
+from edm2lite.claim import claim_folder
 from edm2lite.diffusion.precond import Precond
 from edm2lite.extras import require
 from edm2lite.messages import one_line
@@ -50,7 +51,8 @@ def save_pretrained(
     Raises:
         FileNotFoundError: If there is no such model.
         ValueError: If the model is damaged or not one of ours, the license is missing, not such
-            a name or not the one that the file states, or the folder has another card or model.
+            a name or not the one that the file states, the folder has another card or another
+            model, or another process writes it.
 
     Example:
         >>> import tempfile
@@ -66,14 +68,25 @@ def save_pretrained(
         ...     sorted(path.name for path in folder.iterdir()), from_pretrained(folder).num_classes
         (['README.md', 'model.safetensors'], 0)
     """
-    if isinstance(model, Model):
-        tensors, metadata = model.net.state_dict(), model.metadata
-    else:
-        tensors, metadata = read(model)
-        Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
-    license = _license(license, metadata, str(model.name if isinstance(model, Model) else model))
-    folder = Path(folder)
-    name = name or folder.resolve().name
+    with claim_folder(Path(folder)):  # before an average is rebuilt
+        if isinstance(model, Model):
+            tensors, metadata = model.net.state_dict(), model.metadata
+        else:
+            tensors, metadata = read(model)
+            Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
+        told = model.name if isinstance(model, Model) else str(model)
+        license = _license(license, metadata, told)
+        _write(Path(folder), tensors, metadata, license, name or Path(folder).resolve().name)
+    return Path(folder)
+
+
+def _write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    license: str,
+    name: str,
+) -> None:
     path, card = folder / EXPORTED, folder / CARD
     metadata = {**metadata, "format": MODEL_FORMAT}
     model_card(metadata, license, name)  # fails before anything is written
@@ -87,7 +100,6 @@ def save_pretrained(
             file.write(text)
     elif card.read_text(encoding="utf-8") != text:
         raise _taken(card, " and says something else")
-    return folder
 
 
 def _license(requested: str | None, metadata: Mapping[str, str], name: str) -> str:

@@ -27,6 +27,7 @@ from edm2lite.ema.building import build
 from edm2lite.ema.targets import MAX_ERROR
 from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
 from edm2lite.network.conditions import ClassLabel
+from edm2lite.strict_json import parse
 from edm2lite.tensorfile import load_tensors
 from edm2lite.units import parse_count
 
@@ -103,11 +104,14 @@ class Model:
 def _recipe(metadata: Mapping[str, str]) -> str | None:
     """What an average was rebuilt from, and how; None for weights that are none."""
     text = metadata.get("inputs")
-    inputs = json.loads(text) if text is not None else None
-    if not isinstance(inputs, list) or not all(isinstance(entry, dict) for entry in inputs):
+    if text is None:
+        return None
+    try:
+        digests = [entry["digest"] for entry in parse(text)]
+    except (ValueError, TypeError, KeyError):  # another tool's
         return text
     how = [metadata.get(key) for key in ("profile", "solver", "solver_revision")]
-    return json.dumps([how, [entry["digest"] for entry in inputs]])
+    return json.dumps([how, digests])
 
 
 def load(spec: str | Path) -> Model:
@@ -137,7 +141,7 @@ def load(spec: str | Path) -> Model:
     """
     tensors, metadata = read(spec)
     net = Precond.from_tensors(tensors, metadata, str(spec))
-    return Model(str(spec), net, _encoder(metadata), metadata)
+    return Model(str(spec), net, _encoder(metadata, str(spec)), metadata)
 
 
 def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -192,7 +196,7 @@ def from_reconstruction(rebuilt: Reconstruction, name: str) -> Model:
     """
     assert rebuilt.state_dict is not None, name
     net = Precond.from_tensors(rebuilt.state_dict, rebuilt.metadata, name)
-    return Model(name, net, _encoder(rebuilt.metadata), rebuilt.metadata)
+    return Model(name, net, _encoder(rebuilt.metadata, name), rebuilt.metadata)
 
 
 def _rebuild(run: str, query: str, text: str) -> Reconstruction:
@@ -230,5 +234,5 @@ def _number(key: str, value: str, text: str) -> float:
         raise ValueError(f"{key} in {text} must be a number, got {value!r}") from None
 
 
-def _encoder(metadata: dict[str, str]) -> Encoder:
-    return encoder_from_json(metadata["encoder"]) if "encoder" in metadata else PixelEncoder()
+def _encoder(metadata: dict[str, str], name: str) -> Encoder:
+    return encoder_from_json(metadata["encoder"], name) if "encoder" in metadata else PixelEncoder()

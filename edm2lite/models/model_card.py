@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
 from edm2lite.network.conditions import described
+from edm2lite.strict_json import parse
 
 _SHOWN = 12  # snapshots in the table; the file names all of them
 
@@ -99,7 +99,7 @@ def _inputs(metadata: Mapping[str, str]) -> list[str]:
     try:
         inputs = [
             (_text(entry["file"]), _text(entry["digest"]), float(entry["coefficient"]))
-            for entry in json.loads(metadata["inputs"])
+            for entry in parse(metadata["inputs"])
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -70,13 +70,12 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``softmax(q k^T / sqrt(C)) v`` of q, k and v [..., T, C], in a fused kernel where possible.
+    """``softmax(q k^T / sqrt(C_head)) v`` of every head, all [N, heads, HW, C_head].
 
     Example:
-        >>> v = torch.tensor([[1.0], [3.0]])
-        >>> attend(torch.zeros(2, 1), torch.zeros(2, 1), v)  # all alike
-        tensor([[2.],
-                [2.]])
+        >>> x = torch.zeros(1, 2, 4, 8)
+        >>> attend(x, x, x + 3).unique()
+        tensor([3.])
     """
     # Fused kernels have neither forward-mode nor second derivatives. Where these may be asked for,
     # and a CPU loses little, the products are written out.

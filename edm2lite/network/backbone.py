@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from edm2lite.kinds import Kinds
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition
+from edm2lite.network.layers import MPConv, MPFourier
+from edm2lite.strict_json import check_fields
 
 BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
     "network",
@@ -26,6 +28,7 @@ BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
         "unet": "edm2lite.network.unet:UNetConfig",
         "dit": "edm2lite.network.dit:DiTConfig",
         "mp_dit": "edm2lite.network.mp_dit:MPDiTConfig",
+        "ladder": "edm2lite.network.ladder.config:LadderConfig",
     },
 )
 """Configurations of networks by ``kind``."""
@@ -133,6 +136,14 @@ class Backbone(nn.Module, abc.ABC):
         """Modules that are sharded (FSDP2), compiled and checkpointed each by itself."""
         return []
 
+    def logvar_layers(self, num_channels: int) -> tuple[nn.Module, nn.Module]:
+        """What the uncertainty head is made of: features of a number, and a layer from them to 1.
+
+        Args:
+            num_channels: Number of features.
+        """
+        return MPFourier(num_channels), MPConv(num_channels, 1)
+
 
 def backbone_from_dict(values: Mapping[str, Any], *, trusted: bool = False) -> BackboneConfig:
     """The configuration of a network from the fields in a file.
@@ -143,14 +154,15 @@ def backbone_from_dict(values: Mapping[str, Any], *, trusted: bool = False) -> B
             :class:`edm2lite.kinds.Kinds`.
 
     Raises:
-        ValueError: If the kind is unknown.
-        TypeError: If a field is missing or unknown.
+        ValueError: If the kind or a field is unknown, or a value is of another type.
+        TypeError: If a field is missing.
 
     Example:
         >>> backbone_from_dict({"kind": "unet", "img_resolution": 64, "img_channels": 4}).conditions
         ()
     """
-    cls: Any = BACKBONES.find(values["kind"], trusted=trusted)
+    cls: Any = BACKBONES.find_class(str(values["kind"]), BackboneConfig, trusted=trusted)
+    check_fields(cls, values)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     config: BackboneConfig = cls(**fields)
     return config

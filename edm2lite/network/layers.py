@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -70,6 +71,9 @@ class MPConv(nn.Module):
 
     convolve = staticmethod(convolve)
     """The function of input and normalized weight that the layer computes."""
+
+    has_fixed_length: ClassVar[bool] = True
+    """Whether :func:`normalize_weights_` resets the length of the stored weights."""
 
     def __init__(
         self,
@@ -168,8 +172,9 @@ def mp_weights(net: nn.Module) -> Iterable[nn.Parameter]:
 def normalize_weights_(net: nn.Module) -> None:
     """Reset the stored rows of every magnitude-preserving layer to RMS 1, in place (Eq. 66).
 
-    Call it once per optimizer step, after the EMA update. Rows of zeros stay zero. Where weights
-    are sharded by rows (FSDP2) every process normalizes its own rows, without communication.
+    Call it once per optimizer step, after the EMA update. Rows of zeros stay zero, and layers
+    without :attr:`MPConv.has_fixed_length` stay as they are. Where weights are sharded by rows
+    (FSDP2) every process normalizes its own rows, without communication.
 
     Example:
         >>> layer = MPConv(4, 2)
@@ -178,7 +183,10 @@ def normalize_weights_(net: nn.Module) -> None:
         >>> layer.weight.detach().square().mean(1)
         tensor([1.0000, 1.0000])
     """
-    for weight in map(_local_rows, mp_weights(net)):
+    fixed = (layer.weight for layer in mp_layers(net) if layer.has_fixed_length)
+    for weight in map(_local_rows, fixed):
+        if weight.is_meta:  # without values; asking for them takes most of the time of building
+            continue
         rms = torch.linalg.vector_norm(weight.flatten(1), dim=1) / math.sqrt(
             weight.shape[1:].numel()
         )

@@ -8,7 +8,7 @@ The magnitude of an activation is the RMS of each feature over the pixels (Eq. 3
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edm2lite.jsonlines import read_lines
 from edm2lite.network.backbone import Backbone
 from edm2lite.network.layers import gather
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,32 +172,34 @@ def _expected(module: nn.Module, args: Any, kwargs: Any) -> float | Tensor:
     return expected
 
 
-def to_line(nimg: int, magnitudes: Sequence[Magnitude]) -> str:
-    """One line of the file ``magnitudes.jsonl`` of a run.
+def to_record(nimg: int, magnitudes: Sequence[Magnitude]) -> dict[str, Any]:
+    """What one line of the file ``magnitudes.jsonl`` of a run holds.
 
     Example:
-        >>> to_line(64, [Magnitude("a", "", 1.0, 0.9, 1.1)])[:51]
-        '{"nimg": 64, "layers": [{"name": "a", "resolution":'
+        >>> to_record(64, [Magnitude("a", "", 1.0, 0.9, 1.1)])["layers"][0]["name"]
+        'a'
     """
-    return json.dumps({"nimg": nimg, "layers": [dataclasses.asdict(m) for m in magnitudes]})
+    return {"nimg": nimg, "layers": [dataclasses.asdict(m) for m in magnitudes]}
 
 
 def read_log(path: Path) -> list[tuple[int, list[Magnitude]]]:
     """(nimg, magnitudes) of every line of a ``magnitudes.jsonl``; empty if there is no file.
 
+    Lines that were cut short are left out, and logged.
+
     Raises:
-        ValueError: If a line was not written by :func:`to_line`.
+        ValueError: If a line was not made by :func:`to_record`.
 
     Example:
         >>> read_log(Path("no-such-run/magnitudes.jsonl"))
         []
     """
-    if not path.is_file():
-        return []
+    lines, notices = read_lines(path)
+    for notice in notices:
+        logger.warning("%s", notice)
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [(line["nimg"], [Magnitude(**m) for m in line["layers"]]) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} must hold lines of magnitudes, found {error}") from error
 
 
@@ -211,6 +216,8 @@ def copies(module: nn.Module) -> dict[str, Tensor]:
 def relative_updates(module: nn.Module, before: Mapping[str, Tensor]) -> dict[str, float]:
     """RMS change of the weights of each layer since ``before``, relative to their RMS then.
 
+    Layers whose weights were all zero are left out.
+
     Args:
         module: The network after the change.
         before: Result of :func:`copies` before it.
@@ -224,9 +231,10 @@ def relative_updates(module: nn.Module, before: Mapping[str, Tensor]) -> dict[st
     """
     change = {}
     for name, old in before.items():
-        new = _weight(module.get_submodule(name))
-        ratio = (new - old).float().square().mean() / old.float().square().mean()
-        change[name] = gather(ratio).sqrt().item()
+        step = (_weight(module.get_submodule(name)) - old).float().square().mean()
+        size = gather(old.float().square().mean()).item()
+        if size > 0:
+            change[name] = math.sqrt(gather(step).item() / size)
     return change
 
 

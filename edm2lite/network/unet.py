@@ -11,29 +11,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from edm2lite.network.backbone import Backbone, BackboneConfig
+from edm2lite.network.backbone import Backbone
 from edm2lite.network.block import Block
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import ClassLabel, Condition, ConditionImage
 from edm2lite.network.layers import MPConv, MPFourier
 from edm2lite.network.operations import mp_cat, mp_silu, mp_sum
+from edm2lite.network.wiring import Place, UNetShape, check_ranges
 
 _RANGES = {
-    "img_resolution": (1, 65536), "img_channels": (1, 65536), "model_channels": (1, 65536),
-    "head_channels": (1, 65536), "num_blocks": (1, 1024),
-    "label_dim": (0, 2**31), "cond_channels": (0, 65536),
+    "cond_channels": (0, 65536),
     **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), (0, 1)),
     "clip_act": (1e-3, 1e30),
 }  # fmt: skip
+_MAX_BLOCKS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(BackboneConfig):
+class UNetConfig(UNetShape):
     """Shape of a U-Net: widths, depths, where it attends, and the shares of its sums.
 
     Attributes:
@@ -64,14 +64,7 @@ class UNetConfig(BackboneConfig):
     """
 
     kind: Literal["unet"] = "unet"
-    label_dim: int = 0
     cond_channels: int = 0
-    model_channels: int = 192
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    num_blocks: int = 3
-    attn_resolutions: tuple[int, ...] = (16, 8)
-    head_channels: int = 64
-    dropout: float = 0.0
     label_balance: float = 0.5
     concat_balance: float = 0.5
     res_balance: float = 0.3
@@ -88,46 +81,8 @@ class UNetConfig(BackboneConfig):
     }
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"{name} must lie between {low} and {high}, got {getattr(self, name)}"
-                )
-        if not self.channel_mult or not all(1 <= m <= 1024 for m in self.channel_mult):
-            raise ValueError(
-                "channel_mult must hold a factor from 1 to 1024 for every level, got"
-                f" {list(self.channel_mult)}"
-            )
-        if self.img_resolution % self.size_multiple:
-            raise ValueError(
-                f"img_resolution must be a multiple of {self.size_multiple} with"
-                f" {len(self.channel_mult)} entries in channel_mult, got {self.img_resolution}"
-            )
-        widths = [self.model_channels * m for m in self.channel_mult]
-        attending = [widths[-1]] + [  # the first decoder block always attends
-            width
-            for i, width in enumerate(widths)
-            if self.img_resolution >> i in self.attn_resolutions
-        ]
-        for width in attending:
-            if width % self.head_channels:
-                raise ValueError(
-                    f"a level that attends must have a multiple of head_channels ="
-                    f" {self.head_channels} channels, got {width}; change model_channels,"
-                    " channel_mult or head_channels"
-                )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-
-    @property
-    def emb_channels(self) -> int:
-        """Length of the embedding, the width of the widest level."""
-        return self.model_channels * max(self.channel_mult)
-
-    @property
-    def size_multiple(self) -> int:
-        """2 to the number of times that the resolution is halved."""
-        return 1 << (len(self.channel_mult) - 1)
+        super().__post_init__()
+        check_ranges(self, _RANGES)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -173,75 +128,30 @@ class UNet(Backbone):
         self.emb_label = MPConv(config.label_dim, config.emb_channels) if config.label_dim else None
         self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
-        widths = [config.model_channels * m for m in config.channel_mult]
-        skips = self._build_encoder(widths)
-        channels = self._build_decoder(widths, skips)
-        self.out_conv = MPConv(channels, config.img_channels, (3, 3))
-
-    def _build_encoder(self, widths: list[int]) -> list[int]:
-        """Add the encoder; returns the width of every output, each of them a skip connection."""
-        config = self.config
         inputs = config.img_channels + config.cond_channels + 1  # ones, in place of biases
-        self.enc[f"{config.img_resolution}x{config.img_resolution}_conv"] = MPConv(
-            inputs, widths[0], (3, 3)
-        )
-        skips = [widths[0]]
-        for level, width in enumerate(widths):
-            res = config.img_resolution >> level
-            if level > 0:
-                self.enc[f"{res}x{res}_down"] = self._block(
-                    skips[-1], skips[-1], flavor="enc", resample="down"
-                )
-                skips.append(skips[-1])
-            for i in range(config.num_blocks):
-                self.enc[f"{res}x{res}_block{i}"] = self._block(
-                    skips[-1], width, flavor="enc", attention=res in config.attn_resolutions
-                )
-                skips.append(width)
-        return skips
+        res = config.img_resolution
+        self.enc[f"{res}x{res}_conv"] = MPConv(inputs, config.model_channels, (3, 3))
+        for place in config.encoder():
+            self.enc[place.name] = self._block(place, "enc")
+        for place in config.decoder():
+            self.dec[place.name] = self._block(place, "dec")
+        self.out_conv = MPConv(place.out_channels, config.img_channels, (3, 3))
 
-    def _build_decoder(self, widths: list[int], skips: list[int]) -> int:
-        """Add the decoder, which uses up ``skips`` from the end; returns its output width."""
-        config = self.config
-        skips = list(skips)
-        channels = skips[-1]
-        for level, width in reversed(list(enumerate(widths))):
-            res = config.img_resolution >> level
-            if level == len(widths) - 1:
-                self.dec[f"{res}x{res}_in0"] = self._block(
-                    channels, channels, flavor="dec", attention=True
-                )
-                self.dec[f"{res}x{res}_in1"] = self._block(channels, channels, flavor="dec")
-            else:
-                self.dec[f"{res}x{res}_up"] = self._block(
-                    channels, channels, flavor="dec", resample="up"
-                )
-            for i in range(config.num_blocks + 1):
-                self.dec[f"{res}x{res}_block{i}"] = self._block(
-                    channels + skips.pop(),
-                    width,
-                    flavor="dec",
-                    attention=res in config.attn_resolutions,
-                    takes_skip=True,
-                )
-                channels = width
-        return channels
-
-    def _block(
-        self, in_channels: int, out_channels: int, *, attention: bool = False, **options: Any
-    ) -> Block:
-        """A block with what all blocks of the network have in common."""
+    def _block(self, place: Place, flavor: Literal["enc", "dec"]) -> Block:
+        """The block at a place, with what all blocks of the network have in common."""
         config = self.config
         return self.block_class(
-            in_channels,
-            out_channels,
+            place.in_channels,
+            place.out_channels,
             emb_channels=config.emb_channels,
-            num_heads=out_channels // config.head_channels if attention else 0,
+            flavor=flavor,
+            resample=place.resample,
+            num_heads=place.out_channels // config.head_channels if place.attention else 0,
+            takes_skip=place.takes_skip,
             res_balance=config.res_balance,
             attn_balance=config.attn_balance,
             dropout=config.dropout,
             clip_act=config.clip_act,
-            **options,
         )
 
     def blocks(self) -> list[nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edm2lite.jsonlines import read_lines
 from edm2lite.plotting.figure import new_figure, save_figure
 from edm2lite.units import format_amount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
+
+logger = logging.getLogger(__name__)
 
 Line = dict[str, Any]
 
@@ -25,9 +28,11 @@ MOMENTS = 5  # number of moments of the run for which a curve over the noise lev
 def read_stats(run_dir: Path) -> list[Line]:
     """The statistics that a run has logged, one dictionary per line, in the order of images seen.
 
+    Lines that were cut short are left out, and logged.
+
     Raises:
         FileNotFoundError: If there is no ``stats.jsonl`` in ``run_dir``.
-        ValueError: If a line is damaged, or the run has not logged any.
+        ValueError: If the run has not logged any.
 
     Example:
         >>> import tempfile
@@ -39,14 +44,9 @@ def read_stats(run_dir: Path) -> list[Line]:
     path = Path(run_dir) / "stats.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; give the folder of a run")
-    lines: list[Line] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            raise ValueError(
-                f"line {number} of {path} must be JSON ({error}); remove it if a run is not writing"
-            ) from error
+    lines, notices = read_lines(path)
+    for notice in notices:
+        logger.warning("%s", notice)
     if not lines:
         raise ValueError(f"{path} has no line yet; one is written every status_nimg images")
     return lines

@@ -6,6 +6,7 @@ steps below for several: :func:`image_generator` for each, then :func:`fill`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edm2lite import processes
+from edm2lite.claim import Claim
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.loading import Model, load
 from edm2lite.network.conditioning import Conditioning
@@ -100,7 +102,8 @@ def generate(
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If the arguments do not fit the model, or ``out`` holds other images.
+        ValueError: If the arguments do not fit the model, or ``out`` holds other images or is being
+            written by another process.
 
     Example:
         >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
@@ -187,8 +190,19 @@ def fill(
         progress: Called with (images made, images to make).
 
     Raises:
-        ValueError: If a folder holds images of other settings.
+        ValueError: If a folder holds images of other settings, or another command writes to it.
     """
+    with contextlib.ExitStack() as stack:
+        claims = [stack.enter_context(folder.claim()) for folder in folders]
+        _fill(generators, folders, claims, progress)
+
+
+def _fill(
+    generators: Sequence[ImageGenerator],
+    folders: Sequence[ImageFolder],
+    claims: Sequence[Claim | None],
+    progress: Progress | None,
+) -> None:
     rank, world = processes.rank(), processes.world_size()
     missing = [
         folder.open(
@@ -209,11 +223,12 @@ def fill(
 
     if total:
         made(0)
-    for generator, folder, places in zip(generators, folders, missing, strict=True):
+    for generator, folder, claim, places in zip(generators, folders, claims, missing, strict=True):
         # shares are of all seeds: processes need not begin together or see the same gaps
         for batch in generator.part([i for i in places if i % world == rank]):
             folder.write(batch)
             made(len(batch.seeds))
-        if rank == 0:
+        if claim is not None:
             folder.wait([generator.seeds[i] for i in places if i % world], made)
+            claim.check()
             folder.finish()

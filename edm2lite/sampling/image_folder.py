@@ -1,9 +1,10 @@
 """A folder or ZIP of generated images: what should be in it, what is, and what is missing.
 
 Images are ``<seed / 1000>/<seed>.png``. ``dataset.json`` has their classes and the digests of other
-conditions, ``settings.json`` the settings that they were made with. Several processes may fill one
-folder, each with seeds of its own: every file appears whole, and files that all of them write are
-equal. A ZIP file is filled as a folder beside it, ``images.zip.parts``.
+conditions, ``settings.json`` the settings that they were made with. The processes of one command
+fill a folder together, each with seeds of its own: every file appears whole, and files that all of
+them write are equal. Another command has to wait. A ZIP file is filled as a folder beside it,
+``images.zip.parts``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
+import secrets
 import shutil
-import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edm2lite.atomic import replacing
+from edm2lite.claim import Claim, claim_file, claim_folder, claim_together
 from edm2lite.image_grid import png
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.condition_table import ConditionTable
 from edm2lite.sampling.images import GeneratedBatch
-
-_HOST = socket.gethostname()
+from edm2lite.strict_json import parse
 
 
 class ImageFolder:
@@ -58,6 +58,16 @@ class ImageFolder:
         self.folder = path.with_name(path.name + ".parts") if self.is_zip else path
         self._table = ConditionTable()
 
+    def claim(self) -> contextlib.AbstractContextManager[Claim | None]:
+        """The right to write here, for all processes that torchrun started.
+
+        Raises:
+            ValueError: If another command writes here, or a folder cannot be here.
+        """
+        if not self.is_zip and self.path.is_file():
+            raise ValueError(f"{self.path} is a file; give a folder, or a name that ends in .zip")
+        return claim_together(claim_file if self.is_zip else claim_folder, self.path)
+
     def open(
         self,
         settings: Mapping[str, Any],
@@ -83,8 +93,6 @@ class ImageFolder:
         """
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds must be unique, got duplicates; leave them out")
-        if not self.is_zip and self.path.is_file():
-            raise ValueError(f"{self.path} is a file; give a folder, or a name that ends in .zip")
         self._check_settings(json.loads(json.dumps(settings)), earlier or {})
         self._table = ConditionTable.of(seeds, conditioning or Conditioning())
         self._table.check(self._table_there(), self.path)
@@ -126,8 +134,8 @@ class ImageFolder:
         """Pack what is to be a ZIP file; for one process to call, when every image is there."""
         if not self.folder.is_dir():
             return
-        self._add_conditions()  # again: another command may have added its own meanwhile
-        _remove_abandoned(self.folder)
+        for left in self.folder.rglob(".*.partial"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         if not self.is_zip:
             return
         own = {p.relative_to(self.folder).as_posix(): p for p in self.folder.rglob("*.*")}
@@ -159,7 +167,7 @@ class ImageFolder:
                     " choose another place"
                 )
             return
-        there = _upgraded(json.loads(data))
+        there = _upgraded(self._parsed("settings.json", data))
         different = [
             k
             for k in {**there, **settings}
@@ -175,7 +183,23 @@ class ImageFolder:
 
     def _table_there(self) -> ConditionTable:
         data = self._read("dataset.json")
-        return ConditionTable.read({} if data is None else json.loads(data))
+        try:
+            return ConditionTable.read({} if data is None else self._parsed("dataset.json", data))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} must list generated images in its dataset.json, and does not"
+                f" ({error}); remove it, or choose another place"
+            ) from error
+
+    def _parsed(self, name: str, data: bytes) -> dict[str, Any]:
+        try:
+            values = parse(data, finite=False)  # a level of noise may be infinite
+        except ValueError as error:
+            raise ValueError(
+                f"{name} in {self.path} must be JSON, but {error}; remove it, or choose another"
+                " place"
+            ) from error
+        return values if isinstance(values, dict) else {}
 
     def _add_conditions(self) -> None:
         there = self._table_there()
@@ -229,8 +253,9 @@ def _put_json(path: Path, value: Any) -> None:
 def _put(path: Path, data: bytes) -> None:
     """Bytes into a file that appears whole; processes may do this at once, with the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
-    temporary.write_bytes(data)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    with open(temporary, "xb") as file:
+        file.write(data)
     temporary.replace(path)
 
 
@@ -243,14 +268,3 @@ def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     return "default" if value is None else json.dumps(value)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files of processes of this machine that are no more: a kill leaves one."""
-    for path in folder.rglob(f".*.{_HOST}.*.partial"):
-        pid = path.name.removesuffix(".partial").rpartition(".")[2]
-        with contextlib.suppress(PermissionError):  # somebody else's, and alive
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                path.unlink(missing_ok=True)

@@ -204,8 +204,8 @@ def sweep_ema(
 
     Raises:
         FileNotFoundError: If the run or a file is not there.
-        ValueError: If options do not go together, the metric lacks what it needs, or the predicted
-            error of a length is above ``max_error`` (0.02).
+        ValueError: If options do not go together, the metric lacks what it needs, the predicted
+            error of a length is above ``max_error`` (0.02), or another process writes the ledger.
 
     Example:
         A run of a network that never learned anything, with one snapshot:
@@ -235,6 +235,14 @@ def sweep_ema(
 
 def run_sweep(options: SweepOptions, progress: Callable[[int, int], object] | None = None) -> Sweep:
     """Measure what options say; see :func:`sweep_ema`."""
+    with options.claim() as mine:
+        found = _run(options, progress)
+        if mine is not None:
+            mine.check()
+        return found
+
+
+def _run(options: SweepOptions, progress: Callable[[int, int], object] | None) -> Sweep:
     groups = group_names(options)
     ends: Sequence[int | None] = options.at or [None]
     plans = [plan_targets(options.run, sigma_rel=list(options.lengths), nimg=n)[0] for n in ends]

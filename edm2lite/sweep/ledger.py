@@ -23,6 +23,9 @@ from edm2lite.metrics.moments import Array
 from edm2lite.sweep.cells import Cell
 from edm2lite.tensorfile import load_tensors, save_tensors
 
+LEDGER = "sweep.jsonl"
+"""Name of the file of measurements."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -81,7 +84,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, writer: bool = True):
-        self.folder, self.path = folder, folder / "sweep.jsonl"
+        self.folder, self.path = folder, folder / LEDGER
         self.first: Setting | None = None
         """The setting of the first measurement."""
         self._results: dict[str, Result] = {}

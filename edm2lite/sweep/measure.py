@@ -76,7 +76,6 @@ class Measurer:
             if self.rank > 0:
                 self.ledger.wait(self.setting, cell, num)
                 continue
-            rows.wait(num, self._count)
             parts = functools.partial(rows.parts, num)
             num_classes = generation.num_classes(model) if self.metric.uses_images() else 0
             measured = self.metric.measure(ImageRows(parts, num, num_classes, model.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from edm2lite.claim import Claim, claim_file, claim_together
 from edm2lite.dataset import ImageDataset
 from edm2lite.ema.targets import MAX_ERROR
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.metric import Metric
 from edm2lite.metrics.registry import find_metric
 from edm2lite.sampling.settings import Sampling
+from edm2lite.sweep.ledger import LEDGER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class SweepOptions:
         max_error: Largest acceptable predicted error of a rebuilt average; larger ones are refused.
         groups: Groups of tensors to sweep alone, the others held at the best length, or "all".
         batch_size: Number of images at a time.
-        weights: Weights file of the reference's extractor. [default: as recorded]
+        weights: Weights file of the reference's extractor, if it was made with one.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         out: Folder of the ledger. [default: the run]
 
@@ -115,6 +118,16 @@ class SweepOptions:
     def metric_class(self) -> type[Metric]:
         """Class of the metric."""
         return find_metric(self.metric)
+
+    def claim(self) -> AbstractContextManager[Claim | None]:
+        """The right to write the ledger and the tables, for all processes that torchrun started.
+
+        A run may go on training meanwhile: its own files are not claimed.
+
+        Raises:
+            ValueError: If another process writes them.
+        """
+        return claim_together(claim_file, self.folder / LEDGER)
 
     @property
     def lengths(self) -> tuple[float, ...]:

@@ -66,7 +66,7 @@ def test_the_whole_way_from_photos_to_generated_images(photos, vae, tmp_path, mo
 def test_latents_have_the_standard_deviation_that_the_network_expects(latents, tmp_path):
     trainer = Trainer(config(latents), tmp_path / "run", CPU)
     x = torch.cat([trainer._encoded(trainer.batches.batch(32 * k)[0]) for k in range(20)])
-    trainer.batches.close()
+    trainer.close()
     # 640 draws of 24 latents; their 64 pixels are correlated, hence not 1/sqrt of the count
     assert x.std().item() == pytest.approx(0.5, abs=0.02)
     assert x.mean((0, 2, 3)).abs().max() < 0.03
@@ -150,7 +150,7 @@ def test_mistakes_in_the_configuration_are_explained(override, message):
 
 def test_a_resolved_configuration_of_latents_reads_back(latents, tmp_path):
     trainer = Trainer(config(latents), tmp_path / "run", CPU)
-    trainer.batches.close()
+    trainer.close()
     path = tmp_path / "run" / "config.yaml"
     assert load_config(str(path)) == trainer.config
     Trainer(config(latents), tmp_path / "run", CPU)  # the short form still names the same run

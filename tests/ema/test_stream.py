@@ -175,3 +175,42 @@ def test_linear_algebra_runs_on_one_thread_and_others_get_theirs_back(blas_threa
     assert before and set(before) == {2}
     assert set(on_one_thread(blas_threads)()) == {1}
     assert blas_threads() == before
+
+
+def sums_of(headers, weights, workers, kind="F32"):
+    """All sums by tensor, [R, n], as they are stored."""
+    parts_of = {}
+    with WorkerPool(workers) as crew:
+        for parts, values in weighted_sums(headers, weights, crew, type=kind):
+            for part in parts:
+                found = np.array(values[:, part.first : part.last])
+                parts_of.setdefault(part.name, []).append(found)
+    return {name: np.concatenate(found, axis=1).tobytes() for name, found in parts_of.items()}
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_sum_has_the_same_bits_whatever_is_computed_with_it(tmp_path, monkeypatch, seed, kind):
+    """Files of all types, 1 to 9 targets in every order, several threads, blocks and strips."""
+    rng = np.random.default_rng(seed)
+    num_files = int(rng.integers(1, 40))
+    shapes = {f"t{i}": tuple(rng.integers(1, 90, 2)) for i in range(int(rng.integers(1, 6)))}
+    generator = torch.Generator().manual_seed(seed)
+    dtypes = [[torch.float16], [torch.float32], [torch.float16, torch.float32, torch.bfloat16]]
+    headers = []
+    for k in range(num_files):
+        dtype = dtypes[seed % 3][k % len(dtypes[seed % 3])]
+        tensors = {n: torch.randn(*s, generator=generator).to(dtype) for n, s in shapes.items()}
+        headers.append(read_header(save_tensors(tmp_path / f"{k:03d}.safetensors", tensors, {})))
+    weights = rng.standard_normal((9, num_files))
+    if seed % 2:
+        monkeypatch.setattr("edm2lite.ema.stream.TILE_VALUES", 256)
+    expected = [sums_of(headers, row[None], 1, kind) for row in weights]
+    for count in range(2, 10):
+        monkeypatch.setattr("edm2lite.ema.blocks.BLOCK_VALUES", int(rng.integers(1, 9)) * 1024)
+        monkeypatch.setattr("edm2lite.ema.stream.STRIP_VALUES", int(rng.integers(1, 9)) * 1024)
+        chosen = rng.permutation(9)[:count]
+        found = sums_of(headers, weights[chosen], int(rng.integers(1, 5)), kind)
+        for name, values in found.items():
+            rows = b"".join(expected[r][name] for r in chosen)
+            assert values == rows, (seed, count, name)

@@ -148,11 +148,11 @@ def test_renamed_damaged_and_foreign_files_are_refused(folder, tmp_path):
     whole = victim.read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 30):
         victim.write_bytes(whole[:size])
-        refused(folder, tmp_path, "1.40.pt must hold tensors and nothing else")
+        refused(folder, tmp_path, "1.40.pt must be .* a torch file of tensors and nothing else")
     victim.write_bytes((folder / "1.20.pt").read_bytes())
     refused(folder, tmp_path, "step in its name, and is of 20")
     torch.save([1, 2], victim)
-    refused(folder, tmp_path, "must map names to tensors")
+    refused(folder, tmp_path, "it holds something else")
     torch.save({"a": torch.zeros(3)}, victim)
     refused(folder, tmp_path, "state of a KarrasEMA")
     state = torch.load(folder / "0.40.pt", weights_only=True)
@@ -172,7 +172,7 @@ class Malicious:
 
 def test_nothing_in_a_file_is_executed(folder, tmp_path):
     torch.save({"step": Malicious(tmp_path / "executed")}, folder / "0.40.pt")
-    refused(folder, tmp_path, "other objects, which are not loaded")
+    refused(folder, tmp_path, "nothing in it was executed")
     assert not (tmp_path / "executed").exists()
     torch.load(folder / "0.40.pt", weights_only=False)  # the trap works
     assert (tmp_path / "executed").exists()

@@ -64,9 +64,18 @@ def test_official_statistics_become_a_file_by_the_command(tmp_path):
         ([1, 2], "must hold a mapping as its content, holds list"),
         ({"fid": {"mu": np.zeros(3)}}, "must hold an array of NumPy as sigma of fid, holds None"),
         ({"fid": {"mu": [0.0], "sigma": 1}}, "must hold an array of NumPy as mu of fid"),
-        ({"fid": {"mu": np.zeros(3), "sigma": np.eye(2)}}, r"has fid: \(3,\), \(2, 2\)"),
-        ({"fid": {"mu": np.full(2, np.nan), "sigma": np.eye(2)}}, "finite numbers as fid: mu"),
-        ({"fid": {"mu": np.array([1, 2]), "sigma": np.eye(2)}}, "finite numbers as fid: mu"),
+        (
+            {"fid": {"mu": np.zeros(3), "sigma": np.eye(2)}},
+            r"fid: mu and sigma .* have shapes \[3\] and \[2, 2\]",
+        ),
+        (
+            {"fid": {"mu": np.full(2, np.nan), "sigma": np.eye(2)}},
+            "fid: mu and sigma .* must be finite numbers",
+        ),
+        (
+            {"fid": {"mu": np.array([1, 2]), "sigma": np.eye(2)}},
+            "fid: mu and sigma .* must be finite numbers",
+        ),
         ({"fid": {"mu": np.array(["a"]), "sigma": np.eye(1)}}, "must hold.*numbers as mu of fid"),
         ({"fid": Calls(os.system, "touch executed")}, "asks for posix.system.*nothing of it"),
         ({"fid": {"mu": torch.zeros(2)}}, "asks for torch._utils._rebuild_tensor_v2"),

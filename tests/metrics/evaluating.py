@@ -15,8 +15,8 @@ def evaluate(folder: Path, sources: list[str], out: Path) -> None:
     begin = ["stats", "digits", "--extractor", "digits", "--weights", weights]
     commands = {"stats": [*begin, "--out", out / "stats.safetensors"]}
     for i, source in enumerate(sources):
-        what = [source, "--ref", reference, "--metrics", "fid,kid,prc", "--cache", out / "cache"]
-        commands[f"score{i}"] = [*what, "--num", 300, "--steps", 2]
+        what = [source, "--ref", reference, "--weights", weights, "--cache", out / "cache"]
+        commands[f"score{i}"] = [*what, "--metrics", "fid,kid,prc", "--num", 300, "--steps", 2]
     for name, arguments in commands.items():
         result = CliRunner().invoke(edm2lite, ["evaluate", *map(str, arguments)])
         assert result.exit_code == 0, result.output

@@ -60,12 +60,12 @@ def test_statistics_are_those_of_the_command(reference, weights, tmp_path):
     np.testing.assert_array_equal(stats.features, reference.features)
 
 
-def test_scores_of_a_model_are_those_that_the_command_prints(run_dir, reference, tmp_path):
+def test_scores_of_a_model_are_those_that_the_command_prints(run_dir, reference, weights, tmp_path):
     path = reference.save(tmp_path / "stats.safetensors")
     names, common = "fid,kid,prc,loss", {"num": 300, "sampling": FEW, "data": "digits"}
     scores = evaluate(f"{run_dir}@sigma_rel=0.1", reference, names, **common)
-    text = printed(f"{run_dir}@sigma_rel=0.1", "--ref", path, "--metrics", names, "--num", 300,
-                   "--steps", 1, "--data", "digits")  # fmt: skip
+    text = printed(f"{run_dir}@sigma_rel=0.1", "--ref", path, "--weights", weights, "--metrics",
+                   names, "--num", 300, "--steps", 1, "--data", "digits")  # fmt: skip
     lines = [line.split() for line in text.splitlines()[1:]]
     assert [line[0] for line in lines] == ["fd(digits)", "kid", "precision", "recall", "loss"]
     for score, (name, value, low, _, high, *_) in zip(scores, lines, strict=True):
@@ -158,7 +158,8 @@ def test_metrics_of_a_users_are_evaluated_by_name(run_dir, reference, tmp_path):
     right = images.sum(dim=(1, 2, 3)) % 10 == torch.arange(130) % 10
     assert scores[2].value == pytest.approx(right.float().mean().item())
     path = reference.save(tmp_path / "stats.safetensors")
-    lines = printed(run_dir, "--ref", path, "--metrics", names, "--num", 130, "--steps", 1)
+    lines = printed(run_dir, "--ref", path, "--weights", reference.weights, "--metrics", names,
+                    "--num", 130, "--steps", 1)  # fmt: skip
     texts = [line.split()[0] for line in lines.splitlines()[1:]]
     assert texts == names.split(",")
 

@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from edm2lite.metrics.extractor_weights import read_tensors, tensors_alone
+from edm2lite.interop.torch_files import read_tensors
+from edm2lite.metrics.extractor_weights import tensors_alone
 from edm2lite.metrics.extractors import open_extractor
 
 NAMES = ["inception-v3-compat", "vgg16", "clip-vit-b-32", "dinov2-vit-s-14"]

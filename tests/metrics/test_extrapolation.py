@@ -108,7 +108,8 @@ def test_a_distance_in_other_features_is_not_called_fid(reference, tmp_path):
     assert scores[1].details["fd"] == pytest.approx(scores[0].value, rel=1e-6)
     assert scores[1].value < scores[0].value and scores[1].interval is not None
     path = reference.save(tmp_path / "reference.safetensors")
-    words = ["evaluate", "digits", "--ref", path, "--num", 400, "--metrics", "fid,fid_infinity"]
+    words = ["evaluate", "digits", "--ref", path, "--weights", reference.weights, "--num", 400,
+             "--metrics", "fid,fid_infinity"]  # fmt: skip
     done = CliRunner().invoke(edm2lite, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [s.title for s in scores]

@@ -187,7 +187,7 @@ def test_blocks_keep_magnitude_one_at_initialisation_and_after_200_steps(tmp_pat
             rms = weight.flatten(1).square().mean(1).sqrt()
             torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-6, rtol=0)
     assert net.backbone.out_gain.item() != 0
-    trainer.batches.close()
+    trainer.close()
 
 
 def test_training_logs_magnitudes_and_goes_on_with_them_after_an_interruption(tmp_path):

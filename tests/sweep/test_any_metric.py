@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_run import tiny_config
+from tiny_run import ref, tiny_config
 
 from edm2lite.metrics import FeatureStats, open_extractor, statistics
 from edm2lite.metrics.digits_classifier import train_classifier
@@ -46,7 +46,7 @@ def run(*words):
 
 @pytest.mark.parametrize("metric", ["kid", "precision", "recall"])
 def test_a_sweep_measures_the_metric_of_the_same_images(run_dir, reference, tmp_path, metric):
-    text = run(run_dir, "--sigma-rel", "0.05,0.2", "--metric", metric, "--ref", reference,
+    text = run(run_dir, "--sigma-rel", "0.05,0.2", "--metric", metric, *ref(reference),
                "--num", 150, "--steps", 1, "--out", tmp_path)  # fmt: skip
     points = {p.sigma_rel: p for p in read_csv(tmp_path / "sweep.csv")}
     real = FeatureStats.load(reference).features
@@ -134,10 +134,11 @@ def test_a_sweep_without_intervals_says_that_nothing_can_be_told_apart(run_dir, 
 
 def test_a_sweep_in_python_is_that_of_the_command(run_dir, reference, tmp_path):
     progress = []
-    sweep = sweep_ema(run_dir, LENGTHS, ref=reference, num=80, sampling=FEW,
+    weights = reference.parent / "classifier.safetensors"
+    sweep = sweep_ema(run_dir, LENGTHS, ref=reference, weights=weights, num=80, sampling=FEW,
                       out=tmp_path / "python",
                       progress=lambda done, total: progress.append((done, total)))  # fmt: skip
-    text = run(run_dir, "--sigma-rel", "0.05,0.1,0.2", "--ref", reference, "--num", 80,
+    text = run(run_dir, "--sigma-rel", "0.05,0.1,0.2", *ref(reference), "--num", 80,
                "--steps", 1, "--out", tmp_path / "command")  # fmt: skip
     assert sweep.points == read_csv(tmp_path / "command/sweep.csv")
     assert sweep.words in text and sweep.title in (tmp_path / "command/sweep.md").read_text()
@@ -155,7 +156,7 @@ def test_a_ledger_of_version_0_1_is_continued(reference, tmp_path, monkeypatch):
     """Its key is as that version wrote it, with other names of the metric and of the guide."""
     run_dir = tmp_path / "run"
     Trainer(tiny_config("data.label_dropout=0.1"), run_dir, torch.device("cpu")).train()
-    words = (run_dir, "--sigma-rel", "0.05,0.1", "--ref", reference, "--num", 70, "--steps", 1,
+    words = (run_dir, "--sigma-rel", "0.05,0.1", *ref(reference), "--num", 70, "--steps", 1,
              "--guidance", 1.5, "--out", tmp_path)  # fmt: skip
     text = run(*words, "--guide", "unconditional")
     entry = json.loads((tmp_path / "sweep.jsonl").read_text().splitlines()[0])

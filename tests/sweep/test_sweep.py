@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny_run import ref
 
 from edm2lite.metrics.rows import CHUNK, Rows
 from edm2lite.models.loading import load
@@ -103,11 +104,10 @@ def counted(made):
 def test_rows_are_the_same_by_any_number_of_processes_and_made_once(tmp_path, world):
     made = []
     for num in (100, 100, 700, 300):  # more images, and fewer, and the same
-        for rank in range(world):
+        for rank in reversed(range(world)):  # the first one waits for the others
             Rows(tmp_path, {"a": 1}, rank, world).fill(num, counted(made), lambda count: None)
     assert sorted(made) == list(range(700))
     rows = Rows(tmp_path, {"a": 1})
-    rows.wait(700, lambda count: None)
     assert [len(part) for part in rows.parts(700)] == [CHUNK, CHUNK, 700 - 2 * CHUNK]
     whole = np.concatenate(list(rows.parts(300)))
     np.testing.assert_array_equal(whole, [[i, i**2] for i in range(300)])
@@ -139,7 +139,7 @@ def outputs(folder):
 
 @pytest.mark.slow
 def test_a_sweep_by_two_processes_is_that_of_one(run_dir, reference, tmp_path):
-    words = [run_dir, "--sigma-rel", "0.05,0.2", "--ref", reference, "--num", 300, "--steps", 1]
+    words = [run_dir, "--sigma-rel", "0.05,0.2", *ref(reference), "--num", 300, "--steps", 1]
     for world in (1, 2):
         out = tmp_path / str(world)
         command = [sys.executable, "-m", "edm2lite.tools.sweep_ema", *words, "--out", out]
@@ -160,7 +160,7 @@ def test_a_sweep_by_two_processes_is_that_of_one(run_dir, reference, tmp_path):
 @pytest.mark.slow
 def test_killed_and_started_again_a_sweep_ends_with_the_same_table(run_dir, reference, tmp_path):
     words = [
-        run_dir, "--sigma-rel", "0.05,0.1,0.2", "--ref", reference, "--num", 600, "--steps", 2,
+        run_dir, "--sigma-rel", "0.05,0.1,0.2", *ref(reference), "--num", 600, "--steps", 2,
     ]  # fmt: skip
     assert run(*words, "--out", tmp_path / "whole").exit_code == 0
     out = tmp_path / "broken"
@@ -181,7 +181,7 @@ def test_killed_and_started_again_a_sweep_ends_with_the_same_table(run_dir, refe
 
 
 def test_search_and_more_images_use_what_is_there(run_dir, reference, tmp_path, monkeypatch):
-    common = (run_dir, "--search", "--ref", reference, "--steps", 1, "--out", tmp_path)
+    common = (run_dir, "--search", *ref(reference), "--steps", 1, "--out", tmp_path)
     first = run(*common, "--num", 200)
     assert first.exit_code == 0 and "Searched" in first.output and "a grid of 25" in first.output
     assert run(*common, "--num", 200).stdout == first.stdout
@@ -201,7 +201,7 @@ def test_search_and_more_images_use_what_is_there(run_dir, reference, tmp_path, 
     monkeypatch.setattr(Rows, "fill", counting)
     lengths = ",".join(str(row["cell"]["sigma_rel"]) for row in rows[:2])
     more = run(
-        run_dir, "--sigma-rel", lengths, "--ref", reference, "--steps", 1, "--num", 210,
+        run_dir, "--sigma-rel", lengths, *ref(reference), "--steps", 1, "--num", 210,
         "--out", tmp_path,
     )  # fmt: skip
     assert more.exit_code == 0
@@ -210,7 +210,7 @@ def test_search_and_more_images_use_what_is_there(run_dir, reference, tmp_path, 
 
 
 def test_two_axes_make_a_heat_map_and_groups_a_curve_each(run_dir, reference, tmp_path):
-    common = ("--ref", reference, "--num", 130, "--steps", 1)
+    common = (*ref(reference), "--num", 130, "--steps", 1)
     guide = ("--guide", f"{run_dir}@nimg=640", "--guidance", "1.5", "--guide-sigma-rel", "0.1,0.2")
     heat = run(run_dir, "--sigma-rel", "0.05,0.2", *guide, *common, "--out", tmp_path / "g")
     assert heat.exit_code == 0, heat.output
@@ -261,8 +261,8 @@ def test_loss_sweep_tells_lengths_apart_without_images(run_dir, tmp_path):
 def test_mistakes_are_explained_before_anything_is_written(
     run_dir, reference, tmp_path, words, message
 ):
-    ref = [] if "loss" in words else ["--ref", reference]
-    done = run(run_dir, *words, *ref, "--num", 130, "--steps", 1, "--out", tmp_path / "x")
+    given = [] if "loss" in words else ref(reference)
+    done = run(run_dir, *words, *given, "--num", 130, "--steps", 1, "--out", tmp_path / "x")
     assert done.exit_code and message in " ".join(done.output.split())
     assert not (tmp_path / "x").exists()
 

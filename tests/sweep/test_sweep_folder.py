@@ -6,6 +6,7 @@ import re
 
 import pytest
 from click.testing import CliRunner
+from tiny_run import ref
 
 from edm2lite.metrics import statistics
 from edm2lite.metrics.digits_classifier import train_classifier
@@ -81,7 +82,7 @@ def test_sweeps_of_two_metrics_in_one_folder_keep_each_others_pages(run_dir, ref
     assert loss(run_dir, tmp_path, "--sigma-rel", "0.1,0.2").exit_code == 0
     kept = {p.name: p.read_bytes() for p in tmp_path.glob("sweep.*") if p.suffix != ".jsonl"}
     assert kept.keys() == {"sweep.csv", "sweep.md", "sweep.html", "sweep.png"}
-    words = (run_dir, "--sigma-rel", "0.1,0.2", "--ref", reference, "--num", 70, "--steps", 1)
+    words = (run_dir, "--sigma-rel", "0.1,0.2", *ref(reference), "--num", 70, "--steps", 1)
     done = invoke(*words, "--out", tmp_path)
     assert done.exit_code == 0 and done.stdout.splitlines()[-1].endswith("sweep-fd-digits.html")
     infinity = invoke(*words, "--out", tmp_path, "--metric", "fid_infinity")
@@ -96,7 +97,7 @@ def test_sweeps_of_two_metrics_in_one_folder_keep_each_others_pages(run_dir, ref
 
 
 def test_a_distance_in_other_features_says_which(run_dir, reference, tmp_path):
-    done = invoke(run_dir, "--sigma-rel", "0.1", "--ref", reference, "--num", 70, "--steps", 1,
+    done = invoke(run_dir, "--sigma-rel", "0.1", *ref(reference), "--num", 70, "--steps", 1,
                   "--out", tmp_path)  # fmt: skip
     assert done.exit_code == 0 and "FID" not in done.stdout and "FD" in done.stdout
     assert "reference.safetensors (digits)" in (tmp_path / "sweep.md").read_text()

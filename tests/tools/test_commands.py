@@ -2,12 +2,8 @@
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from metrics.torch_fidelity_oracle import theirs
 from PIL import Image
+from tiny_run import ref
 
 from edm2lite.dataset import open_dataset
 from edm2lite.ema import list_snapshots
@@ -227,7 +224,7 @@ def reference(tmp_path_factory):
 
 
 def test_sweep_fills_its_ledger_once(run_dir, reference, tmp_path, monkeypatch):
-    common = ("--ref", reference, "--num", 80, "--steps", 2, "--out", tmp_path)
+    common = (*ref(reference), "--num", 80, "--steps", 2, "--out", tmp_path)
     first = succeed(sweep_ema, run_dir, "--sigma-rel", "0.05,0.1", *common)
     assert "best" in first and "raw" in first
     made = {p.name for p in tmp_path.iterdir() if p.is_file()}
@@ -246,7 +243,7 @@ def test_distance_of_a_folder(run_dir, reference, tmp_path):
     succeed(
         edm2lite, "generate", run_dir, "--seeds", "0-129", "--steps", 2, "--out", tmp_path / "a"
     )
-    result = run(edm2lite, "evaluate", tmp_path / "a", "--ref", reference)
+    result = run(edm2lite, "evaluate", tmp_path / "a", *ref(reference))
     name, value, low, _, high, *of = result.stdout.splitlines()[1].split()
     assert " ".join(of) == f"130 images of {tmp_path / 'a'}"
     assert result.exit_code == 0 and name == "fd(digits)"
@@ -260,18 +257,13 @@ def test_distance_of_a_folder(run_dir, reference, tmp_path):
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
-def test_missing_weights_of_the_reference_are_named(run_dir, reference, tmp_path):
-    stats = tmp_path / "reference.safetensors"
-    shutil.copy(reference, stats)
-    weights = reference.parent / "classifier.safetensors"
-    weights.rename(tmp_path / "moved.safetensors")
-    try:
-        line = fail(
-            sweep_ema, run_dir, "--sigma-rel", 0.1, "--ref", stats, "--num", 2, "--out", tmp_path
-        )
-    finally:
-        (tmp_path / "moved.safetensors").rename(weights)
-    assert "classifier.safetensors" in line and "--weights" in line
+def test_a_weights_file_that_only_the_reference_names_is_not_opened(run_dir, reference, tmp_path):
+    words = (run_dir, "--sigma-rel", 0.1, "--num", 2, "--out", tmp_path / "x")
+    line = fail(sweep_ema, *words, "--ref", reference)
+    assert f"add --weights {reference.parent / 'classifier.safetensors'}" in line
+    line = fail(sweep_ema, *words, "--ref", reference, "--weights", tmp_path / "gone")
+    assert f"no extractor weights at {tmp_path / 'gone'}" in line
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
@@ -296,88 +288,6 @@ def test_demo_removes_the_folder_of_a_run_and_nothing_else(tmp_path):
     (tmp_path / "precious").write_text("x")
     line = fail(edm2lite, "demo", "--fresh", "--out", tmp_path)
     assert "has no run.json" in line and (tmp_path / "precious").exists()
-
-
-SHORT = (
-    "--num", "60", "--set", "total_nimg=2560", "--set", "snapshot_nimg=256",
-    "--set", "checkpoint_nimg=512", "--set", "net.backbone.model_channels=16",
-    "--set", "net.backbone.head_channels=16",
-)  # fmt: skip
-
-
-def demo(out, *more):
-    program = [sys.executable, "-m", "edm2lite.tools.edm2lite"]
-    command = [*program, "demo", "--out", str(out), *SHORT, *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def contents(out):
-    """Everything that does not hold a time or the random identifier of the run."""
-    found = {}
-    for path in sorted(p for p in out.rglob("*") if p.is_file()):
-        name = path.relative_to(out).as_posix()
-        if path.parent.name == "spread":  # named by a hash that the run's identifier is part of
-            found[f"spread/{read_header(path).digest}"] = None
-        elif path.suffix == ".safetensors":
-            found[name] = read_header(path).digest
-        elif name == "stats.jsonl":
-            keep = ("nimg", "loss", "lr", "nonfinite_steps")
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [[line[k] for k in keep] for line in lines]
-        elif path.suffix in (".png", ".csv", ".md", ".yaml") or name.endswith("dataset.json"):
-            found[name] = path.read_bytes()
-        else:
-            found[name] = None
-    return found
-
-
-@pytest.mark.slow
-def test_demo_interrupted_and_started_again_ends_with_the_same_files(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = demo(whole)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert "Best EMA length" in output and "$ reconstruct_ema" in output
-    made = {p.name for p in whole.iterdir()}
-    assert made >= {
-        "config.yaml", "stats.jsonl", "snapshots", "sweep.csv", "sweep.png", "samples.png",
-        "report.md",
-    }  # fmt: skip
-    # interrupted in training, in the sweep, and while generating
-    for milestone in ("checkpoints/000000000512", "sweep.jsonl", "samples/last/settings.json"):
-        process = demo(broken)
-        while not (broken / milestone).exists() and process.poll() is None:
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    process = demo(broken)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    a, b = contents(whole), contents(broken)
-    assert a.keys() == b.keys()
-    different = [name for name in a if a[name] != b[name] and name != "report.md"]
-    assert not different
-    text = (broken / "report.md").read_text()
-    assert text == (whole / "report.md").read_text()
-
-
-@pytest.mark.slow
-def test_ctrl_c_at_the_demo_lets_training_write_its_checkpoint(tmp_path):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which programs inherit
-    try:
-        process = demo(tmp_path, "--set", "total_nimg=640000", "--set", "checkpoint_nimg=640000")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    while not list((tmp_path / "snapshots").glob("*.safetensors")) and process.poll() is None:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate()
-    assert process.returncode == 130, output
-    (saved,) = (tmp_path / "checkpoints").iterdir()
-    assert f"with a checkpoint in {saved}" in output and "failed" not in output
-    assert output.endswith("Error: interrupted; the same command continues from what is on disk\n")
 
 
 def test_magnitudes_of_a_run_are_listed_and_drawn(run_dir, tmp_path):

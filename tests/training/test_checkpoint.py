@@ -11,7 +11,8 @@ from training_runs import digests, losses
 
 from edm2lite.ema import list_snapshots, stale
 from edm2lite.training import manifest
-from edm2lite.training.checkpoint import Checkpoints, finished
+from edm2lite.training.checkpoint import Checkpoints
+from edm2lite.training.manifest import finished
 from edm2lite.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -96,7 +96,7 @@ def test_gradients_of_an_accumulated_batch_are_exchanged_once(tmp_path, monkeypa
         trainer = Trainer(tiny_config("microbatch=8"), tmp_path / "a", device)
         trainer.loss.module.register_comm_hook(None, count)
         trainer.train_step()
-        trainer.batches.close()
+        trainer.close()
     assert sum(exchanged) == sum(p.numel() for p in trainer.net.parameters())
 
 

@@ -39,7 +39,7 @@ def test_first_step_has_learning_rate_zero(tmp_path):
     before = {n: p.clone() for n, p in trainer.net.named_parameters()}
     trainer.train_step()
     assert all(p.equal(before[n]) for n, p in trainer.net.named_parameters())
-    trainer.batches.close()
+    trainer.close()
 
 
 def test_snapshots_hold_the_weights_at_the_image_counts_that_they_state(tmp_path):

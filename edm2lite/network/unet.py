@@ -29,7 +29,6 @@ _RANGES = {
     **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), (0, 1)),
     "clip_act": (1e-3, 1e30),
 }  # fmt: skip
-_MAX_BLOCKS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

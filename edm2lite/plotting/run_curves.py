@@ -47,6 +47,7 @@ def read_stats(run_dir: Path) -> list[Line]:
     lines, notices = read_lines(path)
     for notice in notices:
         logger.warning("%s", notice)
+    lines = [line for line in lines if "nimg" in line]
     if not lines:
         raise ValueError(f"{path} has no line yet; one is written every status_nimg images")
     return lines

@@ -356,3 +356,24 @@ def test_an_index_of_another_kind_is_refused(change, copy):
     edit(copy, **change)
     with pytest.raises(ValueError, match="must be the index of a latent data set"):
         open_dataset(copy)
+
+
+def test_an_autoencoder_that_a_file_names_is_not_downloaded(monkeypatch):
+    from diffusers import AutoencoderKL
+
+    asked = []
+
+    def from_pretrained(name, local_files_only, use_safetensors, **more):
+        asked.append((name, local_files_only, use_safetensors))
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", from_pretrained)
+    encoder = LatentEncoder(vae="a/b", mean=(0.0,), std=(1.0,), input_range="0..1")
+    with pytest.raises(ValueError, match="cannot have it downloaded; set EDM2LITE_VAE=a/b"):
+        encoder.decode(torch.zeros(1, 1, 2, 2))
+    monkeypatch.setenv("EDM2LITE_VAE", "a/b")
+    with pytest.raises(ValueError, match="loading it failed"):
+        encoder.decode(torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="loading it failed"):
+        EDM2_LATENTS.decode(torch.zeros(1, 4, 2, 2))  # that of the paper may be
+    assert asked == [("a/b", True, True), ("a/b", False, True), (EDM2_LATENTS.vae, False, True)]

@@ -74,6 +74,9 @@ class BackboneConfig(abc.ABC):
     tensor_prefix: ClassVar[str] = "backbone"
     """First part of the names of its tensors in files."""
 
+    title: ClassVar[str] = ""
+    """The network in a few words of Markdown, for model cards: ``"the U-Net of ..."``."""
+
     groups: ClassVar[Mapping[str, str]] = {}
     """Name -> regular expression, the groups of tensors that ``sweep_ema --groups`` averages over
     lengths of their own; a tensor belongs to the first group whose expression is found in its name.

@@ -50,6 +50,9 @@ class DiTConfig(TransformerConfig):
         674834720
     """
 
+    title: ClassVar[str] = (
+        "the diffusion transformer DiT ([arXiv 2212.09748](https://arxiv.org/abs/2212.09748))"
+    )
     kind: Literal["dit"] = "dit"
     time_scale: float = 1000.0
     freq_shift: float = 0.0

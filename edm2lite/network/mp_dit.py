@@ -53,6 +53,7 @@ class MPDiTConfig(TransformerConfig):
         12
     """
 
+    title: ClassVar[str] = "a magnitude-preserving diffusion transformer (MP-DiT)"
     kind: Literal["mp_dit"] = "mp_dit"
 
     def build(self) -> MPDiT:

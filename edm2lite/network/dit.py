@@ -230,8 +230,8 @@ def _initialize_(module: nn.Module) -> None:
         assert module.proj.bias is not None
         nn.init.zeros_(module.proj.bias)
     elif isinstance(module, TimeEmbedding):
-        nn.init.normal_(module.mlp[0].weight, std=0.02)
-        nn.init.normal_(module.mlp[2].weight, std=0.02)
+        for weight in (module.mlp.get_parameter("0.weight"), module.mlp.get_parameter("2.weight")):
+            nn.init.normal_(weight, std=0.02)
     elif isinstance(module, LabelEmbedding):
         nn.init.normal_(module.embedding_table.weight, std=0.02)
 

@@ -105,7 +105,8 @@ class TransformerConfig(BackboneConfig):
                 f"a preset is one of {', '.join(PRESETS)} with the side of its patches, such as"
                 f" XL/2, got {name!r}"
             )
-        return cls(**PRESETS[size], patch_size=int(patch), **settings)
+        sizes: dict[str, Any] = {**PRESETS[size], "patch_size": int(patch)}
+        return cls(**sizes, **settings)
 
     @property
     def size_multiple(self) -> int:

@@ -33,6 +33,8 @@ def plot_lengths(path: Path, curves: Mapping[str, Sequence[Curve]]) -> None:
     axes.set_xlabel("EMA length sigma_rel, % of training time")
     axes.set_ylabel("Fréchet distance (features of a digit classifier)")
     axes.set_yscale("log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}")
     axes.legend(frameon=False, fontsize=8, ncols=2)
     save_figure(path, figure)
 
@@ -74,7 +76,7 @@ def plot_groups(path: Path, groups: Mapping[str, Sequence[Sequence[Point]]]) -> 
     for axes, (rung, seeds) in zip(panels, groups.items(), strict=True):
         names = dict.fromkeys(p.group for p in seeds[0] if p.group)
         for name in names:
-            lengths = sorted({p.sigma_rel for p in seeds[0] if p.group == name})
+            lengths = sorted({p.sigma_rel for p in seeds[0] if p.sigma_rel is not None})
             means = [
                 statistics.mean(_relative(points, name, length) for points in seeds)
                 for length in lengths
@@ -90,10 +92,12 @@ def plot_groups(path: Path, groups: Mapping[str, Sequence[Sequence[Point]]]) -> 
 
 
 def _relative(points: Sequence[Point], group: str, length: float | None) -> float:
-    """FD with the group at a length, relative to that of all tensors at the length of the rest."""
-    (own,) = (p for p in points if p.group == group and p.sigma_rel == length)
-    (base,) = (p for p in points if not p.group and p.sigma_rel == own.rest_sigma_rel)
-    return own.value / base.value
+    """FD with the group at a length, relative to that of one length, that of the rest, for all."""
+    own = [p for p in points if p.group == group and p.sigma_rel == length]
+    if not own:  # it is the length of the rest
+        return 1.0
+    (base,) = (p for p in points if not p.group and p.sigma_rel == own[0].rest_sigma_rel)
+    return own[0].value / base.value
 
 
 def _weight(layers: Sequence[Magnitude], bucket: str) -> float:

@@ -64,6 +64,8 @@ def _joined(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
     result = dict(base)
     for key, value in values.items():
         below = result.get(key)
-        joins = isinstance(below, dict) and isinstance(value, dict) and "kind" not in value
-        result[key] = _joined(below, value) if joins else value
+        if isinstance(below, dict) and isinstance(value, dict) and "kind" not in value:
+            result[key] = _joined(below, value)
+        else:
+            result[key] = value
     return result

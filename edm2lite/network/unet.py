@@ -29,7 +29,6 @@ _RANGES = {
     **dict.fromkeys(("label_balance", "concat_balance", "res_balance", "attn_balance"), (0, 1)),
     "clip_act": (1e-3, 1e30),
 }  # fmt: skip
-_MAX_BLOCKS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +71,10 @@ class UNetConfig(UNetShape):
     clip_act: float = 256.0
 
     tensor_prefix: ClassVar[str] = "unet"  # as in the released networks
+    title: ClassVar[str] = (
+        "the magnitude-preserving network of EDM2 (config G,"
+        " [arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
+    )
     groups: ClassVar[Mapping[str, str]] = {
         "embedding": r"unet\.emb_|emb_(linear|gain)",
         "attention": r"\.attn_",

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pages import blocks, run, write_config
+from pages import DOCS, blocks, run, write_config
 from PIL import Image
 from tiny_run import TINY
 
 from edm2lite import load
+from edm2lite.network.dit import DiTConfig
+from edm2lite.network.flops import count_macs
+from edm2lite.network.patches import sine_positions
 from edm2lite.sweep import read_csv
+from edm2lite.training import load_config
 
 
 class Page:
@@ -263,8 +267,51 @@ def extending(page):
     assert f"{blank:.4f}" in evaluated
 
 
+def ladder(page):
+    changes = ("batch_size=8", "total_nimg=48", "status_nimg=16", "snapshot_nimg=16",
+               "checkpoint_nimg=48", "magnitudes_nimg=16")  # fmt: skip
+    small = "".join(f" --set {change}" for change in changes)
+    page.small = lambda line: line + small if "-m edm2lite.training" in line else line
+    yield
+    with Image.open("magnitudes.png") as picture:
+        assert picture.width > 500
+    text = (DOCS / "ladder.md").read_text(encoding="utf-8")
+    for line, value in (
+        ("parameters here, million", lambda net: f"{num_parameters(net) / 1e6:.4f}"),
+        ("convolutions and products, GMAC", lambda net: f"{count_macs(net).total / 1e9:.2f}"),
+    ):
+        stated = re.search(rf"^\| {line} \| (.*) \|$", text, re.M)[1].split(" | ")
+        nets = [load_config(f"ladder-{r}", ["data.source=x"]).net.backbone for r in "abcdefg"]
+        assert stated == [value(net) for net in nets]
+
+
+def transformers(page):
+    net = DiTConfig(
+        img_resolution=8, img_channels=4, label_dim=3, patch_size=4, width=384, num_blocks=1,
+        num_heads=6, mlp_ratio=1,
+    ).build()  # fmt: skip
+    tensors = {n.replace("layers.", "blocks."): v for n, v in net.state_dict().items()}
+    fixed = sine_positions(2, 2, 2, 384, torch.device("cpu"))
+    torch.save({"pos_embed": fixed[None], **tensors}, "DiT-XL-2-256x256.pt")
+    changes = ("batch_size=8", "total_nimg=48", "status_nimg=16", "snapshot_nimg=16",
+               "checkpoint_nimg=48", "net.backbone.num_blocks=2")  # fmt: skip
+    small = "".join(f" --set {change}" for change in changes)
+    page.small = lambda line: line + small if "-m edm2lite.training" in line else line
+    yield
+    assert len(list(Path("images/mp-dit").rglob("*.png"))) == 10
+    assert load("DiT-XL-2-256x256.safetensors").metadata["license"] == "cc-by-nc-4.0"
+    assert page.names["trained"] == 32_865_056
+
+
+def num_parameters(config):
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.build().parameters())
+
+
 NEEDS = {
     "extending.md": extending,
+    "ladder.md": ladder,
+    "transformers.md": transformers,
     "README.md": readme,
     "data.md": data,
     "ema.md": ema,

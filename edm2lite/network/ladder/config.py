@@ -34,12 +34,15 @@ class LadderConfig(UNetShape):
         >>> from edm2lite.diffusion import PrecondConfig
         >>> net = LadderConfig(rung="c", img_resolution=64, img_channels=4, label_dim=1000)
         >>> PrecondConfig(backbone=net).num_parameters()
-        277816453
+        277816640
     """
 
     kind: Literal["ladder"] = "ladder"
     rung: Rung
 
+    title: ClassVar[str] = (
+        "a network of the ladder of EDM2 ([arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
+    )
     tensor_prefix: ClassVar[str] = "unet"  # as in config G, so that tensors can be compared
     groups: ClassVar[Mapping[str, str]] = {
         "embedding": r"unet\.emb_|emb_linear",
@@ -54,10 +57,6 @@ class LadderConfig(UNetShape):
         if self.rung not in NETWORKS:
             raise ValueError(
                 f"rung must be one of {', '.join(NETWORKS)}, got {self.rung}; config G is kind unet"
-            )
-        if self.rung in "ab" and self.model_channels % 2:
-            raise ValueError(
-                f"model_channels must be even for cosines and sines, got {self.model_channels}"
             )
         if self.rung != "f":
             self._check_groups()

@@ -112,18 +112,7 @@ def contents(folder):
     }
 
 
-MATERIAL = {
-    "net.safetensors",
-    "run",
-    "large",
-    "theirs",
-    "photos",
-    "vae",
-    "c",
-    "log",
-    "log0",
-    "log1",
-}
+MATERIAL = set("net.safetensors run large theirs photos vae c log log0 log1".split())
 
 
 def prepare(folder):

@@ -112,7 +112,9 @@ def contents(folder):
     }
 
 
-MATERIAL = set("net.safetensors run large theirs photos vae c log log0 log1".split())
+MATERIAL = {
+    "net.safetensors", "run", "large", "theirs", "photos", "vae", "c", "log", "log0", "log1",
+}  # fmt: skip
 
 
 def prepare(folder):

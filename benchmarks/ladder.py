@@ -215,7 +215,7 @@ def time_steps(rounds: int) -> None:
             for rung, trainer in trainers.items():
                 times[rung].append(seconds(trainer.train_step, trainer.device))
         for trainer in trainers.values():
-            trainer.batches.close()
+            trainer.close()
     print("| config | ms per step of 32 images | fastest |\n|---|---|---|")
     for rung, values in times.items():
         fast, middle = 1000 * min(values[2:]), 1000 * statistics.median(values[2:])

@@ -62,8 +62,31 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     """
     value = parse(text)
     if not isinstance(value, dict):
-        raise ValueError(f"names and values are expected, found {shown(value)}")
+        raise ValueError(f"it is {shown(value)}")
     return value
+
+
+def parse_at(text: str, begin: int) -> tuple[Any, int]:
+    """The JSON value that begins at a position of a text, and the position where it ends.
+
+    Args:
+        text: The text; what follows the value is not looked at.
+        begin: Position of the first character.
+
+    Raises:
+        ValueError: As :func:`parse`.
+
+    Example:
+        >>> parse_at('{"a":[1],"b":2}', 5)
+        ([1], 8)
+    """
+    decoder = json.JSONDecoder(
+        object_pairs_hook=_distinct, parse_int=_integer, parse_float=_finite, parse_constant=_finite
+    )
+    try:
+        return decoder.raw_decode(text, begin)
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
 
 
 def check_fields(cls: type, values: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ zeros in place of the seal. The seal lets a reader trust a header without readin
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from edm2lite.strict_json import parse_object
+from edm2lite.strict_json import parse_at, parse_object
 
 if TYPE_CHECKING:
     import torch
@@ -171,10 +172,8 @@ def read_header(path: Path, check_size: bool = True) -> Header:
             raise damaged(path, "is cut short inside its header or is not a safetensors file")
         raw = file.read(length)
     try:
-        entries = parse_object(raw)
-        metadata = _strings(entries.pop("__metadata__", {}))
-        tensors = {name: _spec(entry, 8 + length) for name, entry in entries.items()}
-        end = _end(tensors, 8 + length)
+        metadata, rest = _split(raw.decode())
+        tensors, end = _layout(rest, 8 + length)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, "has an unreadable header") from error
     if check_size and size != 8 + length + end:
@@ -236,6 +235,27 @@ def _is_sealed(raw: bytes, metadata: Mapping[str, str]) -> bool:
         return "digest" not in metadata
     blank = raw.replace(f'"header_digest":"{seal}"'.encode(), f'"header_digest":"{BLANK}"'.encode())
     return xxhash.xxh3_128_hexdigest(len(raw).to_bytes(8, "little") + blank) == seal
+
+
+def _split(text: str) -> tuple[dict[str, str], str]:
+    """The metadata of a header, and the JSON object of its tensors."""
+    begin = '{"__metadata__":'
+    if text.startswith(begin):
+        metadata, end = parse_at(text, len(begin))
+        if text[end : end + 1] == ",":
+            return _strings(metadata), "{" + text[end + 1 :]
+    entries = parse_object(text)
+    return _strings(entries.pop("__metadata__", {})), json.dumps(entries)
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(text: str, data_start: int) -> tuple[dict[str, TensorSpec], int]:
+    """The tensors of a header and their size; shared by files of one layout, as a run has many."""
+    entries = parse_object(text)
+    if "__metadata__" in entries:
+        raise ValueError("a name stands twice")
+    tensors = {name: _spec(entry, data_start) for name, entry in entries.items()}
+    return tensors, _end(tensors, data_start)
 
 
 def _strings(metadata: Any) -> dict[str, str]:

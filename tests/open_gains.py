@@ -12,4 +12,6 @@ def open_network(backbone, **settings):
         for name, p in net.named_parameters():
             if name.endswith("gain"):
                 p.fill_(0.7)
+            elif not p.any():  # gates, angles and layers that begin at 0
+                p.normal_(std=0.3)
     return net

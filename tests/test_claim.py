@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -221,3 +222,13 @@ def test_processes_of_torchrun_wait_until_the_first_one_has_the_claim(tmp_path, 
     with claim_together(claim_folder, tmp_path) as mine:
         thread.join(5)
     assert mine is not None and found == [(None, [".lock"])]
+
+
+def test_a_copy_of_a_folder_that_is_written_to_is_nobodys(tmp_path, caplog):
+    (tmp_path / "run").mkdir()
+    with hold(tmp_path / "run") as other:
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        with claim_folder(tmp_path / "copy"), pytest.raises(ValueError, match="at a time"):
+            claim_folder(tmp_path / "run")
+        other.kill()
+    assert "ended" not in caplog.text

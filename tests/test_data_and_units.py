@@ -174,3 +174,15 @@ def test_lists_of_seeds():
     for bad in ("", "3-1", "a", "-5"):
         with pytest.raises(ValueError, match="must be a seed"):
             parse_seeds(bad)
+
+
+@pytest.mark.parametrize("bad", ["0.1:inf:0.1", "nan", "inf", "0:1:1e-300", "0:1e9:1"])
+def test_lists_of_numbers_end(bad):
+    with pytest.raises(ValueError, match="must be"):
+        parse_floats(bad)
+
+
+@pytest.mark.parametrize("bad", [str(2**64), str(2**63), "0-99999999999", "9" * 6000])
+def test_lists_of_seeds_end(bad):
+    with pytest.raises(ValueError, match="must be"):
+        parse_seeds(bad)

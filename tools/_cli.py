@@ -178,9 +178,10 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
         except (MemoryError, RuntimeError) as error:
             if not _is_of_memory(error):
                 raise
+            what = one_line(error, 200) or type(error).__name__
             raise click.ClickException(
-                f"memory must suffice, and does not ({one_line(error, 200) or 'none was left'});"
-                " use smaller batches, or lift the limit of this process (ulimit -v)"
+                f"memory must suffice, and does not ({what}); use smaller batches, or lift the"
+                " limit of this process (ulimit -v)"
             ) from error
         except KeyboardInterrupt:
             raise Interrupted from None
@@ -269,3 +270,14 @@ class ByteBar(CountBar):
     """A progress bar that is called with the bytes done and the total, and shows throughput."""
 
     _options: ClassVar[dict[str, Any]] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+
+
+class FileBar(CountBar):
+    """A progress bar over files, in one or several rounds; not shown if a round is short."""
+
+    _options: ClassVar[dict[str, Any]] = {"unit": "file", "delay": 2}
+
+    def __call__(self, done: int, total: int) -> None:
+        super().__call__(done, total)
+        if done >= total:
+            self._bar = None

@@ -67,6 +67,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "M",
         "help": "With --apg: momentum of the guidance over steps, e.g. -0.5. [default: 0]",
     },
+    "guided-channels": {
+        "type": click.IntRange(1),
+        "metavar": "N",
+        "help": "Guide the first N channels only, as the released DiT does. [default: all]",
+    },
     "size": {
         "type": SIZE,
         "help": "Height and width of what the network works on (pixels, or latents where there are"
@@ -96,7 +101,7 @@ def take_sampling(values: dict[str, Any]) -> Sampling:
     chosen = {n: value for n in names if (value := values.pop(n)) is not None}
     if "sigmas" in chosen and ("steps" in chosen or "schedule" in chosen):
         raise click.UsageError("--sigmas are the steps: leave out --steps and --schedule")
-    guidance = _taken(chosen, "guidance", "interval", "rescale")
+    guidance = _taken(chosen, "guidance", "interval", "rescale", "guided_channels")
     apg = _taken(chosen, "apg", "apg_norm", "apg_momentum")
     if "sigmas" in chosen:
         chosen["sigmas"] = tuple(chosen["sigmas"])
@@ -112,7 +117,7 @@ def _taken(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def _steps(sampling: Sampling, kind: str, low: float, high: float) -> tuple[int, int]:
     """First and last guided step, of steps or of noise levels."""
-    from edm2lite.sampling.guidance import interval_steps
+    from edm2lite.sampling.levels import interval_steps
 
     if kind == "steps":
         return int(low), int(high)

@@ -22,13 +22,15 @@ def _current_name(option: str) -> str:
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Output folder."
 )
 @click.option(
-    "--license", required=True, metavar="NAME", help="License of the weights, e.g. apache-2.0."
+    "--license",
+    metavar="NAME",
+    help="License of the weights, e.g. apache-2.0. [default: the one that the file states]",
 )
 @click.option("--push", metavar="USER/NAME", help="Also upload it to this repository of the Hub.")
 @click.option("--private", is_flag=True, help="With --push: create a private repository.")
 @plugin_option
 @user_errors
-def main(model: str, out: Path, license: str, push: str | None, private: bool) -> None:
+def main(model: str, out: Path, license: str | None, push: str | None, private: bool) -> None:
     """Write MODEL (a file, a run, or an average of any length of a run) and its card to a folder.
 
     The card states the EMA length, the training time, the predicted error, and the snapshots and

@@ -1,10 +1,10 @@
-"""``edm2lite import``: convert networks and snapshots of EDM2 and ema-pytorch."""
+"""``edm2lite import``: convert networks and snapshots of EDM2, ema-pytorch, DiT and SiT."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,15 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--skip-unusable", is_flag=True, help="ema-pytorch: leave out averages that cannot be used."
 )
+@click.option(
+    "--family",
+    type=click.Choice(["dit", "sit"]),
+    help="DiT, SiT: what the network was trained as. [default: as the name of FILE begins]",
+)
+@click.option("--vae", metavar="DIR|NAME", help="DiT, SiT: autoencoder of the latents.")
+@click.option(
+    "--license", metavar="NAME", help="DiT, SiT: license. [default: that of the released weights]"
+)
 @click.option("--importer", metavar="MODULE:FUNCTION", help="Read FILE by a function of yours.")
 @user_errors
 def main(
@@ -39,14 +48,16 @@ def main(
     update_every: int | None,
     skip_unusable: bool,
     importer: str | None,
+    **dit: str | None,
 ) -> None:
-    """Import networks and snapshots of official EDM2 or of ema-pytorch.
+    """Import networks and snapshots of official EDM2, ema-pytorch, DiT or SiT.
 
     FILE.pkl, a raw snapshot or a post-hoc reconstruction of EDM2, becomes one model file. A FOLDER
     of raw snapshots (<prefix>-<kimg>-<sigma_rel>.pkl) becomes a run for reconstruct_ema. So does
     the checkpoint folder of ema-pytorch's PostHocEMA (<index>.<step>.pt), whose files do not record
-    what they hold: give the settings of training. Nothing in any file is executed. Any other FILE
-    is read by a function of yours, see docs/extending.md.
+    what they hold: give the settings of training. FILE.pt, a checkpoint of DiT or SiT, and a FOLDER
+    of a DiTTransformer2DModel of diffusers become a model file each. Nothing in any file is
+    executed. Any other FILE is read by a function of yours, see docs/extending.md.
 
     \b
     Examples:
@@ -54,11 +65,13 @@ def main(
       edm2lite import 00000-edm2-img512-xs --out runs/xs
       edm2lite import post-hoc-ema-checkpoints --out runs/imported --sigma-rel 0.05,0.28 \\
           --update-every 10 --batch-size 256 --skip-unusable
+      edm2lite import DiT-XL-2-256x256.pt
       edm2lite import theirs.npz --importer my_importer:read --out theirs.safetensors
     """
     settings = [batch_size, sigma_rel, gamma, update_every, skip_unusable or None]
+    is_told = any(value is not None for value in dit.values())
     if importer is not None:
-        if settings != [None] * 5:
+        if settings != [None] * 5 or is_told:
             raise click.UsageError("--importer reads everything from the file: give only --out")
         from edm2lite.interop.importers import import_with
 
@@ -66,7 +79,15 @@ def main(
         return
     from edm2lite.interop.formats import written_by
 
-    if written_by(source) == "edm2":
+    writer = written_by(source)
+    if writer in ("dit", "diffusers"):
+        if settings != [None] * 5:
+            raise click.UsageError("a DiT takes --out, --family, --vae and --license only")
+        click.echo(_import_dit(source, out, **dit))
+        return
+    if is_told:
+        raise click.UsageError("--family, --vae and --license are for DiT and SiT")
+    if writer == "edm2":
         if settings[1:] != [None] * 4:
             raise click.UsageError(
                 "files of EDM2 record what they hold: give --out and --batch-size only"
@@ -90,6 +111,17 @@ def main(
         progress=ByteBar("import"),
     )
     click.echo(_table(tracks))
+
+
+def _import_dit(source: Path, out: Path | None, **options: Any) -> Path:
+    from edm2lite.interop import dit
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if source.is_file():
+        return dit.import_file(source, out, **given)
+    if "family" in given:
+        raise click.UsageError("--family is for a FILE; diffusers has DiT only")
+    return dit.import_folder(source, out, **given)
 
 
 def _import_edm2(source: Path, out: Path | None, batch_size: int) -> str:

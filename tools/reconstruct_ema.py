@@ -10,7 +10,7 @@ import click
 
 from edm2lite.version import __version__
 
-from ._cli import COUNT, DTYPE, FLOATS, ByteBar, table, user_errors
+from ._cli import COUNT, DTYPE, FLOATS, ByteBar, FileBar, table, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.ema import Reconstruction
@@ -74,8 +74,14 @@ def main(
         count = verify_reconstruction(verify, run, ByteBar("verify"))
         return click.echo(f"{verify}: as rebuilt from {count} snapshots of {run}")
     plans = plan_targets(
-        run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver, anywhere=True
-    )
+        run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg, solver=solver, anywhere=True,
+        progress=FileBar("plan"),
+    )  # fmt: skip
+    used, stored = len(plans[0].inputs), plans[0].num_stored
+    if used < stored:
+        click.echo(
+            f"{used} of {stored} snapshots are used; the others add next to nothing", err=True
+        )
     output_dtype = dtype or plans[0].inputs[-1].dtype
     plans = [plan.stored_as(output_dtype) for plan in plans]
     paths = output_paths(out or run / "ema", plans)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._cli import RANGE, ByteBar, CountBar, table, user_errors
+from ._cli import RANGE, ByteBar, CountBar, FileBar, table, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.ema.doctor import Report
@@ -52,7 +52,10 @@ def main(
     if thin != (max_error is not None) or (apply and not thin):
         raise click.UsageError("give --thin together with --max-error, and --apply with both")
     with claim_thinning(run) if apply else nullcontext():
-        report = examine(run, lengths_between(*span), quick=quick, progress=ByteBar("check"))
+        report = examine(
+            run, lengths_between(*span), quick=quick, progress=ByteBar("check"),
+            headers=FileBar("headers"),
+        )  # fmt: skip
         if max_error is not None:
             return _thin(report, max_error, apply)
     _show(report)

@@ -31,7 +31,7 @@ from edm2lite.atomic import sync
 from edm2lite.ema.writer import BackgroundWriter
 from edm2lite.messages import one_line
 
-from . import distributed, manifest
+from . import distributed, machine, manifest
 from .staging import HostCopies
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class Checkpoints:
         self._group = distributed.host_group()
         self._copies = HostCopies()
         self._intact: set[str] = set()  # names of those read or written by this process
+        self.loaded: Path | None = None
+        """The checkpoint that this process continued from."""
 
     def save(self, nimg: int, state: State, before: Callable[[], None]) -> Path:
         """Copy ``state`` and return while ``folder/<nimg>`` is written.
@@ -70,7 +72,8 @@ class Checkpoints:
             OSError: If the checkpoint before this one could not be written.
         """
         self.flush()
-        self._writer.submit(partial(self._write, nimg, self._copies.of(state), before))
+        here = machine.describe()  # of this thread: another one may have its own number of threads
+        self._writer.submit(partial(self._write, nimg, self._copies.of(state), before, here))
         return self.path(nimg)
 
     def path(self, nimg: int) -> Path:
@@ -115,6 +118,7 @@ class Checkpoints:
                 with _storage_errors(path), _quiet():
                     load(state, checkpoint_id=path, process_group=self._group)
                 self._intact.add(path.name)
+                self.loaded = path
                 return state
             damaged[path] = problem
         if damaged:
@@ -126,13 +130,15 @@ class Checkpoints:
             )
         return None
 
-    def _write(self, nimg: int, state: State, before: Callable[[], None]) -> None:
+    def _write(
+        self, nimg: int, state: State, before: Callable[[], None], here: dict[str, Any]
+    ) -> None:
         before()  # Note [snapshots come first]
         final = self.path(nimg)
         token = distributed.gather(secrets.token_hex(4), self._group)[0]  # of rank 0
         temporary = self.folder / f".{final.name}.{token}.partial"
         try:
-            self._write_files(temporary, state)
+            self._write_files(temporary, state, here)
             if distributed.rank() == 0:
                 self._check()
                 if final.exists():
@@ -145,9 +151,10 @@ class Checkpoints:
             if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _write_files(self, folder: Path, state: State) -> None:
+    def _write_files(self, folder: Path, state: State, here: dict[str, Any]) -> None:
         if distributed.rank() == 0:
             folder.mkdir(parents=True)
+            machine.record(folder, here)
         distributed.barrier(self._group)
         with _storage_errors(folder), _quiet():
             save(state, checkpoint_id=folder, process_group=self._group)

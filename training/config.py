@@ -123,6 +123,8 @@ class RunConfig:
         parallel: How several processes share the work: ``ddp``, each has a whole copy of the
             network; ``fsdp``, each has a part of every weight, gradient, moment and average.
         compile: Whether torch.compile translates the network.
+        threads: Threads of a process on a CPU, which decide the last bits of all sums. None for as
+            many as the run began with, or for torch's own choice if it begins.
         tensorboard: Whether values and sample grids are written for TensorBoard too.
         wandb: Weights & Biases run that values and sample grids are logged to, or None.
         sample_nimg: Images between two grids of samples from the averages; 0 for none.
@@ -158,6 +160,7 @@ class RunConfig:
     max_bad_steps: int = field(default=100, metadata={**FREE, **POSITIVE})
     parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE)
     compile: bool = field(default=False, metadata=FREE)
+    threads: int | None = field(default=None, metadata=FREE)
     tensorboard: bool = field(default=False, metadata=FREE)
     wandb: WandB | None = field(default=None, metadata=FREE)
     sample_nimg: Nimg = field(default=0, metadata={**FREE, **OPTIONAL_CADENCE})
@@ -171,6 +174,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_objective(self.net, self.loss, self.weighting)
         check_fields(self, self.batch_size)
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}; leave it out")
         if self.validation is not None:
             check_fields(self.validation, self.batch_size, "validation.")
         for i, hook in enumerate(self.hooks):

@@ -28,8 +28,14 @@ def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> torch.opt
     )
 
 
-def full_precision() -> None:
-    """Compute float32 products in float32 (no TF32) and sum half-precision ones in float32."""
+def full_precision(threads: int | None) -> None:
+    """Compute float32 products in float32 (no TF32) and sum half-precision ones in float32.
+
+    Args:
+        threads: Number of threads on a CPU, or None for as many as torch chooses.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -21,7 +21,7 @@ from edm2lite.ema import PowerFunctionEMA
 from edm2lite.network.layers import normalize_weights_
 from edm2lite.seeding import Purpose, rng
 
-from . import distributed
+from . import distributed, machine
 from .checkpoint import Checkpoints
 from .config import RunConfig
 from .data import Batch, BatchSource, LossInputs
@@ -97,7 +97,7 @@ class Trainer:
         self.sinks = prepared.sinks if rank == 0 else []
         self.config, self.run_dir = config, run_dir
         self.device, self.is_main = device or processes.device(), rank == 0
-        full_precision()
+        full_precision(config.threads)
         torch.manual_seed(config.seed)
         self.net = Precond(config.net).train()
         self.loss = ParallelLoss(self.net, config, self.device)
@@ -285,6 +285,7 @@ class Trainer:
             state = self.checkpoints.load_latest(partial(state_of, self))
             if state is not None:
                 restore(self, state)
+                machine.resume(self.checkpoints.loaded, self.config.threads, self.device)
             self.outputs.begin()
         except BaseException:
             self.close()

@@ -34,6 +34,8 @@ def this_process() -> dict[str, object]:
 def read_holder(descriptor: int) -> Holder:
     """What an open lock file says; nothing if its holder was killed before it wrote.
 
+    A copy of a lock file, as in a copy of the folder of a run that goes on, says nothing either.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryFile() as file:
@@ -42,7 +44,8 @@ def read_holder(descriptor: int) -> Holder:
     """
     try:
         record = json.loads(os.pread(descriptor, 4096, 0))
-        return record if isinstance(record, dict) and isinstance(record["pid"], int) else {}
+        is_whole = isinstance(record, dict) and isinstance(record["pid"], int)
+        return record if is_whole and record["inode"] == os.fstat(descriptor).st_ino else {}
     except (ValueError, KeyError):
         return {}
 

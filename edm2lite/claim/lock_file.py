@@ -56,15 +56,16 @@ class LockFile:
 
     def is_ours(self) -> bool:
         """Whether nobody took it over, as happens to a lease when its host stood still."""
-        return _is_file(self._descriptor, self.path)
+        return not self._ended.is_set() and _is_file(self._descriptor, self.path)
 
     def free(self) -> None:
         """Let others write; in a forked child, which has nothing to free, only forget.
 
         Folders that were created for the file are removed if nothing else is in them.
         """
+        is_ours = self._owner == os.getpid() and self.is_ours()
         self._ended.set()
-        if self._owner == os.getpid() and self.is_ours():
+        if is_ours:
             self.path.unlink()
             with contextlib.suppress(OSError):
                 for folder in self._made:
@@ -134,7 +135,8 @@ def _write(descriptor: int) -> None:
     """Say who holds the file; on a full disk, where room is to be made, the lock has to do."""
     os.ftruncate(descriptor, 0)
     try:
-        os.pwrite(descriptor, json.dumps(this_process()).encode(), 0)
+        record = {**this_process(), "inode": os.fstat(descriptor).st_ino}
+        os.pwrite(descriptor, json.dumps(record).encode(), 0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+_DEEPEST = 50
 _TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
 _FLOAT = re.compile(
@@ -64,6 +65,11 @@ def parse(text: str) -> Any:
         >>> parse("seed: 1:30\\nlr: 1.0e-2\\nfolder: no")
         {'seed': '1:30', 'lr': 0.01, 'folder': 'no'}
     """
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):  # those in quotes too: no configuration has many
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:  # reading them would take seconds
+            raise yaml.YAMLError("brackets are nested too deeply")
     try:
         return yaml.load(text, _Loader)
     except RecursionError:

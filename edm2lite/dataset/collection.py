@@ -22,6 +22,7 @@ from edm2lite.dataset.files import LARGEST, Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels
 from edm2lite.dataset.table import read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
+from edm2lite.messages import one_line
 from edm2lite.strict_json import parse
 
 Load = Callable[[int], Image.Image]
@@ -125,7 +126,7 @@ def _from_list(path: Path, conditions: bool) -> ImageCollection:
     if any(told) and not all(told):
         raise ValueError(
             f"{path} must give a condition image for every image or for none, it has none for"
-            f" {names[told.index('')]}"
+            f" {one_line(names[told.index('')], 200)}"
         )
     table = _listed_labels([row.get("label") for row in rows], str(path))
     images = {"image": _list_loader(path, told)} if conditions and any(told) else {}
@@ -135,13 +136,12 @@ def _from_list(path: Path, conditions: bool) -> ImageCollection:
 def _list_loader(path: Path, names: Sequence[str]) -> Load:
     def load(index: int) -> Image.Image:
         file = path.parent / names[index]
+        name = one_line(names[index], 200)
         if not file.is_file():
-            raise ValueError(f"{names[index]} in {path} does not exist; correct the list")
+            raise ValueError(f"{name} in {path} does not exist; correct the list")
         if (size := file.stat().st_size) > LARGEST:
-            raise ValueError(
-                f"{names[index]} in {path} must have at most {LARGEST} bytes, it has {size}"
-            )
-        return open_image(file.read_bytes(), names[index], str(path))
+            raise ValueError(f"{name} in {path} must have at most {LARGEST} bytes, it has {size}")
+        return open_image(file.read_bytes(), name, str(path))
 
     return load
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 
 from edm2lite.messages import one_line
 
@@ -51,6 +51,11 @@ def open_image(data: bytes, name: str, origin: str) -> Image.Image:
         _check(image, data)
         image.load()
         return image
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name} in {origin} cannot be read as an image, it is none of {', '.join(_FORMATS)};"
+            " remove it"
+        ) from error
     except _DAMAGES as error:
         raise ValueError(
             f"{name} in {origin} cannot be read as an image ({one_line(error, 200)}); remove or"
@@ -60,7 +65,7 @@ def open_image(data: bytes, name: str, origin: str) -> Image.Image:
         raise ValueError(f"{name} in {origin} is not usable: {error}") from error
 
 
-def _check(image: Image.Image, data: bytes) -> None:
+def _check(image: ImageFile.ImageFile, data: bytes) -> None:
     """Refuse what Pillow would open with other pixels, or with all memory."""
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
@@ -71,17 +76,17 @@ def _check(image: Image.Image, data: bytes) -> None:
         if is_deep or (tile.codec_name.startswith("ppm") and more[-1] > 255):
             raise _UnusableError(f"it has {_DEEP}")
     if image.format == "PNG":
-        _check_png(memoryview(data))
+        _check_png(data)
 
 
-def _check_png(data: memoryview) -> None:
+def _check_png(data: bytes) -> None:
     """Compare pixels with their checksums, which Pillow passes over."""
     at = 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
         if data[at + 4 : at + 8] == b"IDAT":
             stored = int.from_bytes(data[end : end + 4], "big")
-            if zlib.crc32(data[at + 4 : end]) != stored:
+            if zlib.crc32(memoryview(data)[at + 4 : end]) != stored:
                 raise ValueError("its pixels do not match their checksum")
         at = end + 4
 

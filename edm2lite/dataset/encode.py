@@ -26,7 +26,7 @@ from edm2lite.dataset.encode_plan import SHARD_IMAGES, EncodePlan, Shard
 from edm2lite.dataset.shards import FORMAT, Index
 from edm2lite.models.autoencoder import Autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder
-from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header
+from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header, verify
 from edm2lite.threads import map_in_threads
 
 
@@ -143,7 +143,7 @@ def finish(plan: EncodePlan, poll_sec: float = 0.5) -> None:
         plan: Plan of the encoding.
         poll_sec: Seconds between two looks for the shards of other processes.
     """
-    while not all(shard.path.is_file() for shard in plan.shards):
+    while not all(_is_there(plan, shard.path) for shard in plan.shards):
         time.sleep(poll_sec)
     rows = np.concatenate([shard.positions for shard in plan.shards])
     table = plan.dataset.table and plan.dataset.table.rows(rows)
@@ -154,6 +154,17 @@ def finish(plan: EncodePlan, poll_sec: float = 0.5) -> None:
         classes=table.classes if table else (),
         settings={"source": plan.dataset.name, **plan.settings},
     ).write(plan.dest, table.values if table else None)
+
+
+def _is_there(plan: EncodePlan, path: Path) -> bool:
+    """Whether a shard has been written, anew if it was damaged when the work began."""
+    if path in plan.damaged:
+        try:
+            verify(path)
+        except ValueError:
+            return False
+        plan.damaged.remove(path)
+    return path.is_file()
 
 
 def _write_shard(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from edm2lite.dataset.shards import INDEX, LABELS, Index, shard_name
 from edm2lite.models.autoencoder import Autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS
 from edm2lite.strict_json import parse_object
-from edm2lite.tensorfile import read_header
+from edm2lite.tensorfile import Header, verify
+
+logger = logging.getLogger(__name__)
 
 SHARD_IMAGES = 4096
 PROBES = 16  # images whose content tells one data set from another of the same names
@@ -84,6 +87,7 @@ class EncodePlan:
             "shard_images": shard_images,
         }
         self.shards = list(self._cut(shard_images))
+        self.damaged: set[Path] = set()
         self.missing = self._unwritten()
         self._check_space()
 
@@ -137,11 +141,22 @@ class EncodePlan:
             for path in self.dest.iterdir():
                 if path.name not in known and not path.name.startswith("."):
                     self._check_same({})
-            written = [shard for shard in self.shards if shard.path.is_file()]
-            for shard in written:
-                self._check_same(_settings_of(shard.path))
+            written = [shard for shard in self.shards if self._is_whole(shard.path)]
         done = {shard.path for shard in written}
         return [shard for shard in self.shards if shard.path not in done]
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a shard has been written and every byte is as it was written."""
+        if not path.is_file():
+            return False
+        try:
+            header = verify(path)
+        except ValueError as error:
+            logger.warning("%s; its images are encoded again", error)
+            self.damaged.add(path)
+            return False
+        self._check_same(_settings_of(header))
+        return True
 
     def _check_same(self, settings: Any) -> None:
         different = [key for key, value in self.settings.items() if settings.get(key) != value]
@@ -163,12 +178,14 @@ class EncodePlan:
             )
 
 
-def _settings_of(path: Path) -> dict[str, Any]:
+def _settings_of(header: Header) -> dict[str, Any]:
     """The settings with which a shard was written."""
     try:
-        return parse_object(read_header(path).metadata.get("settings", "{}"))
+        return parse_object(header.metadata.get("settings", "{}"))
     except ValueError as error:
-        raise ValueError(f"{path} is not a shard of an encoding: {error}; remove it") from error
+        raise ValueError(
+            f"{header.path} is not a shard of an encoding: {error}; remove it"
+        ) from error
 
 
 def fingerprint(dataset: ImageDataset) -> str:

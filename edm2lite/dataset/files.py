@@ -15,6 +15,7 @@ from typing import Protocol
 
 from edm2lite.atomic import replacing, replacing_folder
 from edm2lite.claim import claim_file
+from edm2lite.messages import one_line
 
 _DAMAGES = (
     zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError
@@ -132,8 +133,8 @@ class Archive:
             self._zip = zipfile.ZipFile(self.path)
         except _DAMAGES as error:
             raise ValueError(
-                f"{self.path} must be a folder or a ZIP, got: {error}; if the ZIP was cut short,"
-                " copy it again"
+                f"{self.path} must be a folder or a ZIP, got: {one_line(error, 200)}; if the ZIP"
+                " was cut short, copy it again"
             ) from error
         self.names = []
         for info in self._zip.infolist():
@@ -165,7 +166,8 @@ class Archive:
                 data = file.read(info.file_size)
         except _DAMAGES as error:
             raise ValueError(
-                f"{name} in {self.path} cannot be read ({error}); copy the archive again"
+                f"{name} in {self.path} cannot be read ({one_line(error, 200)}); copy the archive"
+                " again"
             ) from error
         if len(data) != info.file_size:
             raise ValueError(f"{name} in {self.path} is cut short; copy the archive again")
@@ -240,6 +242,7 @@ def _lies_inside(info: zipfile.ZipInfo) -> bool:
     return not (
         ".." in parts
         or not parts[0]  # an absolute path
+        or not info.filename  # what is left of a name that begins with a NUL
         or parts[0][1:2] == ":"  # a drive
         or stat.S_ISLNK(info.external_attr >> 16)
     )

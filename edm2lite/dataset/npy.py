@@ -47,7 +47,8 @@ def parse_npy(data: bytes | memoryview) -> NDArray[Any]:
         raise ValueError(
             f"holds {len(view) - end} bytes of numbers where {list(shape)} need others"
         )
-    return np.frombuffer(view[end:], dtype).reshape(shape, order=order).copy()
+    array: np.ndarray[Any, np.dtype[Any]] = np.frombuffer(view[end:], dtype)
+    return np.array(array.reshape(shape, order=order), order="C")
 
 
 def _header(raw: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Any]:

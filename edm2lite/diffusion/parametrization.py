@@ -1,4 +1,4 @@
-"""What a network predicts: ``D_x = c_skip x + c_out F(c_in x; c_noise)`` in six forms.
+"""What a network predicts: ``D_x = c_skip x + c_out F(c_in x; c_noise)`` in seven forms.
 
 All denoise x = y + sigma n. They differ in the target of F, with s = sigma_data:
 
@@ -10,11 +10,13 @@ All denoise x = y + sigma n. They differ in the target of F, with s = sigma_data
 | x0       | y / s                  | 0, s                                 | log       |
 | flow     | (n - y/s) / sqrt(2)    | s/(sigma+s), -sqrt(2) sigma s/(...)  | time      |
 | trigflow | that of v              | those of v                           | angle     |
+| sit      | y/s - n                | s/(sigma+s), sigma s/(sigma+s)       | data_time |
 
 where a = atan(sigma / s). Input and target have magnitude 1 at every noise level: c_in is
-1/sqrt(sigma^2+s^2) for all, and F of rectified flow is the velocity on y/s, whose variance is 2,
-divided by sqrt(2). Sources: arXiv 2206.00364 (edm), 2202.00512 (v), 2006.11239 (epsilon),
-2209.03003 (flow), 2410.11081 (trigflow).
+1/sqrt(sigma^2+s^2), and F of rectified flow is the velocity on y/s, whose variance is 2, divided by
+sqrt(2). The exception is sit, for networks that were trained so: rectified flow with the data at
+time 1, neither its input z = x/(sigma+s) nor its velocity scaled. Sources: arXiv 2206.00364 (edm),
+2202.00512 (v), 2006.11239 (epsilon), 2209.03003 (flow), 2410.11081 (trigflow), 2401.08740 (sit).
 
 Note [sigma = infinity]. There x stands for the noise itself, of standard deviation 1, which is the
 limit of x / sigma (see also :mod:`edm2lite.sampling.solvers`). So c_skip and c_in are the limits of
@@ -31,8 +33,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Parametrization = Literal["edm", "v", "epsilon", "x0", "flow", "trigflow"]
-Embedding = Literal["log", "angle", "time"]
+from edm2lite.diffusion.ddpm import levels
+
+Parametrization = Literal["edm", "v", "epsilon", "x0", "flow", "trigflow", "sit"]
+Embedding = Literal["log", "angle", "time", "data_time", "step"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Form:
     skip_out: Callable[[Tensor, float], tuple[Tensor, Tensor]]
     limits: tuple[float, float] | None
     embedding: Embedding
+    c_in: Callable[[Tensor, float], Tensor] = lambda sigma, s: (sigma**2 + s**2).rsqrt()
 
 
 def _edm(sigma: Tensor, s: float) -> tuple[Tensor, Tensor]:
@@ -77,6 +82,10 @@ def _flow(sigma: Tensor, s: float) -> tuple[Tensor, Tensor]:
     return s / (sigma + s), -math.sqrt(2) * s * sigma / (sigma + s)
 
 
+def _sit(sigma: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return s / (sigma + s), s * sigma / (sigma + s)
+
+
 PARAMETRIZATIONS: dict[Parametrization, Form] = {
     "edm": Form(_edm, (0.0, 1.0), "log"),
     "v": Form(_v, (0.0, -1.0), "log"),
@@ -84,14 +93,30 @@ PARAMETRIZATIONS: dict[Parametrization, Form] = {
     "x0": Form(_x0, (0.0, 1.0), "log"),
     "flow": Form(_flow, (1.0, -math.sqrt(2)), "time"),
     "trigflow": Form(_v, (0.0, -1.0), "angle"),
+    "sit": Form(_sit, (1.0, 1.0), "data_time", lambda sigma, s: 1 / (sigma + s)),
 }
+
+with torch.device("cpu"):  # whatever the default is where this module is first imported
+    _LOG_STEPS = levels("linear").log()
+
+
+def _step(sigma: Tensor, s: float) -> Tensor:
+    """Number of a level among the 1000 of DDPM, interpolated in ln sigma, 0 to 999."""
+    log_sigma, steps = (sigma.double() / s).log(), _LOG_STEPS.to(sigma.device)
+    above = torch.searchsorted(steps, log_sigma.contiguous()).clamp(1, len(steps) - 1)
+    low, high = steps[above - 1], steps[above]
+    return (above - 1 + ((log_sigma - low) / (high - low)).clamp(0, 1)).to(sigma.dtype)
+
 
 EMBEDDINGS: dict[Embedding, Callable[[Tensor, float], Tensor]] = {
     "log": lambda sigma, s: sigma.log() / 4,
     "angle": lambda sigma, s: torch.atan(sigma / s),
     "time": lambda sigma, s: 1 / (1 + s / sigma),
+    "data_time": lambda sigma, s: s / (s + sigma),
+    "step": _step,
 }
-"""c_noise; ``time`` is sigma / (sigma + s). All but ``log`` are bounded."""
+"""c_noise; ``time`` is sigma / (sigma + s), ``data_time`` is 1 minus that, and ``step`` the number
+of the level in DDPM's linear schedule, 0 to 999. All but ``log`` are bounded."""
 
 
 def embedding_of(parametrization: Parametrization, embedding: Embedding | None) -> Embedding:
@@ -171,7 +196,7 @@ class Scalings:
         form = PARAMETRIZATIONS[parametrization]
         c_noise = EMBEDDINGS[embedding_of(parametrization, embedding)](sigma, sigma_data)
         if form.limits is None or infinite_sigma_error(parametrization, embedding) is not None:
-            c_in = (sigma**2 + sigma_data**2).rsqrt()
+            c_in = form.c_in(sigma, sigma_data)
             return cls(*form.skip_out(sigma, sigma_data), c_in, c_noise)
         # the finite formulas never see infinity: its NaN would reach derivatives
         is_infinite = sigma.isinf()
@@ -180,6 +205,6 @@ class Scalings:
         return cls(
             torch.where(is_infinite, form.limits[0] * sigma_data, c_skip),
             torch.where(is_infinite, form.limits[1] * sigma_data, c_out),
-            torch.where(is_infinite, 1.0, (finite**2 + sigma_data**2).rsqrt()),
+            torch.where(is_infinite, 1.0, form.c_in(finite, sigma_data)),
             c_noise,
         )

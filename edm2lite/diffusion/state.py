@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from edm2lite.messages import one_line
 from edm2lite.tensorfile import all_finite
 
 
@@ -37,7 +38,9 @@ def fill_(net: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
         net.load_state_dict(floats, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"{origin} does not fit its own model configuration: {first}") from error
+        raise ValueError(
+            f"{origin} does not fit its own model configuration: {one_line(first, 300)}"
+        ) from error
     bad = [name for name, value in net.state_dict().items() if not all_finite(value)]
     if bad:
         raise ValueError(f"{origin} must hold finite weights, {bad[0]} does not; use another file")

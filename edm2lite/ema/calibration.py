@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.ema.casts import STORAGE
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.trajectory import TrajectoryModel
-from edm2lite.ema.trajectory_fit import fit_trajectory
+from edm2lite.ema.trajectory_fit import fit_trajectory, spread
+
+Progress = Callable[[int, int], object]
+"""Called with the number of files read so far and of all."""
 
 _PLACES, _PLACE_LENGTH = 96, 128  # places in a file, and consecutive values read at each
 
 
-def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
+def fit_model(infos: Sequence[SnapshotInfo], progress: Progress | None = None) -> TrajectoryModel:
     """The model of how the weights moved, fitted to a random sample of the stored values.
 
     Args:
         infos: Snapshots of one run, by time.
+        progress: Called with the number of files read and the total after each file.
 
     Raises:
         ValueError: If a sampled value is not finite: that file is damaged.
@@ -39,22 +44,22 @@ def fit_model(infos: Sequence[SnapshotInfo]) -> TrajectoryModel:
         >>> fit_model(list_snapshots(folder)).nimg
         320
     """
-    return fit_sample(infos, read_sample(infos))
+    shown = spread(np.array([info.nimg for info in infos]))
+    read = np.union1d(shown, select_sources([info.profile for info in infos]))
+    sample = read_sample([infos[i] for i in read], progress)
+    fitted = [infos[i] for i in shown]
+    model = fit_trajectory(
+        [info.profile for info in fitted],
+        sample[np.searchsorted(read, shown)],
+        [ROUNDING[info.dtype] for info in fitted],
+        updates=sum(count for _, count in infos[-1].history),
+    )
+    return model.with_sample([infos[i].profile for i in read], sample)
 
 
-def fit_sample(infos: Sequence[SnapshotInfo], sample: NDArray[np.float64]) -> TrajectoryModel:
-    """The model of :func:`fit_model`, fitted to values that were read already.
-
-    Args:
-        infos: K snapshots of one run, by time.
-        sample: [K, n] values of these snapshots from :func:`read_sample`.
-    """
-    updates = sum(count for _, count in infos[-1].history)
-    rounding = [ROUNDING[info.dtype] for info in infos]
-    return fit_trajectory([info.profile for info in infos], sample, rounding, updates)
-
-
-def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
+def read_sample(
+    infos: Sequence[SnapshotInfo], progress: Progress | None = None
+) -> NDArray[np.float64]:
     """Values [K, n] of the same random floating-point elements of every file.
 
     The choice is always the same for a model. Of a small model, every element is read exactly once:
@@ -63,6 +68,7 @@ def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
 
     Args:
         infos: K snapshots of one run.
+        progress: Called with the number of files read and the total after each file.
 
     Raises:
         ValueError: If a value is not finite: that file is damaged.
@@ -76,7 +82,12 @@ def read_sample(infos: Sequence[SnapshotInfo]) -> NDArray[np.float64]:
         name, spec = tensors[i]
         count = min(_PLACE_LENGTH, spec.numel)
         places.append((name, int(rng.integers(spec.numel - count + 1)), count))
-    sample = np.stack([_values_at(info, places) for info in infos])
+    rows = []
+    for info in infos:
+        rows.append(_values_at(info, places))
+        if progress is not None:
+            progress(len(rows), len(infos))
+    sample = np.stack(rows)
     bad = [info.path for info, row in zip(infos, sample, strict=True) if not np.isfinite(row).all()]
     if bad:
         raise ValueError(

@@ -27,13 +27,13 @@ class Course(NamedTuple):
     Attributes:
         run: Identifier of the run.
         start_nimg: Image count at which averaging began.
-        history: Run-length list of the updates, [(stride, updates), ...].
+        history: Run-length list of the updates, [[stride, updates], ...].
         gammas: Exponents that are tracked.
     """
 
     run: str
     start_nimg: int
-    history: Sequence[tuple[int, int]]
+    history: Sequence[Sequence[int]]
     gammas: Sequence[float]
 
     def includes(self, info: SnapshotInfo) -> bool:
@@ -146,7 +146,7 @@ def _is_one_course(early: SnapshotInfo, late: SnapshotInfo) -> bool:
     return early.start_nimg == late.start_nimg and _begins(early.history, late.history)
 
 
-def _begins(early: Sequence[tuple[int, int]], late: Sequence[tuple[int, int]]) -> bool:
+def _begins(early: Sequence[Sequence[int]], late: Sequence[Sequence[int]]) -> bool:
     """Whether the updates of one history are the first ones of another."""
     runs, others = _merged(early), _merged(late)
     if not runs:
@@ -158,7 +158,7 @@ def _begins(early: Sequence[tuple[int, int]], late: Sequence[tuple[int, int]]) -
     return others[n][0] == stride and others[n][1] >= count
 
 
-def _merged(history: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merged(history: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """A run-length list in which no stride follows itself."""
     return [
         (stride, sum(count for _, count in runs))

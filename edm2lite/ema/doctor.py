@@ -7,7 +7,7 @@ much each loss adds to the error of reconstructions. It never raises for the sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from edm2lite.ema.faults import (
 from edm2lite.ema.folder import ScannedFile, scan_snapshots, snapshot_folder, tensor_shapes
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import solve_calibrated
 from edm2lite.ema.stream import Progress
@@ -105,6 +106,7 @@ def examine(
     *,
     quick: bool = False,
     progress: Progress | None = None,
+    headers: Callable[[int, int], object] | None = None,
 ) -> Report:
     """Look at every file of a run or folder.
 
@@ -114,6 +116,7 @@ def examine(
         quick: Whether to read headers only. Altered bytes and values that are not finite then go
             unnoticed.
         progress: Called with the bytes read and the total after each block.
+        headers: Called with the number of headers read and of all files after each file.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -133,7 +136,7 @@ def examine(
         >>> len(report.intact), [finding.state for finding in report.findings]
         (7, ['truncated'])
     """
-    files = scan_snapshots(Path(source))
+    files = scan_snapshots(Path(source), headers)
     faults = {file.path: fault for file in files if (fault := header_fault(file)) is not None}
     readable = [file.info for file in files if file.info and file.path not in faults]
     faults |= foreign_snapshots(readable)
@@ -192,7 +195,9 @@ def predict(
     rounding = [ROUNDING[info.dtype] for info in infos] + [ROUNDING[infos[-1].dtype]] * len(extra)
     end = max(p.nimg for p in sources) if nimg is None else nimg
     targets = [PowerFunction.of_width(float(s), end) for s in sigma_rels]
-    return solve_calibrated(sources, targets, model, rounding).predicted_error
+    used = select_sources(sources)
+    chosen, errors = [sources[i] for i in used], [rounding[i] for i in used]
+    return solve_calibrated(chosen, targets, model, errors).predicted_error
 
 
 def _with_costs(report: Report) -> Report:

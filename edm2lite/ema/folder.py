@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +41,16 @@ def snapshot_folder(source: Path) -> Path:
     return source / "snapshots" if (source / "snapshots").is_dir() else source
 
 
-def scan_snapshots(source: Path) -> list[ScannedFile]:
+def scan_snapshots(
+    source: Path, progress: Callable[[int, int], object] | None = None
+) -> list[ScannedFile]:
     """Every safetensors file of a run or folder, by name, whatever its state.
 
     Only headers are read.
 
     Args:
         source: A run, or a folder of snapshots.
+        progress: Called with the number of headers read and of all files after each file.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -62,16 +65,25 @@ def scan_snapshots(source: Path) -> list[ScannedFile]:
     folder = snapshot_folder(source)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run")
-    return [_scan(path) for path in sorted(folder.glob("*.safetensors"))]
+    paths, files = sorted(folder.glob("*.safetensors")), []
+    for path in paths:
+        files.append(_scan(path))
+        if progress is not None:
+            progress(len(files), len(paths))
+    return files
 
 
-def list_snapshots(source: Path) -> list[SnapshotInfo]:
+def list_snapshots(
+    source: Path, progress: Callable[[int, int], object] | None = None
+) -> list[SnapshotInfo]:
     """The snapshots of a run or folder, by time and exponent.
 
-    Only headers are read. Files of other kinds (models, statistics, reconstructions) are skipped.
+    Only headers are read. Files of other kinds (models, statistics, reconstructions) are skipped,
+    and so is what is no file (a pipe, a link to nothing), with a warning.
 
     Args:
         source: A run, or a folder of snapshots.
+        progress: Called with the number of headers read and of all files after each file.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no snapshot.
@@ -89,10 +101,12 @@ def list_snapshots(source: Path) -> list[SnapshotInfo]:
         [(64, 0.05), (64, 0.1), (128, 0.05), (128, 0.1)]
     """
     folder = snapshot_folder(source)
-    files = scan_snapshots(source)
+    files = scan_snapshots(source, progress)
     for file in files:
-        if file.error is not None:
+        if file.error is not None and file.path.is_file():
             raise file.error
+        if file.error is not None:
+            logger.warning("passed over: %s", file.error)
     infos = [file.info for file in files if file.info is not None]
     if not infos:
         raise FileNotFoundError(

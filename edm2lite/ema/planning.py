@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.selection import select_sources
 from edm2lite.ema.solve import solve_calibrated
 from edm2lite.ema.trajectory import TrajectoryModel
 
@@ -125,7 +126,8 @@ def assess(
     lengths = np.atleast_1d(np.asarray(target_sigma_rels, np.float64))
     targets = [PowerFunction.of_width(float(s), duration) for s in lengths]
     model = random_walk(duration, times[0], movement)
-    error = solve_calibrated(sources, targets, model, ROUNDING[dtype]).predicted_error
+    used = [sources[i] for i in select_sources(sources)]
+    error = solve_calibrated(used, targets, model, ROUNDING[dtype]).predicted_error
     worst = int(np.argmax(error))
     return StoragePlan(
         sigma_rels=tuple(sigma_rels),

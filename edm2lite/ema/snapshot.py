@@ -7,13 +7,14 @@ profile exactly (:class:`SnapshotInfo`); the file name is for people and is neve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.messages import one_line
 from edm2lite.strict_json import parse
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, all_finite, read_header
 from edm2lite.tensorheader import type_of
@@ -98,7 +99,7 @@ def write_snapshot(
     run: str,
     profile: PowerFunction,
     sigma_rel: float,
-    history: Iterable[tuple[int, int]],
+    history: Iterable[Sequence[int]],
     start_nimg: int,
     dtype: torch.dtype,
     extra: Mapping[str, str],
@@ -212,7 +213,8 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
         return info
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{path} must have the metadata of {FORMAT}, missing or malformed is {error};"
+            f"{path} must have the metadata of {FORMAT}, missing or malformed is"
+            f" {one_line(error, 200)};"
             " restore it from a copy or move it out of the folder"
         ) from error
 

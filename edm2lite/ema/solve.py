@@ -3,7 +3,8 @@
 A reconstruction is ``sum_i x_i theta_i`` over the stored averages i. :func:`solve_paper` chooses x
 from the profiles alone (Algorithm 3). :func:`solve_calibrated` minimizes the expected error of the
 weights, under a model of how they moved and were rounded, and predicts the error that remains.
-NumPy and SciPy only.
+What a target gets does not depend on others that are solved with it and end with it, to the last
+bit. NumPy and SciPy only.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import lstsq
 
 from edm2lite.ema.blas import on_one_thread
-from edm2lite.ema.formulas import inner_product
+from edm2lite.ema.least_squares import LeastSquares
 from edm2lite.ema.profile import PowerFunction, Profile
+from edm2lite.ema.profile_fit import ProfileFit
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.trajectory import TrajectoryModel
 
 Array = NDArray[np.float64]
 
 _KNOWN = 1.05  # least misfit that the choice of a solution assumes
-_BINS = 4000  # for inner products of profiles that have no closed form
 
 REVISION = "2"
 """Changes when :func:`solve_calibrated` gives other coefficients; recorded with every result."""
@@ -87,18 +87,23 @@ def solve_paper(
                [0.562, 1.   ]])
     """
     _check(sources, targets)
-    gram, right, square = _inner_products(sources, targets)
-    norm = np.sqrt(np.diag(gram))
-    unit = gram / np.outer(norm, norm)
-    x = np.linalg.lstsq(unit, right / norm[:, None], rcond=1e-15)[0] / norm[:, None]
-    x = x / x.sum(axis=0)
-    if model is not None:
-        powers = [s for s in sources if isinstance(s, PowerFunction)]
-        if len(powers) < len(sources):
-            raise ValueError("a model needs sources that are power functions; leave it out")
-        return Solution(x, predicted_error(x, powers, targets, model, rounding), model)
-    residual = (x * (gram @ x)).sum(axis=0) - 2 * (x * right).sum(axis=0) + square
-    return Solution(x, np.sqrt(np.maximum(residual, 0) / square))
+    columns, errors = [], []
+    systems: dict[float | None, ProfileFit] = {}
+    for target in targets:
+        is_power = all(isinstance(p, PowerFunction) for p in (*sources, target))
+        key = None if is_power else target.nimg
+        if key not in systems:
+            systems[key] = ProfileFit(sources, key)
+        x, error = systems[key].fit(target)
+        columns.append(x)
+        errors.append(error)
+    x = np.stack(columns, axis=1)
+    if model is None:
+        return Solution(x, np.array(errors))
+    powers = [s for s in sources if isinstance(s, PowerFunction)]
+    if len(powers) < len(sources):
+        raise ValueError("a model needs sources that are power functions; leave it out")
+    return Solution(x, predicted_error(x, powers, targets, model, rounding), model)
 
 
 @on_one_thread
@@ -188,17 +193,15 @@ def minimum_error_coefficients(
     response, target_response, noise = responses(sources, targets, model, rounding)
     a = np.concatenate([response, noise], axis=1)
     b = np.concatenate([target_response, np.zeros((len(targets), noise.shape[1]))], axis=1)
-    last = np.eye(k)[-1]
-    differences = np.diff(np.eye(k), axis=0)  # [K - 1, K], rows sum to 0
     if k == 1:
         return np.ones((1, len(targets)))
-    matrix = (differences @ a).T
+    matrix = np.diff(a, axis=0).T
     size = np.sqrt((matrix**2).sum(axis=0))
     size[size <= 1e-10 * size.max()] = np.inf  # these two differ by rounding alone: no step
-    z: Array = (
-        lstsq(matrix / size, (b - a[-1]).T, cond=1e-14, lapack_driver="gelsy")[0] / size[:, None]
-    )
-    coefficients: Array = last[:, None] + differences.T @ z
+    system = LeastSquares(matrix / size, cond=1e-14)
+    steps = np.stack([system.solve(row) / size for row in b - a[-1]], axis=1)  # [K - 1, R]
+    coefficients = -np.diff(steps, axis=0, prepend=0, append=0)
+    coefficients[-1] += 1
     return coefficients
 
 
@@ -230,10 +233,11 @@ def predicted_error(
         0.12
     """
     response, target_response, noise = responses(sources, targets, model, rounding)
-    movement = ((coefficients.T @ response - target_response) ** 2).sum(axis=1)
-    rounding_error = ((coefficients.T @ noise) ** 2).sum(axis=1)
-    error: Array = model.misfit * np.sqrt(movement + rounding_error)
-    return error
+    errors = []
+    for x, target in zip(np.ascontiguousarray(coefficients.T), target_response, strict=True):
+        movement, rounding_error = x @ response - target, x @ noise
+        errors.append(np.sqrt(movement @ movement + rounding_error @ rounding_error))
+    return model.misfit * np.array(errors)
 
 
 def responses(
@@ -257,30 +261,8 @@ def responses(
     quadrature = quadrature_nodes(ends, max(ends))
     response = model.response(sources, quadrature)
     noise = model.rounding_factor(sources, rounding, response)
-    return response, model.response(targets, quadrature), noise
-
-
-def _inner_products(
-    sources: Sequence[Profile], targets: Sequence[Profile]
-) -> tuple[Array, Array, Array]:
-    """Inner products of the profiles.
-
-    Returns:
-        Sources with sources [K, K], sources with targets [K, R], and targets with themselves [R].
-    """
-    k = len(sources)
-    powers = [p for p in (*sources, *targets) if isinstance(p, PowerFunction)]
-    if len(powers) == k + len(targets):
-        t, gamma = np.array([(p.nimg, p.gamma) for p in powers], np.float64).T
-        products = inner_product(t[:k, None], gamma[:k, None], t, gamma)
-        return products[:, :k], products[:, k:], inner_product(t[k:], gamma[k:], t[k:], gamma[k:])
-    ends = [p.nimg for p in (*sources, *targets)]
-    grid = np.geomspace(min(ends) / 1000, max(ends), _BINS)
-    edges = np.unique(np.concatenate([[0], grid, ends]))
-    masses = np.stack([np.diff(p.cumulative(edges)) for p in (*sources, *targets)])
-    densities = masses / np.diff(edges)
-    products = masses[:k] @ densities.T
-    return products[:, :k], products[:, k:], (masses[k:] * densities[k:]).sum(axis=1)
+    rows = [model.response([target], quadrature) for target in targets]
+    return response, np.concatenate(rows), noise
 
 
 def _check(sources: Sequence[Profile], targets: Sequence[Profile]) -> None:

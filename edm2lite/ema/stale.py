@@ -120,7 +120,7 @@ def bring_back(
             "%d archived snapshots up to nimg = %d, from which the run continues, are back in %s",
             len(found), nimg, snapshots,
         )  # fmt: skip
-    return [info for path in found if (info := read_info(path)) is not None]
+    return [back for path in found if (back := read_info(path)) is not None]
 
 
 def delete_reproduced(snapshots: Path) -> list[Path]:

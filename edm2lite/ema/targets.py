@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edm2lite.ema.calibration import fit_model
+from edm2lite.ema.calibration import Progress, fit_model
 from edm2lite.ema.folder import list_snapshots
 from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import REVISION, Solution, solve_calibrated, solve_paper
 from edm2lite.tensorfile import MODEL_FORMAT
@@ -49,6 +50,8 @@ class Reconstruction:
         coefficients: [K] coefficients, one per entry of ``inputs``; they sum to 1.
         predicted_error: Expected L2 error of the weights, relative to their L2 norm.
         inputs: Snapshots that are combined.
+        num_stored: Number of snapshots up to the end of the average. Of very many, ``inputs`` are
+            those that matter, see :func:`edm2lite.ema.selection.select_sources`.
         metadata: Metadata of the output file: the average, its predicted error and its provenance.
         state_dict: The tensors, if they were rebuilt in memory.
         path: The file, if the average was written to one.
@@ -70,6 +73,7 @@ class Reconstruction:
     predicted_error: float
     inputs: tuple[SnapshotInfo, ...] = field(repr=False)
     metadata: dict[str, str] = field(repr=False)
+    num_stored: int
     state_dict: dict[str, Tensor] | None = field(default=None, repr=False)
     path: Path | None = None
 
@@ -117,6 +121,7 @@ def plan_targets(
     nimg: int | None = None,
     solver: str = "calibrated",
     anywhere: bool = False,
+    progress: Progress | None = None,
 ) -> list[Reconstruction]:
     """Plans for rebuilding averages, with coefficients and predicted errors.
 
@@ -131,6 +136,8 @@ def plan_targets(
         solver: ``calibrated``, or ``paper`` (Algorithm 3).
         anywhere: Whether averages may end where no snapshot was saved. The weights since the last
             snapshot are unknown then, which the predicted error includes.
+        progress: Called with the number of files read and the total; first for the headers of all
+            files, then for those of which values are read.
 
     Returns:
         One plan per average, in the order in which they are given.
@@ -149,7 +156,10 @@ def plan_targets(
         >>> tracked.predicted_error < other.predicted_error
         True
     """
-    infos = list_snapshots(Path(source)) if isinstance(source, str | Path) else list(source)
+    if isinstance(source, str | Path):
+        infos = list_snapshots(Path(source), progress)
+    else:
+        infos = list(source)
     if sum(argument is not None for argument in (sigma_rel, gamma, profiles)) != 1:
         raise ValueError("give the averages as either sigma_rel, gamma or profiles, one of them")
     if solver not in SOLVERS:
@@ -157,7 +167,7 @@ def plan_targets(
     if profiles is not None and not isinstance(profiles, Sequence):
         profiles = [profiles]
     targets, widths = _targets(infos, sigma_rel, gamma, profiles, nimg)
-    used, solution = _solve(infos, targets, solver, anywhere)
+    stored, used, solution = _solve(infos, targets, solver, anywhere, progress)
     return [
         Reconstruction(
             profile=target,
@@ -166,22 +176,28 @@ def plan_targets(
             predicted_error=float(solution.predicted_error[r]),
             inputs=used,
             metadata=_metadata(target, width, used, solution, r, solver),
+            num_stored=stored,
         )
         for r, (target, width) in enumerate(zip(targets, widths, strict=True))
     ]
 
 
 def _solve(
-    infos: Sequence[SnapshotInfo], targets: Sequence[Profile], solver: str, anywhere: bool
-) -> tuple[tuple[SnapshotInfo, ...], Solution]:
-    """The snapshots up to the end of the targets, and their coefficients."""
+    infos: Sequence[SnapshotInfo],
+    targets: Sequence[Profile],
+    solver: str,
+    anywhere: bool,
+    progress: Progress | None,
+) -> tuple[int, tuple[SnapshotInfo, ...], Solution]:
+    """Number of snapshots up to the end of the targets, those that are used, their coefficients."""
     end = _check_end(infos, {target.nimg for target in targets}, anywhere)
-    used = tuple(info for info in infos if 0 < info.nimg <= end)
+    stored = [info for info in infos if 0 < info.nimg <= end]
+    used = tuple(stored[i] for i in select_sources([info.profile for info in stored]))
     # If no snapshot is at the end, later ones show how far the weights moved until then.
-    model = fit_model(used if used[-1].nimg == end else infos)
+    model = fit_model(stored if used[-1].nimg == end else infos, progress)
     sources = [info.profile for info in used]
     rounding = [ROUNDING[info.dtype] for info in used]
-    return used, SOLVERS[solver](sources, targets, model, rounding)
+    return len(stored), used, SOLVERS[solver](sources, targets, model, rounding)
 
 
 def check_error(plans: Sequence[Reconstruction], max_error: float) -> None:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
 from edm2lite.claim import Claim, claim_file
-from edm2lite.ema.calibration import fit_sample, read_sample
+from edm2lite.ema.calibration import fit_model
 from edm2lite.ema.doctor import THINNED, predict
 from edm2lite.ema.folder import snapshot_folder
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
+from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
 from edm2lite.ema.trajectory import TrajectoryModel
@@ -109,8 +110,7 @@ def plan_thinning(
         >>> len(infos), len(unneeded) > 8, error <= 0.01
         (16, True, True)
     """
-    sample = read_sample(infos)
-    model = fit_sample(infos, sample)
+    model = fit_model(infos)
     before = float(predict(infos, sigma_rels, model).max())
     if not before <= max_error:
         raise ValueError(
@@ -122,13 +122,11 @@ def plan_thinning(
     def error_without(count: int) -> float:
         """Largest predicted error once the first ``count`` candidates are deleted."""
         removed = set(order[:count])
-        indices = [i for i in range(len(infos)) if i not in removed]
-        kept = [infos[i] for i in indices]
+        kept = [info for i, info in enumerate(infos) if i not in removed]
         error = float(predict(kept, sigma_rels, model).max())
         if not error <= max_error:
             return error
-        refitted = fit_sample(kept, sample[indices])
-        return max(error, float(predict(kept, sigma_rels, refitted).max()))
+        return max(error, float(predict(kept, sigma_rels, fit_model(kept)).max()))
 
     count, error = _largest_count(len(order), error_without, max_error, before)
     return [infos[i] for i in order[:count]], error
@@ -141,19 +139,25 @@ def _candidates(
     model: TrajectoryModel,
     progress: Callable[[int, int], None] | None,
 ) -> list[int]:
-    """Indices of snapshots that the optimal coefficients of ``model`` can do without, in order."""
+    """Indices of snapshots that the optimal coefficients of ``model`` can do without, in order.
+
+    Of very many, those that no plan would use come first.
+    """
     end = infos[-1].nimg
     targets = [PowerFunction.of_width(float(s), end) for s in sigma_rels]
-    rounding = [ROUNDING[info.dtype] for info in infos]
-    sources = [info.profile for info in infos]
+    used = select_sources([info.profile for info in infos])
+    rounding = [ROUNDING[infos[i].dtype] for i in used]
+    sources = [infos[i].profile for i in used]
     response, target_response, noise = responses(sources, targets, model, rounding)
-    return removal_order(
+    order = removal_order(
         np.concatenate([response, noise], axis=1),
         np.concatenate([target_response, np.zeros((len(targets), noise.shape[1]))], axis=1),
-        [i for i, info in enumerate(infos) if info.nimg < end],
+        [j for j, i in enumerate(used) if infos[i].nimg < end],
         max_error / model.misfit,
         progress,
     )
+    unused = np.setdiff1d(np.arange(len(infos)), used)
+    return [*(int(i) for i in unused if infos[i].nimg < end), *(int(used[j]) for j in order)]
 
 
 def _largest_count(

@@ -25,7 +25,7 @@ vectors, and :meth:`TrajectoryModel.rounding_factor` those of the rounding. NumP
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,7 +58,7 @@ class TrajectoryModel:
         stop: Time in images from which on the weights are at rest.
         rival: Another history that explains the averages, or None.
         doubt: Probability of ``rival``; expected squares are the mean of both histories.
-        fitted: Averages behind the fit.
+        fitted: Averages with known values, those behind the fit among them.
         sample: [K, n] values of the averages ``fitted``, relative to the RMS of the weights.
 
     Example:
@@ -127,9 +127,21 @@ class TrajectoryModel:
         row = {source: i for i, source in enumerate(self.fitted)}
         if self.sample is None or any(source not in row for source in sources):
             return None
-        values = combinations.T @ self.sample[[row[source] for source in sources]]
-        rms: Array = np.sqrt(np.mean(values**2, axis=1))
-        return rms
+        sample = self.sample[[row[source] for source in sources]]
+        values = (x @ sample for x in np.ascontiguousarray(combinations.T))
+        return np.array([np.sqrt(np.mean(v**2)) for v in values])
+
+    def with_sample(
+        self, sources: Sequence[PowerFunction], sample: NDArray[np.float64]
+    ) -> TrajectoryModel:
+        """This model with the values of more averages than it was fitted to.
+
+        Args:
+            sources: K stored averages, by time.
+            sample: [K, n] their values.
+        """
+        scale = np.sqrt(np.mean(sample[int(np.argmax([s.nimg for s in sources]))] ** 2))
+        return replace(self, fitted=tuple(sources), sample=sample / scale)
 
     def rounding_factor(
         self, sources: Sequence[PowerFunction], rounding: ArrayLike, response: Array

@@ -74,7 +74,7 @@ def fit_trajectory(
     """
     sample, q = _check_sample(sources, sample, rounding, updates)
     times = np.array([s.nimg for s in sources])
-    chosen = _spread(times)
+    chosen = spread(times)
     basis, measured = _whitened_differences(sample[chosen])
     data = _Differences([sources[i] for i in chosen], basis, q[chosen], updates, times)
     if not len(basis):
@@ -219,8 +219,18 @@ def _likely_momentum(data: _Differences, measured: Array) -> tuple[float, Array,
     return _MOMENTA[best], kernels[best], rates[best]
 
 
-def _spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of up to about ``_FIT_SOURCES`` averages, in rows of moments spread over the run."""
+def spread(times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the averages that a fit uses: up to about 64, in rows of moments over the run.
+
+    Of these, it chooses all again.
+
+    Args:
+        times: [K] ends of the averages in images.
+
+    Example:
+        >>> len(spread(np.arange(1, 1001))), spread(np.array([64, 64, 128]))
+        (64, array([0, 1, 2]))
+    """
     ends = np.unique(times)
     count = max(2, _FIT_SOURCES * len(ends) // len(times))
     if len(ends) <= count:

@@ -118,8 +118,10 @@ class EMACallback(Recorder, Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the model its own weights back."""
+        """Give the model its own weights back, and let other processes write to the folder."""
         self._restore_weights()
+        if self._ema is not None:
+            self._ema.release()
 
     def _restore_weights(self) -> None:
         if self._swapped is not None:

@@ -168,11 +168,15 @@ class Recorder:
         self._saved_nimg = self.nimg
 
     def _finish(self) -> None:
-        """Save snapshots of the last step if there are none, and wait until all are on disk."""
+        """Save snapshots of the last step if there are none, and wait until all are on disk.
+
+        From then on other processes may write to the folder, or this one again.
+        """
         if self.nimg > self._saved_nimg:
             self._save()
         for path in self._settle():
             logger.warning("%s differs from what the continued run wrote in its place", path)
+        self.ema.release()
 
     def _settle(self) -> list[Path]:
         """Wait for the files; the archived snapshots that differ from what the run wrote again."""

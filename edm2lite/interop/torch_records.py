@@ -143,9 +143,21 @@ def tensor(value: object, name: str) -> Tensor:
         value = value.args[0]
     if not isinstance(value, Record) or value.name != _TENSOR or len(value.args) < 4:
         raise ValueError(f"must hold a tensor as {name}, holds {kind_of(value)}")
-    flat = _storage(value.args[0], name)
-    offset = value.args[1]
-    shape, stride = as_sizes(value.args[2]), as_sizes(value.args[3])
+    return strided(_storage(value.args[0], name), value.args, name)
+
+
+def strided(flat: Tensor, args: Sequence[object], name: str) -> Tensor:
+    """A copy of the tensor that a pickle describes as a view of a storage.
+
+    Args:
+        flat: All values of the storage.
+        args: Arguments of torch's function: storage, offset, shape, strides, and further ones.
+        name: Name of the tensor in error messages.
+
+    Raises:
+        ValueError: If the tensor does not lie within its storage, or is larger than it.
+    """
+    offset, shape, stride = args[1], as_sizes(args[2]), as_sizes(args[3])
     if type(offset) is int and offset >= 0 and shape is not None and stride is not None:
         last = sum((n - 1) * step for n, step in zip(shape, stride, strict=False))
         if len(shape) == len(stride) and 0 < math.prod(shape) <= len(flat) - offset > last:

@@ -27,7 +27,7 @@ def digits_features(weights: Path | None) -> nn.Module:
         weights: File that :func:`train_classifier` wrote.
 
     Raises:
-        ValueError: If no file is given.
+        ValueError: If no file is given, or it is of another network.
 
     Example:
         >>> import tempfile
@@ -43,7 +43,13 @@ def digits_features(weights: Path | None) -> nn.Module:
         )
     net = classifier()
     tensors, _ = load_tensors(weights)
-    net.load_state_dict(tensors)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{weights} must hold the weights of the digit classifier, and holds others; train it"
+            " by edm2lite classifier"
+        ) from error
     return nn.Sequential(_Scaled(), *net[:-1])
 
 

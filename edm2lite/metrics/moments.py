@@ -32,14 +32,16 @@ def check_moments(mean: NDArray[Any], cov: NDArray[Any]) -> None:
     """
     if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)):
         raise ValueError(f"they have shapes {list(mean.shape)} and {list(cov.shape)}")
-    for values in (mean, cov):
-        if values.dtype.kind != "f" or not (np.abs(values) < 1e100).all():
-            raise ValueError("they must be finite numbers")
+    if mean.dtype.kind != "f" or cov.dtype.kind != "f":
+        raise ValueError("they must be floating-point numbers")
+    cov = cov.astype(np.float64)
+    if not (np.abs(mean.astype(np.float64)) < 1e100).all() or not (np.abs(cov) < 1e100).all():
+        raise ValueError("they must be finite numbers")
     slack = 1e-6 * float(np.abs(np.diag(cov)).sum()) + 1e-100  # for rounding in float32
     if (np.abs(cov - cov.T) > slack).any():
         raise ValueError("the covariance is not symmetric")
     try:
-        np.linalg.cholesky(cov.astype(np.float64) + slack * np.eye(len(cov)))
+        np.linalg.cholesky(cov + slack * np.eye(len(cov)))
     except np.linalg.LinAlgError:
         raise ValueError("the covariance is negative in some direction") from None
 

@@ -2,13 +2,15 @@
 
 Rows lie in files of 256 images. A measurement that was interrupted goes on with the next file, and
 one of more images makes only the rows that are missing. Under torchrun process r makes files r,
-r + world, ...; every file is the same whichever process makes it. Another command that needs rows
-of this folder which are not there yet has to wait.
+r + world, ...; every file is the same whichever process makes it. A file that is damaged, or lies
+in the place of another, is made again with a warning. Another command that needs rows of
+this folder which are not there yet has to wait.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +24,8 @@ from torch import Tensor
 from edm2lite.claim import Claim, claim_folder, claim_together
 from edm2lite.metrics.moments import Array
 from edm2lite.tensorfile import load_tensors, read_header, save_tensors
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 256
 """Number of rows in a file."""
@@ -91,15 +95,15 @@ class Rows:
         return all(self._count(b) >= min(CHUNK, num - b) for b in range(0, num, CHUNK))
 
     def _fill(self, begin: int, num: int, factory: RowFactory) -> None:
-        have = self._count(begin)
+        old = self._load(begin)
+        have = len(old["rows"]) if old else 0
         if have >= num:
             return
         new, images = factory(range(begin + have, begin + num))
         tensors = {"rows": new}
         if images is not None and begin == 0:
             tensors["images"] = images[: max(0, SHOWN - have)]
-        if have:
-            old, _ = load_tensors(self._path(begin))
+        if old:
             tensors = {k: torch.cat([old[k], tensors[k]]) if k in tensors else old[k] for k in old}
         save_tensors(self._path(begin), tensors, {"key": self._key})
 
@@ -114,9 +118,29 @@ class Rows:
         path = self._path(0)
         return load_tensors(path)[0].get("images") if path.is_file() else None
 
-    def _count(self, begin: int) -> int:
+    def _load(self, begin: int) -> dict[str, Tensor]:
+        """The tensors of a file; none if there is no such file, or it has to be made again."""
         path = self._path(begin)
-        return read_header(path).tensors["rows"].shape[0] if path.is_file() else 0
+        if not path.is_file():
+            return {}
+        try:
+            tensors, metadata = load_tensors(path)
+        except ValueError as error:
+            logger.warning("%s; its rows are made again", error)
+            return {}
+        if metadata.get("key") != self._key:
+            logger.warning("%s holds rows of other images; they are made again", path)
+            return {}
+        return tensors
+
+    def _count(self, begin: int) -> int:
+        """Number of rows that another process has written."""
+        try:
+            header = read_header(self._path(begin))
+        except (FileNotFoundError, ValueError):  # or a damaged file, which that process replaces
+            return 0
+        is_own = header.metadata.get("key") == self._key
+        return header.tensors["rows"].shape[0] if is_own else 0
 
     def _path(self, begin: int) -> Path:
         return self.folder / f"{begin:09d}.safetensors"

@@ -29,7 +29,11 @@ CARD = "README.md"
 
 
 def save_pretrained(
-    model: str | Path | Model, folder: str | Path, *, license: str, name: str | None = None
+    model: str | Path | Model,
+    folder: str | Path,
+    *,
+    license: str | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write a model and its card to a folder.
 
@@ -38,6 +42,7 @@ def save_pretrained(
             they are stored), or a loaded model.
         folder: Folder that has neither of them so far, or both from an earlier call just like this.
         license: License of the weights, as the Hub calls it: ``apache-2.0``, ``cc-by-nc-sa-4.0``.
+            [default: the one that the file states, as imported weights do]
         name: Name of the model in the card. [default: that of the folder]
 
     Returns:
@@ -45,8 +50,9 @@ def save_pretrained(
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If the model is damaged or not one of ours, the license is not such a name, the
-            folder has another card or another model, or another process writes it.
+        ValueError: If the model is damaged or not one of ours, the license is missing, not such
+            a name or not the one that the file states, the folder has another card or another
+            model, or another process writes it.
 
     Example:
         >>> import tempfile
@@ -62,17 +68,14 @@ def save_pretrained(
         ...     sorted(path.name for path in folder.iterdir()), from_pretrained(folder).num_classes
         (['README.md', 'model.safetensors'], 0)
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
-        raise ValueError(
-            "license must be named as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
-            f" got {license!r}"
-        )
     with claim_folder(Path(folder)):  # before an average is rebuilt
         if isinstance(model, Model):
             tensors, metadata = model.net.state_dict(), model.metadata
         else:
             tensors, metadata = read(model)
             Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
+        told = model.name if isinstance(model, Model) else str(model)
+        license = _license(license, metadata, told)
         _write(Path(folder), tensors, metadata, license, name or Path(folder).resolve().name)
     return Path(folder)
 
@@ -97,6 +100,25 @@ def _write(
             file.write(text)
     elif card.read_text(encoding="utf-8") != text:
         raise _taken(card, " and says something else")
+
+
+def _license(requested: str | None, metadata: Mapping[str, str], name: str) -> str:
+    stated = metadata.get("license")
+    license = requested or stated
+    if license is None:
+        raise ValueError(
+            f"license must be given, {name} does not state one; for example apache-2.0"
+        )
+    if stated is not None and license != stated:
+        raise ValueError(
+            f"license must be that of the weights: {name} states {stated}, got {license}"
+        )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise ValueError(
+            "license must be named as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
+            f" got {license!r}"
+        )
+    return license
 
 
 def _taken(path: Path, but: str) -> ValueError:
@@ -160,7 +182,7 @@ def push_to_hub(
     model: str | Path | Model,
     repo_id: str,
     *,
-    license: str,
+    license: str | None = None,
     private: bool = False,
     message: str = "Upload a model of edm2lite",
     hub: Any = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 
 from edm2lite.diffusion.precond import PrecondConfig
@@ -36,7 +37,7 @@ def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
     config = PrecondConfig.from_json(metadata["model"])
     parts = [
         f"---\nlicense: {license}\nlibrary_name: edm2lite\ntags:\n- edm2\n- diffusion\n---",
-        f"# {_text(name)}",
+        f"# {html.escape(_text(name), quote=False)}",
         _network(config, metadata),
         "## Weights",
         _table(["", ""], _facts(metadata)),
@@ -50,13 +51,8 @@ def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
 def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
     network = config.backbone
     module, is_foreign, _ = network.kind.partition(":")
-    if is_foreign:
-        kind = f"A denoiser with a network of the class `{_text(network.kind)}`"
-    else:
-        kind = (
-            "A denoiser with the magnitude-preserving network of EDM2 (config G,"
-            " [arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
-        )
+    title = f"a network of the class `{_text(network.kind)}`" if is_foreign else network.title
+    kind = f"A denoiser with {title}"
     size = f"{network.img_resolution} x {network.img_resolution} x {network.img_channels}"
     conditions = network.conditions
     told = f"conditioned on {described(conditions)}" if conditions else "unconditional"

@@ -26,6 +26,8 @@ BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
     "network",
     {
         "unet": "edm2lite.network.unet:UNetConfig",
+        "dit": "edm2lite.network.dit:DiTConfig",
+        "mp_dit": "edm2lite.network.mp_dit:MPDiTConfig",
         "ladder": "edm2lite.network.ladder.config:LadderConfig",
     },
 )
@@ -71,6 +73,9 @@ class BackboneConfig(abc.ABC):
 
     tensor_prefix: ClassVar[str] = "backbone"
     """First part of the names of its tensors in files."""
+
+    title: ClassVar[str] = ""
+    """The network in a few words of Markdown, for model cards: ``"the U-Net of ..."``."""
 
     groups: ClassVar[Mapping[str, str]] = {}
     """Name -> regular expression, the groups of tensors that ``sweep_ema --groups`` averages over

@@ -76,6 +76,26 @@ def mp_sum_of_shares(a: Tensor, b: Tensor, t: float) -> Tensor:
     return torch.add(b, a, alpha=mp_shares(t)[0])
 
 
+def mp_join(a: Tensor, b: Tensor, phi: Tensor) -> Tensor:
+    """``cos(phi) a + sin(phi) b``, of magnitude 1 for unrelated a and b and every angle.
+
+    At an angle of 0 the result is a, and yet the angle has a gradient, b: a branch b that begins
+    silent learns from the first step on. An :func:`mp_sum` whose share is t has the angle
+    ``atan(t / (1 - t))``.
+
+    Args:
+        a: Features of magnitude 1.
+        b: Features of magnitude 1.
+        phi: Angles in float32, of a shape that broadcasts.
+
+    Example:
+        >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+        >>> mp_join(a, b, torch.tensor(0.3 / 0.7).atan()).allclose(mp_sum(a, b, t=0.3))
+        True
+    """
+    return a * phi.cos().to(a.dtype) + b * phi.sin().to(a.dtype)
+
+
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Channels of a and b side by side, scaled so that b has the share t of the sum (Eq. 103).
 

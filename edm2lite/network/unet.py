@@ -71,6 +71,10 @@ class UNetConfig(UNetShape):
     clip_act: float = 256.0
 
     tensor_prefix: ClassVar[str] = "unet"  # as in the released networks
+    title: ClassVar[str] = (
+        "the magnitude-preserving network of EDM2 (config G,"
+        " [arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
+    )
     groups: ClassVar[Mapping[str, str]] = {
         "embedding": r"unet\.emb_|emb_(linear|gain)",
         "attention": r"\.attn_",

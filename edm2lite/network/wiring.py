@@ -16,7 +16,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "img_resolution": (1, 65536), "img_channels": (1, 65536), "model_channels": (1, 65536),
     "head_channels": (1, 65536), "num_blocks": (1, 1024), "label_dim": (0, 2**31),
 }  # fmt: skip
-_MAX_BLOCKS = 1024
+_MAX_BLOCKS = 512
 
 
 @dataclass(frozen=True)

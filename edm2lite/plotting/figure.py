@@ -38,6 +38,16 @@ def new_figure(size: tuple[float, float] = (7.0, 4.2), *, dpi: int = 150) -> Fig
     return figure
 
 
+def plain(text: str) -> str:
+    """A name for a picture as it stands: matplotlib takes what is between dollars for a formula.
+
+    Example:
+        >>> print(plain("costs $5 to $7"))
+        costs \\$5 to \\$7
+    """
+    return text.replace("$", r"\$")
+
+
 def save_figure(path: Path, figure: Figure, *, crop: bool = True) -> None:
     """Write a figure as PNG, atomically and without a date.
 

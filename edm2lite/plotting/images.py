@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.image_grid import channels_last
-from edm2lite.plotting.figure import new_figure, save_figure
+from edm2lite.plotting.figure import new_figure, plain, save_figure
 
 _CELL = 0.62  # inches
 
@@ -54,6 +54,6 @@ def plot_images(
             if c < len(row):
                 axes.imshow(channels_last(row[c]), cmap="gray", vmin=0, vmax=255)
             if r == 0 and c < len(column_names):
-                axes.set_title(column_names[c], fontsize=9)
+                axes.set_title(plain(column_names[c]), fontsize=9)
         cells[r][0].set_ylabel(row_names[r], rotation=0, ha="right", va="center", fontsize=9)
     save_figure(path, figure)

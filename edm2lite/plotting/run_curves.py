@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.jsonlines import read_lines
-from edm2lite.plotting.figure import new_figure, save_figure
+from edm2lite.plotting.figure import new_figure, plain, save_figure
 from edm2lite.units import format_amount
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def read_stats(run_dir: Path) -> list[Line]:
     lines, notices = read_lines(path)
     for notice in notices:
         logger.warning("%s", notice)
+    lines = [line for line in lines if "nimg" in line]
     if not lines:
         raise ValueError(f"{path} has no line yet; one is written every status_nimg images")
     return lines
@@ -77,7 +78,7 @@ def plot_run(path: Path, lines: Sequence[Line], title: str) -> None:
     columns = 4 if validated else 3
     figure = new_figure((13 * columns / 3, 7), dpi=110)
     axes = figure.subplots(2, columns)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     _over_time(axes[0, 0], lines, "loss", "loss per element", log=False)
     _by_level(axes[0, 1], lines)
     _uncertainty(axes[0, 2], lines)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edm2lite.metrics.interval import Verdict
 from edm2lite.metrics.registry import MetricName, find_metric
-from edm2lite.plotting.figure import new_figure, save_figure
+from edm2lite.plotting.figure import new_figure, plain, save_figure
 from edm2lite.sweep.cells import AXES, Point, best, best_average, varying
 from edm2lite.sweep.table import named
 
@@ -73,7 +73,7 @@ def plot_curve(
             axes.axhline(raw.value, color=color, ls="--", label=text)
     _along_lengths(axes, [_length(p) for p in averaged])
     axes.set_ylabel(kind.axis_label)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(plain(title), fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     save_figure(path, figure)
 
@@ -114,7 +114,7 @@ def plot_heat(path: Path, points: Sequence[Point], metric: MetricName, title: st
     axes.set_yticks(range(len(others)), [named(axis, value) for value in others])
     axes.set_xlabel(_LENGTH_LABEL)
     axes.set_ylabel(AXES[axis])
-    axes.set_title("\n".join(textwrap.wrap(title, 12 + 12 * len(lengths))), fontsize=9)
+    axes.set_title(plain("\n".join(textwrap.wrap(title, 12 + 12 * len(lengths)))), fontsize=9)
     ticks = (np.geomspace if is_log else np.linspace)(np.nanmin(grid), np.nanmax(grid), 4)
     bar = figure.colorbar(shown, ticks=np.log(ticks) if is_log else ticks)
     bar.ax.set_yticklabels([f"{tick:.3g}" for tick in ticks])
@@ -132,14 +132,16 @@ def plot_groups(path: Path, points: Sequence[Point], metric: MetricName, title: 
     axes = figure.add_subplot()
     for group in dict.fromkeys(p.group for p in points if p.group):
         curve = sorted((p for p in points if p.group in (group, "")), key=_length)
-        axes.plot([100 * _length(p) for p in curve], [p.value for p in curve], ".-", label=group)
+        axes.plot(
+            [100 * _length(p) for p in curve], [p.value for p in curve], ".-", label=plain(group)
+        )
     for base in (p for p in points if not p.group and p.sigma_rel is not None):
         text = f"all at {named('sigma_rel', base.sigma_rel)}"
         axes.axhline(base.value, color="tab:gray", ls="--", label=text)
     _along_lengths(axes, sorted({_length(p) for p in points}))
     axes.set_xlabel("EMA length of the group alone, % of training time")
     axes.set_ylabel(find_metric(metric).axis_label)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(plain(title), fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     save_figure(path, figure)
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from edm2lite.sampling.guidance import Guided as Guided
     from edm2lite.sampling.guidance import Mixed as Mixed
     from edm2lite.sampling.guidance import Rescale as Rescale
-    from edm2lite.sampling.guidance import interval_steps as interval_steps
     from edm2lite.sampling.image_folder import ImageFolder as ImageFolder
     from edm2lite.sampling.images import ImageGenerator as ImageGenerator
     from edm2lite.sampling.levels import cosine_sigmas as cosine_sigmas
     from edm2lite.sampling.levels import first_state as first_state
+    from edm2lite.sampling.levels import interval_steps as interval_steps
     from edm2lite.sampling.levels import karras_sigmas as karras_sigmas
     from edm2lite.sampling.levels import linear_sigmas as linear_sigmas
     from edm2lite.sampling.levels import sigmas_from as sigmas_from
@@ -40,11 +40,11 @@ __getattr__, __dir__, __all__ = exports(
     {
         "edm2lite.sampling.editing": "Inpaint",
         "edm2lite.sampling.generation": "generate",
-        "edm2lite.sampling.guidance": "APG Conditioned Guided Mixed Rescale interval_steps",
+        "edm2lite.sampling.guidance": "APG Conditioned Guided Mixed Rescale",
         "edm2lite.sampling.image_folder": "ImageFolder",
         "edm2lite.sampling.images": "ImageGenerator",
-        "edm2lite.sampling.levels": "cosine_sigmas first_state karras_sigmas linear_sigmas"
-        " sigmas_from user_sigmas",
+        "edm2lite.sampling.levels": "cosine_sigmas first_state interval_steps karras_sigmas"
+        " linear_sigmas sigmas_from user_sigmas",
         "edm2lite.sampling.recipes": "recipe",
         "edm2lite.sampling.settings": "Sampling",
         "edm2lite.sampling.solvers": "Solver State dpmpp_2m dpmpp_2m_steps each_step euler"

@@ -172,6 +172,8 @@ class Guided:
             :func:`interval_steps` finds the steps of given noise levels.
         rescale: Contrast that is taken back afterwards, or None.
         apg: Treatment of the difference before it is added, or None.
+        channels: Number of channels that are guided, the first ones; None for all. The released DiT
+            was sampled with 3 of 4.
 
     Example:
         >>> guided = Guided(lambda x, sigma: 2 * x, lambda x, sigma: x, weight=3.0)
@@ -185,6 +187,7 @@ class Guided:
     interval: tuple[int, int] | None = None
     rescale: Rescale | None = None
     apg: APG | None = None
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
@@ -229,7 +232,17 @@ class _GuidedStep:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         g = self.guided
         D_main, D_guide = _both(g.main, g.guide, x, sigma)
+        further = None
+        if D_main.shape != x.shape:  # with the variance that a network predicts, which stays
+            channels = x.shape[1]
+            D_main, further, D_guide = (
+                D_main[:, :channels],
+                D_main[:, channels:],
+                D_guide[:, :channels],
+            )
         delta = D_main - D_guide
+        if g.channels is not None:
+            delta = torch.cat([delta[:, : g.channels], torch.zeros_like(delta[:, g.channels :])], 1)
         if g.apg is not None:
             if self.before is not None:
                 delta = delta + g.apg.momentum * self.before
@@ -237,7 +250,9 @@ class _GuidedStep:
                 self.total = delta
             delta = g.apg(delta, D_main)
         D_x = D_main + (g.weight - 1) * delta
-        return D_x if g.rescale is None else g.rescale(x, sigma, D_main, D_x)
+        if g.rescale is not None:
+            D_x = g.rescale(x, sigma, D_main, D_x)
+        return D_x if further is None else torch.cat([D_x, further], 1)
 
 
 def _both(main: Denoise, guide: Denoise, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,43 +266,3 @@ def _both(main: Denoise, guide: Denoise, x: Tensor, sigma: Tensor) -> tuple[Tens
         D_main, D_guide = main.net(torch.cat([x, x]), sigma, told).chunk(2)
         return D_main, D_guide
     return main(x, sigma), guide(x, sigma)
-
-
-def interval_steps(sigmas: Tensor, low: float, high: float) -> tuple[int, int]:
-    """First and last step of the interval (low, high] of noise levels, for :class:`Guided`.
-
-    An interval can begin and end at the noise levels of a run only. Both bounds are therefore
-    moved to the nearest one (by ratio): (0.28, 2.90] as papers print it, rounded, is (0.28304,
-    2.90153] and means steps 15 to 21 of 32; comparing levels with the printed numbers would guide
-    steps 16 to 22.
-
-    Args:
-        sigmas: [N + 1] noise levels of the run.
-        low: Lower bound, at least 0, exclusive.
-        high: Upper bound, inclusive; may be infinite.
-
-    Raises:
-        ValueError: If the bounds are out of order, or both are nearest to the same level.
-
-    Example:
-        >>> from edm2lite.sampling.levels import karras_sigmas
-        >>> interval_steps(karras_sigmas(32), 0.28, 2.90)
-        (15, 21)
-    """
-    if not 0 <= low < high:
-        raise ValueError(f"an interval must be low,high with 0 <= low < high, got {low:g},{high:g}")
-    first, end = _nearest(sigmas, high), _nearest(sigmas, low)
-    if first >= end:
-        raise ValueError(
-            f"the interval ({low:g}, {high:g}] must hold a step, but both ends are nearest to the"
-            f" noise level {float(sigmas[first]):.4g}; widen it or take more steps"
-        )
-    return first, end - 1
-
-
-def _nearest(sigmas: Tensor, level: float) -> int:
-    if level == 0:
-        return len(sigmas) - 1
-    if math.isinf(level):
-        return 0
-    return int((sigmas.double() / level).log().abs().argmin())

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edm2lite.diffusion.variance import WithVariance, predicts_variance
 from edm2lite.models.loading import Model
 from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.conditioning import Conditioning
@@ -208,7 +209,10 @@ class ImageGenerator:
     def _denoiser(
         self, net: Network, other: Network | None, conditioning: Conditioning
     ) -> Denoise | Stepwise:
-        main, s = Conditioned(net, conditioning), self.sampling
+        s = self.sampling
+        if s.takes_variance and predicts_variance(net):
+            net = WithVariance(net)
+        main = Conditioned(net, conditioning)
         if self.guide is None:
             return main
         if isinstance(self.guide, Model):
@@ -219,4 +223,4 @@ class ImageGenerator:
             guide = main.unconditional()
         sigma_data = self.model.net.config.sigma_data
         rescale = Rescale(share=s.rescale, sigma_data=sigma_data) if s.rescale else None
-        return Guided(main, guide, s.guidance, s.interval, rescale, s.apg)
+        return Guided(main, guide, s.guidance, s.interval, rescale, s.apg, s.guided_channels)

@@ -150,3 +150,42 @@ def _check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+
+
+def interval_steps(sigmas: Tensor, low: float, high: float) -> tuple[int, int]:
+    """First and last step of the interval (low, high] of noise levels, as guidance takes them.
+
+    An interval can begin and end at the noise levels of a run only. Both bounds are therefore
+    moved to the nearest one (by ratio): (0.28, 2.90] as papers print it, rounded, is (0.28304,
+    2.90153] and means steps 15 to 21 of 32; comparing levels with the printed numbers would guide
+    steps 16 to 22.
+
+    Args:
+        sigmas: [N + 1] noise levels of the run.
+        low: Lower bound, at least 0, exclusive.
+        high: Upper bound, inclusive; may be infinite.
+
+    Raises:
+        ValueError: If the bounds are out of order, or both are nearest to the same level.
+
+    Example:
+        >>> interval_steps(karras_sigmas(32), 0.28, 2.90)
+        (15, 21)
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"an interval must be low,high with 0 <= low < high, got {low:g},{high:g}")
+    first, end = _nearest(sigmas, high), _nearest(sigmas, low)
+    if first >= end:
+        raise ValueError(
+            f"the interval ({low:g}, {high:g}] must hold a step, but both ends are nearest to the"
+            f" noise level {float(sigmas[first]):.4g}; widen it or take more steps"
+        )
+    return first, end - 1
+
+
+def _nearest(sigmas: Tensor, level: float) -> int:
+    if level == 0:
+        return len(sigmas) - 1
+    if math.isinf(level):
+        return 0
+    return int((sigmas.double() / level).log().abs().argmin())

@@ -1,9 +1,12 @@
-"""The published ways to sample the released EDM2 networks, by name.
+"""The published ways to sample the released networks of EDM2 and DiT, by name.
 
 ``edm2-img512-s-autog-fid``: data set, size, kind of guidance, and the metric that EMA lengths and
 weight were chosen for. Sources: arXiv 2312.02696, Tables 2 and 5 (no guidance; ``guid``: the
 unconditional XS network as the guide); arXiv 2406.02507, Table 1 (``autog``); arXiv 2404.07724,
-Table 1 (``guid-interval``, its intervals as steps of 32). All take 32 steps of Heun's method.
+Table 1 (``guid-interval``, its intervals as steps of 32). These take 32 steps of Heun's method.
+
+``dit-xl-2-256-cfg``: DiT-XL/2 by 250 steps of DDPM's sampler with the variance that the network
+predicts, and classifier-free guidance of the first 3 of 4 channels (arXiv 2212.09748, Tables 2, 3).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from edm2lite.sampling.settings import Sampling
 
 MI = 2**20
+UNCONDITIONAL = "unconditional"
 _DURATIONS = {
     "img512-xs": 2048, "img512-s": 2048, "img512-m": 2048, "img512-l": 1792, "img512-xl": 1280,
     "img512-xxl": 896, "img512-xs-uncond": 2048, "img512-s-uncond": 2048, "img64-s": 1024,
@@ -29,11 +33,14 @@ class Recipe:
 
     Attributes:
         model: Name of the weights without their suffix, as they were released.
-        guide: Name of the weights of the guide; None for no guidance.
+        guide: Name of the weights of the guide, or ``unconditional`` for the model without its
+            conditions; None for no guidance.
         guidance: Weight of guidance, as in :class:`Sampling`.
         interval: First and last step that are guided, as in :class:`Sampling`.
         metric: Metric that EMA lengths and weight were chosen for: ``fid`` or ``dino``.
         value: Value of the metric that its authors report.
+        ancestral_steps: Number of steps of DDPM's sampler, in place of Heun's method.
+        guided_channels: Number of channels that are guided, as in :class:`Sampling`.
     """
 
     model: str
@@ -42,14 +49,24 @@ class Recipe:
     interval: tuple[int, int] | None
     metric: str
     value: float
+    ancestral_steps: int | None = None
+    guided_channels: int | None = None
 
     @property
     def sampling(self) -> Sampling:
         """The sampler settings."""
-        return Sampling(guidance=self.guidance, interval=self.interval)
+        guidance, interval = self.guidance, self.interval
+        if self.ancestral_steps is None:
+            return Sampling(guidance=guidance, interval=interval)
+        from edm2lite.sampling.ancestral import respaced_sigmas
 
-    def find(self, folder: Path) -> tuple[Path, Path | None]:
-        """The files of model and guide.
+        return Sampling(
+            solver="ancestral", sigmas=tuple(respaced_sigmas(self.ancestral_steps).tolist()),
+            guidance=guidance, interval=interval, guided_channels=self.guided_channels,
+        )  # fmt: skip
+
+    def find(self, folder: Path) -> tuple[Path, Path | str | None]:
+        """The files of model and guide; the guide may be ``unconditional``.
 
         Args:
             folder: Folder with the converted weights, under their released names.
@@ -57,15 +74,18 @@ class Recipe:
         Raises:
             FileNotFoundError: If one of them is not in ``folder``.
         """
-        paths = [folder / f"{name}.safetensors" for name in (self.model, self.guide) if name]
+        own = self.guide == UNCONDITIONAL
+        names = [self.model] if own or self.guide is None else [self.model, self.guide]
+        paths = [folder / f"{name}.safetensors" for name in names]
         missing = [path.stem for path in paths if not path.is_file()]
         if missing:
+            suffix = "pkl" if missing[0].startswith("edm2") else "pt"
             files = " and ".join(f"{name}.safetensors" for name in missing)
             raise FileNotFoundError(
                 f"{folder} must hold {files}; convert the released files by"
-                f" `edm2lite import {missing[0]}.pkl`"
+                f" `edm2lite import {missing[0]}.{suffix}`"
             )
-        return paths[0], paths[1] if self.guide else None
+        return paths[0], self.guide if own else paths[1] if self.guide else None
 
 
 def recipe(name: str) -> Recipe:
@@ -151,4 +171,16 @@ def _autoguidance() -> dict[str, Recipe]:
     return out
 
 
-RECIPES: dict[str, Recipe] = {**_without_guidance(), **_unconditional_guide(), **_autoguidance()}
+def _dit() -> dict[str, Recipe]:
+    return {
+        f"dit-xl-2-{pixels}-cfg": Recipe(
+            f"DiT-XL-2-{pixels}x{pixels}", UNCONDITIONAL, 1.5, None, "fid", fid,
+            ancestral_steps=250, guided_channels=3,
+        )
+        for pixels, fid in ((256, 2.27), (512, 3.04))
+    }  # fmt: skip
+
+
+RECIPES: dict[str, Recipe] = {
+    **_without_guidance(), **_unconditional_guide(), **_autoguidance(), **_dit()
+}  # fmt: skip

@@ -23,9 +23,10 @@ SOLVERS: Kinds[Solver | Steps] = Kinds(
         "heun": "edm2lite.sampling.solvers:heun",
         "dpmpp_2m": "edm2lite.sampling.solvers:dpmpp_2m",
         "euler": "edm2lite.sampling.solvers:euler",
+        "ancestral": "edm2lite.sampling.ancestral:ancestral",
     },
 )
-"""Solvers of the probability-flow ODE."""
+"""Solvers of the probability-flow ODE, and DDPM's sampler."""
 
 SCHEDULES: Kinds[Callable[[int, float, float], Tensor]] = Kinds(
     "schedule",

@@ -39,6 +39,7 @@ class Sampling:
         interval: First and last step that are guided, see
             :class:`edm2lite.sampling.guidance.Guided`; None for all.
         rescale: Share of :class:`edm2lite.sampling.guidance.Rescale`.
+        guided_channels: Number of channels that are guided, the first ones; None for all.
         apg: Projection, limit and momentum of the guidance; None for none of them.
         size: Height and width of what the network works on: pixels, or latents. None is the square
             that it was trained on.
@@ -70,6 +71,7 @@ class Sampling:
     guidance: float = 1.0
     interval: tuple[int, int] | None = None
     rescale: float = 0.0
+    guided_channels: int | None = None
     apg: APG | None = None
     size: tuple[int, int] | None = None
     dtype: Dtype | None = None
@@ -82,8 +84,13 @@ class Sampling:
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] < steps:
             first, last = self.interval
             raise ValueError(f"guided steps must lie in 0 to {steps - 1}, got {first} to {last}")
-        if self.guidance == 1 and (self.interval or self.rescale or self.apg):
-            raise ValueError("interval, rescale and APG need a weight of guidance other than 1")
+        options = self.interval, self.rescale, self.apg, self.guided_channels
+        if self.guidance == 1 and any(options):
+            raise ValueError(
+                "interval, rescale, APG and guided channels need a weight of guidance other than 1"
+            )
+        if self.guided_channels is not None and self.guided_channels < 1:
+            raise ValueError(f"guided_channels must be at least 1, got {self.guided_channels}")
 
     def _check_options(self) -> None:
         taken, changed = self._solver().options, self.changes()
@@ -99,6 +106,11 @@ class Sampling:
                 f"solver {self.solver} takes no {useless[0]}, got {changed[useless[0]]}; leave it"
                 " out, or choose a solver that adds noise, such as heun"
             )
+
+    @property
+    def takes_variance(self) -> bool:
+        """Whether the solver uses the variance that a network predicts."""
+        return self._solver().takes_variance
 
     def _solver(self) -> Solver:
         found = SOLVERS.find(self.solver)

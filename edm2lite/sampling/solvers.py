@@ -79,6 +79,8 @@ class Solver:
         options: Names of the fields of :class:`edm2lite.sampling.settings.Sampling` that ``steps``
             takes as keywords besides: among S_churn, S_min, S_max and S_noise.
         draws_noise: Whether ``steps`` takes a keyword ``noise``, a :data:`Noise`.
+        takes_variance: Whether ``denoise`` may return the channels of
+            :class:`edm2lite.diffusion.variance.WithVariance` behind D_x.
 
     Example:
         >>> sigmas = torch.tensor([2.0, 1.0, 0.0])
@@ -91,6 +93,7 @@ class Solver:
     steps: Steps
     options: tuple[str, ...] = ()
     draws_noise: bool = False
+    takes_variance: bool = False
 
     def __call__(
         self, denoise: Denoise | Stepwise, x: Tensor, sigmas: Tensor, **options: Any

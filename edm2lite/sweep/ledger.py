@@ -2,11 +2,14 @@
 
 Each measurement is one JSON line under a key that holds everything the value depends on, and one
 small file with the influences of the images, which intervals come from. The file is written first.
+A line carries a digest of all that it says, and a file names its key: what is damaged, or lies in
+the place of another, is said and measured again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +21,16 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.atomic import replacing, sync
+from edm2lite.atomic import replacing
+from edm2lite.jsonlines import append_line, read_lines
 from edm2lite.metrics.moments import Array
 from edm2lite.sweep.cells import Cell
 from edm2lite.tensorfile import load_tensors, save_tensors
 
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
+"""Of the lines that are written. Lines of format 2, of versions up to 0.3, have no digest."""
 LEDGER = "sweep.jsonl"
 """Name of the file of measurements."""
 
@@ -68,7 +76,7 @@ class Ledger:
     """Measurements in ``folder/sweep.jsonl`` and ``folder/spread/``.
 
     Args:
-        folder: Folder of the ledger; a last line that an interruption cut short is dropped.
+        folder: Folder of the ledger; lines that are damaged are dropped with a warning.
         writer: Whether this process writes; others read what it writes.
 
     Raises:
@@ -88,33 +96,63 @@ class Ledger:
         self.first: Setting | None = None
         """The setting of the first measurement."""
         self._results: dict[str, Result] = {}
-        self._read_to = 0
-        tail = self._read()
-        if tail and writer:
+        self._sound: set[str] = set()  # keys whose files were looked at
+        self._warned: set[Path] = set()
+        self._read_at: tuple[int, ...] = ()  # what told this version of the file from others
+        entries, notices = self._read()
+        if notices and writer:
+            for notice in notices:
+                logger.warning("%s; what it held is measured again", notice)
             with replacing(self.path) as file:
-                file.write("".join(f"{line}\n" for line in self._lines))
+                file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
-    def _read(self) -> str:
-        """Take in new lines; returns what follows the last newline."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        *self._lines, tail = text.split("\n") if text else [""]
-        for line in self._lines[self._read_to :]:
-            entry = json.loads(line)
-            if entry.get("format") != 2:
-                raise ValueError(
-                    f"{self.path} must be a ledger of this version, it is of another; move it away"
-                )
-            setting = Setting(**entry["setting"])
-            self.first = self.first or setting
-            key = key_of(setting, Cell(**entry["cell"]), entry["num"])
-            self._results[key] = Result(**entry["result"])
-        self._read_to = len(self._lines)
-        return tail
+    def _read(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Take in the lines if there are new ones; returns the whole ones, and what was wrong."""
+        if not self.path.exists():
+            return [], []
+        state = self.path.stat()
+        version = state.st_ino, state.st_size, state.st_mtime_ns
+        if version == self._read_at:
+            return [], []
+        self._read_at = version
+        lines, notices = read_lines(self.path)
+        entries = [entry for entry in lines if self._take(entry)]
+        if len(entries) < len(lines):
+            number = len(lines) - len(entries)
+            what = "1 line does" if number == 1 else f"{number} lines do"
+            notices.append(f"{self.path}: {what} not match the digest in it")
+        return entries, notices
+
+    def _take(self, entry: dict[str, Any]) -> bool:
+        """Take in a line; False if it is damaged."""
+        version, digest = entry.get("format"), entry.get("digest")
+        is_sound = digest == _digest(entry) if digest else version == 2
+        if not is_sound and (digest or version == FORMAT):
+            return False
+        if version not in (2, FORMAT):
+            raise ValueError(
+                f"{self.path} must be a ledger of this version, it is of another; move it away"
+            )
+        try:
+            setting, cell = Setting(**entry["setting"]), Cell(**entry["cell"])
+            result = Result(**entry["result"])
+        except (KeyError, TypeError):  # a line of format 2, of which nobody knows what it was
+            return False
+        self.first = self.first or setting
+        self._results[key_of(setting, cell, entry["num"])] = result
+        return True
 
     def get(self, setting: Setting, cell: Cell, num: int) -> Result | None:
         """The result, if the cell has been measured on ``num`` images under this setting."""
         key = key_of(setting, cell, num)
-        return self._results.get(key) if self._spread(key).is_file() else None
+        result = self._results.get(key)
+        if result is None or not self._spread(key).is_file():
+            return None
+        if key not in self._sound:
+            if self._load(self._spread(key), key) is None:
+                return None
+            self._sound.add(key)
+        return result
 
     def wait(self, setting: Setting, cell: Cell, num: int) -> Result:
         """The result, once another process has added it."""
@@ -144,28 +182,50 @@ class Ledger:
         spread = np.zeros((0, num)) if influences is None else influences
         save_tensors(self._spread(key), {"spread": torch.from_numpy(spread)}, {"key": key})
         entry = {
-            "format": 2, "setting": asdict(setting), "cell": asdict(cell), "num": num,
+            "format": FORMAT, "setting": asdict(setting), "cell": asdict(cell), "num": num,
             "result": asdict(result),
         }  # fmt: skip
-        if key not in self._results:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-            sync(self.path)
+        if self._results.get(key) != result:
+            append_line(self.path, {**entry, "digest": _digest(entry)})
         self._results[key] = result
+        self._sound.add(key)
         self.first = self.first or setting
 
     def keep_images(self, setting: Setting, cell: Cell, num: int, images: Tensor) -> None:
         """Keep the first images of a cell for people to look at."""
-        path = self._spread(key_of(setting, cell, num)).with_suffix(".images.safetensors")
-        save_tensors(path, {"images": images}, {})
+        key = key_of(setting, cell, num)
+        path = self._spread(key).with_suffix(".images.safetensors")
+        save_tensors(path, {"images": images}, {"key": key})
 
     def images(self, setting: Setting, cell: Cell, num: int) -> NDArray[np.uint8] | None:
         """The images that were kept of a cell, [n, C, H, W], or None."""
-        path = self._spread(key_of(setting, cell, num)).with_suffix(".images.safetensors")
-        return load_tensors(path)[0]["images"].numpy() if path.is_file() else None
+        key = key_of(setting, cell, num)
+        path = self._spread(key).with_suffix(".images.safetensors")
+        found = self._load(path, key) if path.is_file() else None
+        return None if found is None else found["images"].numpy()
+
+    def _load(self, path: Path, key: str) -> dict[str, Tensor] | None:
+        """The tensors of a file that belongs to a key; None if it is damaged, said once."""
+        try:
+            tensors, metadata = load_tensors(path)
+            if metadata.get("key", key) == key:
+                return tensors
+            problem = f"{path} belongs to another measurement"
+        except ValueError as error:
+            problem = str(error)
+        if path not in self._warned:
+            logger.warning("%s; what belongs to it is measured again", problem)
+            self._warned.add(path)
+        return None
 
     def _spread(self, key: str) -> Path:
         return self.folder / "spread" / f"{xxhash.xxh3_64_hexdigest(key.encode())}.safetensors"
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    """Digest of all that a line says but the digest itself."""
+    content = {name: value for name, value in entry.items() if name != "digest"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def key_of(setting: Setting, cell: Cell, num: int) -> str:

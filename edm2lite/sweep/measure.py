@@ -122,11 +122,16 @@ class Measurer:
         return points
 
     def plan(self, sigma_rel: float, nimg: int) -> Reconstruction:
-        """The plan of one length: made alone, so that it does not depend on the others."""
-        key = (sigma_rel, nimg)
-        if key not in self._plans:
-            (self._plans[key],) = plan_targets(self.run, sigma_rel=sigma_rel, nimg=nimg)
-        return self._plans[key]
+        """The plan of one length."""
+        return self._planned([sigma_rel], nimg)[0]
+
+    def _planned(self, lengths: Sequence[float], nimg: int) -> list[Reconstruction]:
+        """Plans of several lengths; what one of them is does not depend on the others."""
+        new = [s for s in dict.fromkeys(lengths) if (s, nimg) not in self._plans]
+        if new:
+            plans = plan_targets(self.run, sigma_rel=new, nimg=nimg)
+            self._plans.update({(s, nimg): p for s, p in zip(new, plans, strict=True)})
+        return [self._plans[s, nimg] for s in lengths]
 
     def check_errors(
         self, lengths: Sequence[float], ends: Sequence[int], of_guide: Sequence[float] = ()
@@ -142,7 +147,7 @@ class Measurer:
             ValueError: If a predicted error is above ``max_error``; all such lengths are named.
         """
         for time in ends:
-            check_error([self.plan(length, time) for length in lengths], self.max_error)
+            check_error(self._planned(lengths, time), self.max_error)
         if self.guide is not None and of_guide:
             run, _, at = self.guide.partition("@")
             end = parse_count(at.removeprefix("nimg=") or None)
@@ -180,7 +185,7 @@ class Measurer:
                     yield cell, own, guide if cell.guidance != 1 else None
 
     def _rebuilt(self, lengths: Sequence[float], nimg: int) -> Iterator[tuple[float, Model]]:
-        plans = [self.plan(length, nimg) for length in lengths]
+        plans = self._planned(lengths, nimg)
         if not plans:
             return
         size = sum(spec.numel * 4 for spec in plans[0].inputs[0].header.tensors.values())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edm2lite.atomic import replacing
+from edm2lite.messages import one_line
 from edm2lite.metrics.interval import Verdict
 from edm2lite.metrics.registry import MetricName, find_metric
 from edm2lite.sweep.cells import AXES, Point, best, best_average, varying
@@ -145,6 +147,7 @@ def write_report(
         picture: Name of the picture that it shows, or "".
     """
     shown = f"![sweep]({picture})\n\n" if picture else ""
+    title = html.escape(one_line(title), quote=False)  # it has names of files
     page = (
         f"# EMA sweep\n\n{title}.\n\n{words} {MEANING}\n\n{shown}{markdown_table(points, metric)}\n"
     )

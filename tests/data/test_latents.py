@@ -356,3 +356,39 @@ def test_an_index_of_another_kind_is_refused(change, copy):
     edit(copy, **change)
     with pytest.raises(ValueError, match="must be the index of a latent data set"):
         open_dataset(copy)
+
+
+def test_an_autoencoder_that_a_file_names_is_not_downloaded(monkeypatch):
+    from diffusers import AutoencoderKL
+
+    asked = []
+
+    def from_pretrained(name, local_files_only, use_safetensors, **more):
+        asked.append((name, local_files_only, use_safetensors))
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", from_pretrained)
+    encoder = LatentEncoder(vae="a/b", mean=(0.0,), std=(1.0,), input_range="0..1")
+    with pytest.raises(ValueError, match="cannot have it downloaded; set EDM2LITE_VAE=a/b"):
+        encoder.decode(torch.zeros(1, 1, 2, 2))
+    monkeypatch.setenv("EDM2LITE_VAE", "a/b")
+    with pytest.raises(ValueError, match="loading it failed"):
+        encoder.decode(torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="loading it failed"):
+        EDM2_LATENTS.decode(torch.zeros(1, 4, 2, 2))  # that of the paper may be
+    assert asked == [("a/b", True, True), ("a/b", False, True), (EDM2_LATENTS.vae, False, True)]
+
+
+def test_a_damaged_shard_of_an_unfinished_encoding_is_encoded_again(
+    latents, squares, copy, vae, caplog
+):
+    (copy / "latents.json").unlink()
+    damaged, cut, whole = sorted(copy.glob("latents-*"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    encode(squares, copy, vae)
+    assert contents(copy) == contents(latents)
+    assert caplog.text.count("its images are encoded again") == 2
+    assert str(damaged) in caplog.text and str(cut) in caplog.text and str(whole) not in caplog.text

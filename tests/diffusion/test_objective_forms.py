@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from edm2lite.diffusion.ddpm import levels
 from edm2lite.diffusion.parametrization import (
     EMBEDDINGS,
     PARAMETRIZATIONS,
@@ -37,6 +38,7 @@ TARGETS = {
     "trigflow": lambda y, n, sigma, s: (
         np.cos(np.arctan(sigma / s)) * n - np.sin(np.arctan(sigma / s)) * y / s
     ),
+    "sit": lambda y, n, sigma, s: y / s - n,
 }
 # lambda on (D - y)**2 for data of variance 1, as docs/objectives.md has it
 LAMBDAS = {
@@ -77,7 +79,7 @@ def test_f_predicts_what_the_papers_say(form, s):
 
 
 @pytest.mark.parametrize("s", [0.5, 1.0])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "sit"])
 def test_input_and_target_have_magnitude_one(form, s):
     c = Scalings.at(SIGMAS, s, form)
     magnitude_in = c.c_in * (s**2 + SIGMAS**2).sqrt()
@@ -102,6 +104,30 @@ def test_rectified_flow_is_straight_in_its_own_time():
         velocity = math.sqrt(2) * (y - c.c_skip * 0.5 * z / (1 - t)) / c.c_out
         torch.testing.assert_close(velocity, n - y / 0.5, rtol=1e-10, atol=1e-12)
         assert float(c.c_noise) == pytest.approx(t, rel=1e-12)
+
+
+def test_sit_is_rectified_flow_backwards_and_unscaled():
+    y, n = random_pair(s=1.0)
+    for t in (0.1, 0.5, 0.9):  # z = t y + (1 - t) n, with the data at time 1
+        sigma = torch.tensor((1 - t) / t, dtype=torch.float64)
+        c = Scalings.at(sigma, 1.0, "sit")
+        x = y + sigma * n
+        torch.testing.assert_close(c.c_in * x, t * y + (1 - t) * n, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(c.c_skip * x + c.c_out * (y - n), y, rtol=1e-12, atol=1e-12)
+        assert float(c.c_noise) == pytest.approx(t, rel=1e-12)
+
+
+def test_steps_number_the_levels_of_ddpm_and_lie_between_them():
+    sigmas = levels("linear")
+    for s in (0.5, 1.0):
+        at = Scalings.at(sigmas * s, s, "epsilon", "step").c_noise
+        torch.testing.assert_close(at, torch.arange(1000.0).double(), rtol=0, atol=1e-9)
+    float32 = Scalings.at(sigmas.float(), 1.0, "epsilon", "step").c_noise
+    torch.testing.assert_close(float32, torch.arange(1000.0), rtol=0, atol=1e-4)
+    between = (sigmas[500] * sigmas[501]).sqrt().reshape(1)
+    assert Scalings.at(between, 1.0, "epsilon", "step").c_noise.item() == pytest.approx(500.5)
+    ends = torch.tensor([1e-5, 1e5])
+    assert Scalings.at(ends, 1.0, "epsilon", "step").c_noise.tolist() == [0, 999]
 
 
 @pytest.mark.parametrize("form, embedding", BOUNDED)

@@ -59,6 +59,7 @@ class Ideal(nn.Module):
             "log": lambda: torch.exp(4 * c_noise),
             "angle": lambda: s * torch.tan(c_noise),
             "time": lambda: s * c_noise / (1 - c_noise),
+            "data_time": lambda: s * (1 - c_noise) / c_noise,
         }[self.config.embedding]()
         at_infinity = sigma.abs() > 1e6  # tan(pi/2) and 1/0, as float32 has them
         sigma = torch.where(at_infinity, math.inf, sigma)
@@ -68,7 +69,8 @@ class Ideal(nn.Module):
         return ((D - c.c_skip * x) / c.c_out).float()
 
 
-@pytest.mark.parametrize("form, embedding", BOUNDED)
+# sigma cannot be recovered from a step, which stays at 999 beyond the last level
+@pytest.mark.parametrize("form, embedding", [pair for pair in BOUNDED if pair[1] != "step"])
 def test_networks_of_every_form_sample_the_same_images_from_pure_noise(form, embedding):
     config = PrecondConfig(backbone=TINY, parametrization=form, embedding=embedding)
     net = Precond(config)

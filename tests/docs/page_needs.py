@@ -16,7 +16,9 @@ from PIL import Image
 from tiny_run import TINY
 
 from edm2lite import load
+from edm2lite.network.dit import DiTConfig
 from edm2lite.network.flops import count_macs
+from edm2lite.network.patches import sine_positions
 from edm2lite.sweep import read_csv
 from edm2lite.training import load_config
 
@@ -283,6 +285,24 @@ def ladder(page):
         assert stated == [value(net) for net in nets]
 
 
+def transformers(page):
+    net = DiTConfig(
+        img_resolution=8, img_channels=4, label_dim=3, patch_size=4, width=384, num_blocks=1,
+        num_heads=6, mlp_ratio=1,
+    ).build()  # fmt: skip
+    tensors = {n.replace("layers.", "blocks."): v for n, v in net.state_dict().items()}
+    fixed = sine_positions(2, 2, 2, 384, torch.device("cpu"))
+    torch.save({"pos_embed": fixed[None], **tensors}, "DiT-XL-2-256x256.pt")
+    changes = ("batch_size=8", "total_nimg=48", "status_nimg=16", "snapshot_nimg=16",
+               "checkpoint_nimg=48", "net.backbone.num_blocks=2")  # fmt: skip
+    small = "".join(f" --set {change}" for change in changes)
+    page.small = lambda line: line + small if "-m edm2lite.training" in line else line
+    yield
+    assert len(list(Path("images/mp-dit").rglob("*.png"))) == 10
+    assert load("DiT-XL-2-256x256.safetensors").metadata["license"] == "cc-by-nc-4.0"
+    assert page.names["trained"] == 32_865_056
+
+
 def num_parameters(config):
     with torch.device("meta"):
         return sum(p.numel() for p in config.build().parameters())
@@ -291,6 +311,7 @@ def num_parameters(config):
 NEEDS = {
     "extending.md": extending,
     "ladder.md": ladder,
+    "transformers.md": transformers,
     "README.md": readme,
     "data.md": data,
     "ema.md": ema,

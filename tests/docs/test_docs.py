@@ -165,9 +165,10 @@ def test_the_page_of_recipes_names_those_that_exist():
     from edm2lite.sampling.recipes import RECIPES
 
     found = set()
-    for name in re.findall(r"`(edm2-img[\w-]*)`", PAGES["sampling.md"].read_text()):
+    for name in re.findall(r"`((?:edm2-img|dit-xl)[\w-]*)`", PAGES["sampling.md"].read_text()):
         pattern = name.replace("SIZE", r"(xs|s|m|l|xl|xxl|s-uncond)")
         fits = {n for n in RECIPES if re.fullmatch(pattern.removesuffix("fid") + "(fid|dino)", n)}
+        fits |= {name} & set(RECIPES)
         found |= fits
         assert fits or "2147483" in name, name
     assert found == set(RECIPES)

@@ -72,7 +72,7 @@ def test_the_latest_ones_come_back_without_a_later_one_that_names_them(run):
 
 
 def test_later_ones_stay_in_the_archive(run):
-    folder, (state, _), before = run
+    folder, _, _ = run
     ema, weights = begun(folder.parent / "other")
     early = walk(ema, weights, None, 2)
     moved_aside(folder, 32, 160, 192)
@@ -106,7 +106,7 @@ def test_of_two_versions_that_nothing_tells_apart_none_comes_back(run, tmp_path,
 
 
 def test_snapshots_of_another_run_or_course_stay_in_the_archive(run, tmp_path):
-    folder, (state, values), before = run
+    folder, (state, values), _ = run
     moved_aside(folder, 64)
     with_gap = digests(folder)
     clock = {**state["clock"], "history": [[96, 2]]}
@@ -127,11 +127,11 @@ def test_a_damaged_file_in_the_archive_is_left_and_named(run, damage, caplog):
 
 
 def test_a_damaged_snapshot_with_an_archived_twin_does_not_stop_the_run(run, caplog):
-    folder, (state, values), before = run
+    folder, (state, values), _ = run
     (twin, _) = moved_aside(folder, 96)
     path = folder / twin.name
     path.write_bytes(twin.read_bytes()[:-7])
-    ema, weights = begun(folder, state, values)
+    begun(folder, copied(state), values)
     assert twin.is_file() and f"{path} " in caplog.text
     late, weights = begun(folder, copied(state), values)
     walk(late, weights, folder, 1)

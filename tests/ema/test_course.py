@@ -116,7 +116,7 @@ def test_two_courses_of_a_run_in_one_folder_are_not_called_intact(tmp_path, batc
 
 
 def test_histories_alone_show_a_fork_in_files_without_links(tmp_path, monkeypatch):
-    monkeypatch.setattr("edm2lite.ema.writer.link_text", lambda nimg, digest: "null")
+    monkeypatch.setattr("edm2lite.ema.writer.link_text", lambda nimg, digest: '[0,""]')
     monkeypatch.setattr("edm2lite.ema.course.link", lambda info: None)
     monkeypatch.setattr("edm2lite.ema.stale.link", lambda info: None)
     mixed, kept = fork(tmp_path, 48)

@@ -1,5 +1,7 @@
 """The oracle of the callbacks: a loop in plain PyTorch, and averages by formula in float64."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -73,6 +75,7 @@ def average(walk: list, nimg: int, sigma_rel: float, start=None) -> dict[str, np
 def check_snapshots(run, walk, nimgs, sigma_rels=(0.05, 0.10), prefix="") -> None:
     """The snapshots of a run are the averages at ``nimgs`` of the walk, and nothing else."""
     infos = list_snapshots(run)
+    assert not list(Path(run).rglob(".lock"))  # others may write to it now
     assert [i.nimg for i in infos] == [n for n in nimgs for _ in sigma_rels]
     for info in infos:
         stored, _ = load_tensors(info.path)

@@ -74,7 +74,7 @@ def test_official_statistics_become_a_file_by_the_command(tmp_path):
         ),
         (
             {"fid": {"mu": np.array([1, 2]), "sigma": np.eye(2)}},
-            "fid: mu and sigma .* must be finite numbers",
+            "must be floating-point numbers",
         ),
         ({"fid": {"mu": np.array(["a"]), "sigma": np.eye(1)}}, "must hold.*numbers as mu of fid"),
         ({"fid": Calls(os.system, "touch executed")}, "asks for posix.system.*nothing of it"),

@@ -18,6 +18,7 @@ from edm2lite.metrics.frechet import frechet_distance
 from edm2lite.metrics.inputs import Reference
 from edm2lite.metrics.kernel import kernel_distance
 from edm2lite.metrics.manifold import precision_recall
+from edm2lite.metrics.moments import check_moments
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +241,27 @@ def test_features_that_are_not_finite_are_refused(extractor, images):
 
     with pytest.raises(ValueError, match="NaN or infinite"):
         replace(extractor, module=Broken()).features(images[:2])
+
+
+@pytest.mark.parametrize(
+    "mean, cov, message",
+    [
+        (np.zeros(()), np.eye(2), "have shapes"), (np.zeros(2), np.eye(3), "have shapes"),
+        (np.zeros(2, int), np.eye(2), "floating-point"),
+        (np.full(2, np.nan), np.eye(2), "finite"), (np.zeros(2), np.full((2, 2), 1e300), "finite"),
+        (np.zeros(2), np.array([[1, 0.5], [0, 1]]), "not symmetric"),
+        (np.zeros(2), np.diag([1.0, -0.1]), "negative"),
+        (np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]]), "negative"),
+    ],
+)  # fmt: skip
+def test_moments_that_no_images_have_are_refused(tmp_path, mean, cov, message):
+    with pytest.raises(ValueError, match=message):
+        check_moments(mean, cov)
+    stats = FeatureStats(9, mean, cov, "digits", "", "", "made up")
+    with pytest.raises(ValueError, match=f"stats.safetensors must hold feature statis.*{message}"):
+        FeatureStats.load(stats.save(tmp_path / "stats.safetensors"))
+
+
+def test_moments_of_few_images_in_half_precision_are_taken():
+    features = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float16)
+    check_moments(features.mean(0), np.cov(features.astype(np.float32), rowvar=False))

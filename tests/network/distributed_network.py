@@ -6,28 +6,33 @@ import sys
 
 import torch
 import torch.distributed as dist
+from backbones import BACKBONES
+from open_gains import open_network
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from edm2lite.diffusion.objective import DenoisingLoss
-from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.layers import gather, normalize_weights_
-from edm2lite.network.unet import UNetConfig
-
-UNET = UNetConfig(
-    img_resolution=8, img_channels=2, label_dim=5, model_channels=16, channel_mult=(1, 2),
-    num_blocks=1, attn_resolutions=(4,), head_channels=16,
-)  # fmt: skip
 
 
 def main() -> None:
     dist.init_process_group("gloo")
+    for backbone in BACKBONES.values():
+        compare(backbone)
+    dist.barrier()  # or one may tear down its end while the other still talks
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # torch's threads, ended by the interpreter instead, abort it once in a while
+
+
+def compare(backbone: BackboneConfig) -> None:
     torch.manual_seed(0)
-    alone = Precond(PrecondConfig(backbone=UNET))
+    alone = open_network(backbone)
     with torch.no_grad():
         for p in alone.parameters():
-            p.mul_(1.3).add_(0.3 if p.numel() == 1 else 0)  # off the sphere, gains open
+            p.mul_(1.3)  # off the sphere
     images, noise = torch.randn(2, 4, 2, 8, 8)
     labels, sigma = torch.arange(4), torch.rand(4) + 0.1
     replicated, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
@@ -54,10 +59,6 @@ def main() -> None:
     normalize_weights_(sharded)
     for name, p in alone.named_parameters():
         torch.testing.assert_close(gather(sharded.get_parameter(name).detach()), p.detach())
-    dist.barrier()  # or one may tear down its end while the other still talks
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # torch's threads, ended by the interpreter instead, abort it once in a while
 
 
 if __name__ == "__main__":

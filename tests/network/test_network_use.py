@@ -1,12 +1,14 @@
 """What people do with a network: transform, compile, checkpoint, copy, share, distribute it."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from backbones import BACKBONES
 from open_gains import open_network
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -17,19 +19,18 @@ from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.layers import MPConv, normalize_weights_
 from edm2lite.network.unet import UNetConfig
 
-UNET = UNetConfig(
-    img_resolution=8, img_channels=2, label_dim=5, model_channels=16, channel_mult=(1, 2),
-    num_blocks=1, attn_resolutions=(4,), head_channels=16,
-)  # fmt: skip
+UNET = BACKBONES["unet"]
+of_every_backbone = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=list(BACKBONES))
 
 
 def inputs():
     return torch.randn(3, 2, 8, 8), torch.tensor([0.1, 1.0, 10.0]), torch.tensor([4, 0, 2])
 
 
+@of_every_backbone
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on first use
-def test_jvp_is_the_directional_derivative():
-    net, (x, sigma, labels) = open_network(UNET).double(), inputs()
+def test_jvp_is_the_directional_derivative(backbone):
+    net, (x, sigma, labels) = open_network(backbone).double(), inputs()
     along, ahead = torch.randn_like(x), torch.ones(3)
 
     def at(x, sigma):
@@ -45,8 +46,9 @@ def test_jvp_is_the_directional_derivative():
     assert (got - scaled).norm() > 0.1 * expected.norm()  # the noise level matters too
 
 
-def test_vjp_and_functional_call_give_the_gradients_of_backward():
-    net, (x, sigma, labels) = open_network(UNET), inputs()
+@of_every_backbone
+def test_vjp_and_functional_call_give_the_gradients_of_backward(backbone):
+    net, (x, sigma, labels) = open_network(backbone), inputs()
     seen = torch.randn(3, 2, 8, 8)
     (net(x.requires_grad_(), sigma, labels) * seen).sum().backward()
     _, pull = torch.func.vjp(lambda x: net(x, sigma, labels), x.detach())
@@ -105,8 +107,9 @@ def test_gradients_of_every_sample_equal_those_of_a_loop():
     )
 
 
-def test_vmap_over_two_sets_of_weights_gives_both_networks():
-    nets, (x, sigma, labels) = [open_network(UNET), open_network(UNET)], inputs()
+@of_every_backbone
+def test_vmap_over_two_sets_of_weights_gives_both_networks(backbone):
+    nets, (x, sigma, labels) = [open_network(backbone), open_network(backbone)], inputs()
     stacked, buffers = torch.func.stack_module_state(nets)
     labels = nn.functional.one_hot(labels, 5).float()
 
@@ -118,8 +121,9 @@ def test_vmap_over_two_sets_of_weights_gives_both_networks():
         torch.testing.assert_close(got, net(x, sigma, labels), rtol=1e-4, atol=1e-5)
 
 
-def test_activation_checkpointing_gives_the_same_gradients():
-    net, (x, sigma, labels) = open_network(UNET), inputs()
+@of_every_backbone
+def test_activation_checkpointing_gives_the_same_gradients(backbone):
+    net, (x, sigma, labels) = open_network(backbone), inputs()
     net(x, sigma, labels).square().sum().backward()
     expected = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
@@ -152,8 +156,9 @@ def test_copies_and_shared_layers_stay_themselves():
     assert layer.weight.grad is not None and len(list(shared.parameters())) == 1
 
 
-def test_evaluating_an_average_in_training_mode_leaves_it_alone():
-    net, (x, sigma, labels) = open_network(UNET).train(), inputs()
+@of_every_backbone
+def test_evaluating_an_average_in_training_mode_leaves_it_alone(backbone):
+    net, (x, sigma, labels) = open_network(backbone).train(), inputs()
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(0.7)  # averages of rows of norm 1 are shorter
@@ -162,8 +167,9 @@ def test_evaluating_an_average_in_training_mode_leaves_it_alone():
     assert all(p.equal(b) for p, b in zip(net.parameters(), before, strict=True))
 
 
-def test_whole_network_traces_without_a_graph_break_forward_and_backward():
-    net, (x, sigma, labels) = open_network(UNET), inputs()
+@of_every_backbone
+def test_whole_network_traces_without_a_graph_break_forward_and_backward(backbone):
+    net, (x, sigma, labels) = open_network(backbone), inputs()
     compiled = torch.compile(DenoisingLoss(net), fullgraph=True, backend="aot_eager")
     noise = torch.randn_like(x)
     for images, level in ((x, sigma), (x[:, :, :4], sigma + 1)):  # also another shape
@@ -200,8 +206,9 @@ def test_compiled_network_equals_the_eager_one_to_rounding():
     torch.testing.assert_close(x.grad, slope, rtol=1e-4, atol=1e-4)
 
 
-def test_prepared_network_traces_without_a_graph_break():
-    net, (x, sigma, labels) = open_network(UNET).prepared(), inputs()
+@of_every_backbone
+def test_prepared_network_traces_without_a_graph_break(backbone):
+    net, (x, sigma, labels) = open_network(backbone).prepared(), inputs()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, sigma, labels), net(x, sigma, labels))
 
@@ -244,20 +251,21 @@ def test_images_that_do_not_fit_are_refused(shape):
         open_network(UNET)(torch.randn(shape), 1.0)
 
 
+@of_every_backbone
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_runs_on_a_cpu_with_float32_around_it(dtype):
-    net, (x, sigma, labels) = open_network(UNET, dtype=dtype), inputs()
+def test_half_precision_runs_on_a_cpu_with_float32_around_it(backbone, dtype):
+    net, (x, sigma, labels) = open_network(backbone, dtype=dtype), inputs()
     seen = {}
     for name, module in net.named_modules():
-        if isinstance(module, MPConv):
+        if isinstance(module, MPConv | nn.Linear):
             module.register_forward_hook(
                 lambda m, args, out, name=name: seen.update({name: (args[0].dtype, out.dtype)})
             )
     loss = DenoisingLoss(net)(x, labels, sigma, torch.randn_like(x)).loss
     loss.sum().backward()
-    float32 = {"emb_noise", "emb_label", "emb_linear", "logvar_linear"}
+    float32 = "emb_noise|emb_label|emb_linear|modulation|t_embedder|logvar_linear"
     for name, dtypes in seen.items():
-        wanted = torch.float32 if name.split(".")[-1] in float32 else getattr(torch, dtype)
+        wanted = torch.float32 if re.search(float32, name) else getattr(torch, dtype)
         assert dtypes == (wanted, wanted), name
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters())
     assert all(p.grad.isfinite().all() for p in net.parameters())

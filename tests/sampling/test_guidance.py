@@ -8,15 +8,8 @@ import torch
 
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.editing import Inpaint
-from edm2lite.sampling.guidance import (
-    APG,
-    Conditioned,
-    Guided,
-    Mixed,
-    Rescale,
-    interval_steps,
-)
-from edm2lite.sampling.levels import karras_sigmas, user_sigmas
+from edm2lite.sampling.guidance import APG, Conditioned, Guided, Mixed, Rescale
+from edm2lite.sampling.levels import interval_steps, karras_sigmas, user_sigmas
 from edm2lite.sampling.solvers import dpmpp_2m, euler, heun
 
 SHAPE = (3, 2, 4, 4)

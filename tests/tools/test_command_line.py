@@ -80,7 +80,7 @@ def test_exit_codes_are_those_of_the_page(monkeypatch, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "load_config", interrupted)
+    monkeypatch.setattr("edm2lite.training.config.load_config", interrupted)
     result = CliRunner().invoke(training.main, ["digits", "--out", str(tmp_path / "run")])
     assert result.exit_code == 130 and "no checkpoint in" in result.output
     codes = re.findall(r"^\| (\d+) \| ", PAGE, re.M)
@@ -158,3 +158,26 @@ def test_the_number_of_images_can_be_given_under_torchrun(name, capsys):
     with pytest.raises(SystemExit):
         parse_args([*command, "--num", "300"])
     assert "ambiguous option: --num" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, is_one_line",
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nat 0x1"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),  # a mistake of ours keeps its place
+    ],
+)
+def test_a_lack_of_memory_is_one_line(error, is_one_line):
+    @click.command()
+    @user_errors
+    def command():
+        raise error
+
+    result = CliRunner().invoke(command)
+    if is_one_line:
+        assert result.exit_code == 1 and result.output.startswith("Error: memory must suffice")
+        assert len(result.output.splitlines()) == 1
+    else:
+        assert result.exception is error

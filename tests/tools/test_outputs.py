@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from edm2lite.ema import PowerFunctionEMA
+from edm2lite.metrics.rows import Rows
 from edm2lite.tools.edm2lite import main as edm2lite
 from edm2lite.tools.reconstruct_ema import main as reconstruct_ema
 from edm2lite.tools.sweep_ema import main as sweep_ema
@@ -152,3 +153,18 @@ def test_reading_needs_no_claim(other, place, squares):
         assert result.exit_code == 0, result.output
         assert ".lock" not in result.output
     assert contents(place) == before
+
+
+def test_rows_are_made_by_one_command_and_read_by_all(other, tmp_path):
+    """Two evaluations with one cache: else the one of fewer images cuts the other's rows short."""
+    rows = Rows(tmp_path, {"what": "squares"})
+
+    def make(images):
+        return torch.tensor([[float(i * i)] for i in images]), None
+
+    rows.fill(3, make)
+    hold(other, "folder", rows.folder)
+    rows.fill(2, make)
+    with pytest.raises(ValueError, match=f"one process at a time, process {other.pid}"):
+        rows.fill(4, make)
+    assert [part.tolist() for part in rows.parts(3)] == [[[0.0], [1.0], [4.0]]]

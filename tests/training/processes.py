@@ -4,7 +4,9 @@
 ``ranks`` > 1 joins them as torchrun would. Further keys make trouble: ``kill_at`` k sends SIGKILL
 at the k-th file operation in the folder of the run, ``limit`` is the largest size of a file in
 bytes, ``terminate_at`` sends SIGTERM to the last rank at that image count, and ``interrupt_at``
-SIGINT to every rank, ``times`` times within that step. Prints the exit codes of every job, in JSON.
+SIGINT to every rank, ``times`` times within that step. ``interrupt_in`` is the name of a function,
+``module:name``, within whose first call there is a SIGINT. Prints the exit codes of every job, in
+JSON.
 """
 
 import importlib
@@ -50,6 +52,21 @@ def signal_at(nimg: int, number: int, times: int = 1) -> None:
     trainer.train_step = train_step
 
 
+def interrupt_in(function: str) -> None:
+    module, _, name = function.partition(":")
+    owner, name = importlib.import_module(module), name.split(".")
+    for part in name[:-1]:
+        owner = getattr(owner, part)
+    inner = getattr(owner, name[-1])
+
+    def interrupted(*args, **kwargs):
+        setattr(owner, name[-1], inner)
+        os.kill(os.getpid(), signal.SIGINT)
+        return inner(*args, **kwargs)
+
+    setattr(owner, name[-1], interrupted)
+
+
 def child(job: dict, rank: int, port: int) -> None:
     code = 1
     try:
@@ -66,6 +83,8 @@ def child(job: dict, rank: int, port: int) -> None:
             signal_at(job["terminate_at"], signal.SIGTERM)
         if "interrupt_at" in job:
             signal_at(job["interrupt_at"], signal.SIGINT, job.get("times", 1))
+        if "interrupt_in" in job:
+            interrupt_in(job["interrupt_in"])
         main(job["args"], standalone_mode=True)
     except SystemExit as end:
         code = int(end.code or 0)

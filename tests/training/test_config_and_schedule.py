@@ -144,3 +144,9 @@ def test_numbers_and_words_are_read_as_they_look():
         "a": 12, "b": -0.5, "c": "1e3", "d": "no", "e": True, "f": None, "g": "2026-11-29",
         "h": 1000, "i": 0.0015,
     }  # fmt: skip
+
+
+def test_equal_lengths_are_refused_before_anything_is_written():
+    for same in ("[0.05,0.05]", "[0.05,0.050001]"):
+        with pytest.raises(ValueError, match="sigma_rels must differ in their first five decimals"):
+            load_config("digits", [f"ema.sigma_rels={same}"])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 from tiny_run import tiny_config
-from training_runs import arguments, digests, environment, losses, run_jobs
+from training_runs import arguments, digests, environment, losses, names, run_jobs
 
 from edm2lite.training.trainer import Trainer
 
@@ -50,6 +51,49 @@ def test_ctrl_c_keeps_the_work_and_the_second_one_says_what_is_left(run_dir, tmp
     )
     for folder in (once, old):
         assert digests(folder) == digests(run_dir) and losses(folder) == losses(run_dir)
+
+
+def test_ctrl_c_at_any_moment_is_one_line_and_exit_code_130(run_dir, tmp_path):
+    folder = tmp_path / "a"
+    moments = (
+        "edm2lite.training.config:upgraded_run",
+        "edm2lite.training.preparation:open_dataset",
+        "edm2lite.training.run_folder:claim_folder",
+        "edm2lite.training.trainer:state_of",
+        "torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",
+        "edm2lite.ema.stale:archive",
+        "edm2lite.training.signals:StopSignal.__enter__",
+        "edm2lite.training.outputs:save_tensors",
+    )
+    shutil.copytree(run_dir, folder)
+    shutil.rmtree(folder / "checkpoints" / "000000001280")
+    (folder / "last.safetensors").unlink()
+    codes, text = run_jobs(
+        *({"args": arguments(folder), "interrupt_in": moment} for moment in moments)
+    )
+    assert codes == [[130]] * len(moments), text
+    assert len(errors(text)) == len(moments) and "Traceback" not in text
+    assert all("interrupted; the same command continues from" in line for line in errors(text))
+    assert "ended while it wrote there" not in text  # all were released
+    codes, text = run_jobs({"args": arguments(folder)})
+    assert codes == [[0]] and digests(folder) == digests(run_dir)
+    assert names(folder) == names(run_dir) and losses(folder) == losses(run_dir)
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path):
+    code = (
+        "import os, runpy, signal, sys\n"
+        "def hook(event, args):\n"
+        "    if event == 'import' and args[0] == 'torch.nn':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.addaudithook(hook)\n"
+        "runpy.run_module('edm2lite.training', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, *arguments(tmp_path / "a")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("Error: interrupted; there is no checkpoint in")
 
 
 @pytest.mark.slow

@@ -189,14 +189,26 @@ def test_malformed_names_are_explained(run_dir, query, message):
         load(f"{run_dir}@{query}")
 
 
+DIT = (
+    "{kind: dit, img_resolution: 8, img_channels: 1, label_dim: 10, patch_size: 4, width: 32,"
+    " num_blocks: 2, num_heads: 2}"
+)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         ("net.parametrization=v", "weighting.kind=min_snr"),
         ("net.parametrization=flow", "weighting.kind=flow", "loss={kind: logit_normal}"),
         ("net.parametrization=trigflow", "loss={kind: ddpm, zero_terminal_snr: true}"),
+        (f"net.backbone={DIT}", "net.parametrization=epsilon", "net.embedding=step",
+         "loss={kind: ddpm, schedule: linear}", "weighting.kind=epsilon", "optim.ref_lr=0.003"),
+        (f"net.backbone={DIT}", "net.parametrization=v", "optim.ref_lr=0.003"),
+        (f"net.backbone={DIT.replace('dit', 'mp_dit')}", "data.label_dropout=0.1"),
+        (f"net.backbone={DIT.replace('dit', 'mp_dit')}", "net.parametrization=flow",
+         "weighting.kind=flow", "loss={kind: logit_normal}"),
     ],
-)
+)  # fmt: skip
 def test_other_objectives_train_and_continue_bit_for_bit(changes, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     Trainer(tiny_config(*changes), whole, CPU).train()

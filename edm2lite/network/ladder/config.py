@@ -40,6 +40,9 @@ class LadderConfig(UNetShape):
     kind: Literal["ladder"] = "ladder"
     rung: Rung
 
+    title: ClassVar[str] = (
+        "a network of the ladder of EDM2 ([arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
+    )
     tensor_prefix: ClassVar[str] = "unet"  # as in config G, so that tensors can be compared
     groups: ClassVar[Mapping[str, str]] = {
         "embedding": r"unet\.emb_|emb_linear",

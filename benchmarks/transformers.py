@@ -1,0 +1,159 @@
+"""The U-Net of config G, DiT and MP-DiT on 8x8 digits at equal cost per step and equal steps.
+
+    python benchmarks/transformers.py --out runs/transformers --images docs/images
+
+Networks are those of the presets digits, digits-dit and digits-mp-dit, trained for 384 steps of 32
+images. Every run is measured at several EMA lengths. Then the tables, the figures, and samples; the
+exit code is 1 if MP-DiT's FD is above 1.25 times that of the U-Net, or a block of it leaves [0.7,
+1.4]. What is finished is not done again. About 30 minutes on one core.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+from ladder import SEEDS, Measured, of_length, row
+from plot_ladder import plot_lengths, plot_magnitudes
+
+from edm2lite.metrics import write_statistics
+from edm2lite.metrics.digits_classifier import train_classifier
+from edm2lite.network.flops import count_macs
+from edm2lite.network.magnitudes import by_bucket, read_log
+from edm2lite.plotting.images import plot_images
+from edm2lite.sampling.generation import generate
+from edm2lite.sampling.settings import Sampling
+from edm2lite.sweep import Point, read_csv, sweep_ema
+from edm2lite.training import Trainer, load_config
+
+NETWORKS = {"G (U-Net)": "digits", "DiT": "digits-dit", "MP-DiT": "digits-mp-dit"}
+LENGTHS = (0.06, 0.10, 0.15, 0.20)
+SAMPLING = Sampling(num_steps=8)
+CHANGES = [
+    "batch_size=32", "microbatch=32", "total_nimg=12Ki", "status_nimg=1536", "snapshot_nimg=768",
+    "checkpoint_nimg=3Ki", "optim.ref_batches=150", "optim.rampup_nimg=1024",
+]  # fmt: skip
+
+
+class Results:
+    """What was trained and measured, in a folder; whatever is missing is done when it is asked for.
+
+    Args:
+        out: The folder.
+        num: Number of images per EMA length.
+        changes: Further changes of the configurations.
+    """
+
+    def __init__(self, out: Path, num: int, changes: list[str]):
+        self.out, self.num, self.changes = out, num, changes
+        out.mkdir(parents=True, exist_ok=True)
+        self.reference, weights = out / "reference.safetensors", out / "classifier.safetensors"
+        if not self.reference.is_file():
+            train_classifier(weights)
+            write_statistics("digits", self.reference, "digits", weights=weights)
+
+    def run(self, name: str, seed: int) -> Path:
+        """The folder of a finished run."""
+        folder = self.out / f"{NETWORKS[name]}-{seed}"
+        if not (folder / "last.safetensors").is_file():
+            config = load_config(NETWORKS[name], [*CHANGES, f"seed={seed}", *self.changes])
+            click.echo(f"training {folder.name}", err=True)
+            Trainer(config, folder, hooks=[Measured(every=config.status_nimg)]).train()
+        return folder
+
+    def sweep(self, name: str, seed: int) -> list[Point]:
+        """FD at every EMA length."""
+        run = self.run(name, seed)
+        if not (run / "lengths" / "sweep.csv").is_file():
+            click.echo(f"measuring {run.name}", err=True)
+            sweep_ema(
+                run, LENGTHS, ref=self.reference, num=self.num, sampling=SAMPLING, batch_size=250,
+                out=run / "lengths",
+            ).write(picture=False)  # fmt: skip
+        return read_csv(run / "lengths" / "sweep.csv")
+
+
+def table(results: Results) -> bool:
+    """Print a row per network at its best length; whether MP-DiT is within 1.25 times the U-Net."""
+    print("| network | FD, mean of 3 seeds | 95 % interval | lowest to highest | best EMA length |")
+    print("|---|---|---|---|---|")
+    means = {}
+    for name in NETWORKS:
+        curves = [of_length(results.sweep(name, seed)) for seed in SEEDS]
+        best = min(LENGTHS, key=lambda s: statistics.mean(c[s] for c in curves))
+        values = [curve[best] for curve in curves]
+        means[name] = statistics.mean(values)
+        print(row(name, values, f"{100 * best:g} %"))
+    return means["MP-DiT"] <= 1.25 * means["G (U-Net)"]
+
+
+def sizes(results: Results) -> None:
+    """Print cost and parameters of the networks."""
+    print("\n| network | 1e6 multiply-accumulates per image | parameters |\n|---|---|---|")
+    for name, preset in NETWORKS.items():
+        net = load_config(preset).net
+        macs = count_macs(net.backbone).total
+        print(f"| {name} | {macs / 1e6:.2f} | {net.num_parameters()} |")
+
+
+def magnitudes(results: Results) -> bool:
+    """Print the magnitudes of blocks over training; whether those of MP-DiT stay within limits."""
+    print(
+        "\n| network | images seen | blocks: lowest, highest mean, largest feature |\n|---|---|---|"
+    )
+    holds = True
+    for name in NETWORKS:
+        log = read_log(results.run(name, 0) / "measured.jsonl")
+        for nimg, layers in (log[0], log[len(log) // 2], log[-1]):
+            blocks = [m.activation for m in layers if is_block(m.name, layers)]
+            largest = max(bucket["max"] for bucket in by_bucket(layers).values())
+            print(f"| {name} | {nimg} | {min(blocks):.2f}, {max(blocks):.2f}, {largest:.1f} |")
+            holds &= name != "MP-DiT" or (min(blocks) > 0.7 and max(blocks) < 1.4)
+    return holds
+
+
+def is_block(name: str, layers: object) -> bool:
+    """Whether a path is that of a block, not of a part of it: backbone.layers.3, unet.enc.8x8."""
+    return name.count(".") == 2 and name.split(".")[1] in ("layers", "enc", "dec")
+
+
+def samples(results: Results, path: Path) -> None:
+    """Draw three digits of each class per network."""
+    rows, names = [], []
+    for name in NETWORKS:
+        images = generate(
+            f"{results.run(name, 0)}@sigma_rel=0.1", range(30), classes="all", sampling=SAMPLING,
+            device="cpu",
+        ).numpy()  # fmt: skip
+        rows += [np.stack(list(images[i : i + 10])) for i in (0, 10, 20)]
+        names += [name, "", ""]
+    plot_images(path, rows, names, [str(c) for c in range(10)])
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default="runs/transformers")
+@click.option("--num", default=400, show_default=True, help="Images per EMA length.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder for the figures.")
+@click.option("--set", "changes", multiple=True, help="Change the configurations, to try it out.")
+def main(out: Path, num: int, images: Path | None, changes: tuple[str, ...]) -> None:
+    results = Results(out, num, list(changes))
+    for seed in SEEDS:  # a seed of every network first
+        for name in NETWORKS:
+            results.sweep(name, seed)
+    folder = images or out
+    is_near = table(results)
+    sizes(results)
+    is_bounded = magnitudes(results)
+    curves = {n: [of_length(results.sweep(n, s)) for s in SEEDS] for n in NETWORKS}
+    plot_lengths(folder / "transformers-lengths.png", curves)
+    logs = {n: [read_log(results.run(n, s) / "measured.jsonl") for s in SEEDS] for n in NETWORKS}
+    plot_magnitudes(folder / "transformers-magnitudes.png", logs)
+    samples(results, folder / "transformers-samples.png")
+    sys.exit(not (is_near and is_bounded))
+
+
+if __name__ == "__main__":
+    main()

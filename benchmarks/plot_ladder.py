@@ -19,16 +19,16 @@ def plot_lengths(path: Path, curves: Mapping[str, Sequence[Curve]]) -> None:
     """All rungs in one picture, as the paper's Figure 5a; bands are the extremes of the seeds."""
     figure = new_figure((7.5, 4.8))
     axes = figure.add_subplot()
-    for i, (rung, seeds) in enumerate(curves.items()):
+    for rung, seeds in curves.items():
         lengths = sorted(seeds[0])
         means = [statistics.mean(c[s] for c in seeds) for s in lengths]
         style = "--" if "," in rung else "-"
-        color = "tab:gray" if "," in rung else f"C{i}"
-        (line,) = axes.plot([100 * s for s in lengths], means, style, color=color, label=rung)
+        color = f"C{'ABCDEFG'.index(rung[0])}"
+        axes.plot([100 * s for s in lengths], means, style, color=color, label=rung)
         low, high = ([edge(c[s] for c in seeds) for s in lengths] for edge in (min, max))
         axes.fill_between([100 * s for s in lengths], low, high, color=color, alpha=0.12, lw=0)
         best = means.index(min(means))
-        axes.plot([100 * lengths[best]], [means[best]], "*", ms=12, color=line.get_color())
+        axes.plot([100 * lengths[best]], [means[best]], "*", ms=12, color=color)
     _along_lengths(axes, lengths)
     axes.set_xlabel("EMA length sigma_rel, % of training time")
     axes.set_ylabel("Fréchet distance (features of a digit classifier)")
@@ -64,7 +64,7 @@ def plot_magnitudes(path: Path, logs: Mapping[str, Sequence[Log]]) -> None:
     panels[1, 0].set_ylabel("weights of layers (RMS)")
     panels[0, 0].set_yscale("log", base=2)
     panels[1, 0].set_yscale("log", base=2)
-    panels[0, -1].legend(frameon=False, fontsize=8)
+    panels[1, -1].legend(frameon=False, fontsize=8, loc="lower left")
     figure.supxlabel("thousand images seen", fontsize=10)
     save_figure(path, figure)
 

@@ -82,7 +82,7 @@ def solve_paper(
         >>> sources = [PowerFunction.of_width(s, 1000) for s in (0.05, 0.10)]
         >>> targets = [PowerFunction.of_width(s, 1000) for s in (0.07, 0.10)]
         >>> solution = solve_paper(sources, targets)
-        >>> np.round(solution.coefficients, 3)
+        >>> np.round(solution.coefficients, 3) + 0.0
         array([[0.438, 0.   ],
                [0.562, 1.   ]])
     """

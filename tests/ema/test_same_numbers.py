@@ -1,4 +1,4 @@
-"""A rebuilt average is the same alone and among others, to the last bit, however it is asked for."""
+"""A rebuilt average is the same alone and among others, to the last bit, by every way to it."""
 
 import numpy as np
 import pytest

@@ -27,7 +27,6 @@ from tiny_run import tiny_config
 
 from edm2lite.metrics import statistics
 from edm2lite.metrics.digits_classifier import train_classifier
-from edm2lite.plotting import sweep as _  # noqa: F401 (so that children need not import it)
 from edm2lite.sampling import Sampling
 from edm2lite.sampling.generation import generate
 from edm2lite.tools.sweep_ema import main
@@ -94,13 +93,22 @@ def sweeps(run, reference, work, args):
         kills = killed(words, out, log, lambda begin, there, out=out: lines(out) > there)
         yield f"{count} lengths, {kills} kills after every line", tables(out) == whole
         for i in range(args.random if count == 3 else 0):
-            out, most = work / f"random{i}", 3
-
-            def after(begin, there, end=rng.uniform(0.1, 4), left=iter(range(most))):
-                return time.monotonic() - begin > end and next(left, None) is not None
-
-            kills = killed(words, out, log, after)
+            out = work / f"random{i}"
+            kills = killed(words, out, log, at_random_times(rng, most=3))
             yield f"{count} lengths, {kills} kills at random times", tables(out) == whole
+
+
+def at_random_times(rng, most):
+    """Says when to kill: each time after up to four seconds, at most so often."""
+    ends = [rng.uniform(0.1, 4) for _ in range(most)]
+
+    def wait(begin, there):
+        if ends and time.monotonic() - begin > ends[-1]:
+            ends.pop()
+            return True
+        return False
+
+    return wait
 
 
 def images(run):

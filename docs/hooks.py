@@ -9,7 +9,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"benchmarks/RESULTS.md": "results.md", "CHANGELOG.md": "changes.md"}
+PAGES = {
+    "benchmarks/RESULTS.md": "results.md",
+    "CHANGELOG.md": "changes.md",
+    "SECURITY.md": "security.md",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -27,4 +31,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")
     if page.file.src_uri in PAGES.values():  # its links start where its file lies
         markdown = markdown.replace("](../docs/", "](").replace("](docs/", "](")
+        for source, name in PAGES.items():
+            markdown = markdown.replace(f"]({source}", f"]({name}")
     return markdown

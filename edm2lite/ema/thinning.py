@@ -16,7 +16,7 @@ from edm2lite.ema.doctor import THINNED, predict
 from edm2lite.ema.folder import snapshot_folder
 from edm2lite.ema.profile import PowerFunction
 from edm2lite.ema.rounding import ROUNDING
-from edm2lite.ema.selection import select_sources
+from edm2lite.ema.selection import MAX_SOURCES, select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import responses
 from edm2lite.ema.trajectory import TrajectoryModel
@@ -145,7 +145,8 @@ def _candidates(
     """
     end = infos[-1].nimg
     targets = [PowerFunction.of_width(float(s), end) for s in sigma_rels]
-    used = select_sources([info.profile for info in infos])
+    limit = MAX_SOURCES // 2 if len(infos) > MAX_SOURCES else None  # rounds cost time as K**4
+    used = select_sources([info.profile for info in infos], limit)
     rounding = [ROUNDING[infos[i].dtype] for i in used]
     sources = [infos[i].profile for i in used]
     response, target_response, noise = responses(sources, targets, model, rounding)

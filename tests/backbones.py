@@ -12,7 +12,7 @@ BACKBONES = {
         **_SHAPE, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,),
         head_channels=16,
     ),
-    "dit": DiTConfig(**_TRANSFORMER),
+    "dit": DiTConfig(**_TRANSFORMER, time_scale=1.0),
     "mp_dit": MPDiTConfig(**_TRANSFORMER),
 }  # fmt: skip
 """Name -> configuration: 8x8 images of 2 channels, 5 classes."""

@@ -123,8 +123,8 @@ def parse_floats(text: str) -> list[float]:
     A range includes its end.
 
     Raises:
-        ValueError: If a part is neither a finite number nor a range that advances from start to
-            end, or the list is longer than any use of it.
+        ValueError: If a part is neither a number nor a range that advances from start to end, or
+            the list is longer than any use of it.
 
     Example:
         >>> parse_floats("0.5,0.02:0.05:0.01")
@@ -136,7 +136,8 @@ def parse_floats(text: str) -> list[float]:
             numbers = [float(number) for number in part.split(":")]
         except ValueError:
             numbers = []
-        if not numbers or not all(map(math.isfinite, numbers)):
+        is_finite = all(map(math.isfinite, numbers)) or numbers == [math.inf]
+        if not numbers or not is_finite:
             raise ValueError(f"{part!r} must be a number or start:end:step, as in 0.02:0.25:0.01")
         if len(numbers) == 1:
             values += numbers

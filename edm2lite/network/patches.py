@@ -137,7 +137,7 @@ def position_channels(height: int, width: int, side: int, device: torch.device) 
     Example:
         >>> channels = position_channels(4, 4, side=4, device=torch.device("cpu"))
         >>> channels.square().mean(1)[:2]
-        tensor([1., 1.])
+        tensor([1.0000, 1.0000])
     """
     rows, columns = _on_grid(
         *(

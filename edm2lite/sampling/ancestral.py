@@ -25,8 +25,8 @@ def respaced_sigmas(num_steps: int) -> Tensor:
         ValueError: If there are fewer levels, or more.
 
     Example:
-        >>> respaced_sigmas(3)
-        tensor([1.5741e+02, 3.4077e+00, 1.0001e-02], dtype=torch.float64)
+        >>> respaced_sigmas(4)  # of the steps 999, 666, 333 and 0
+        tensor([1.5741e+02, 9.4889e+00, 1.4624e+00, 1.0001e-02], dtype=torch.float64)
     """
     if not 2 <= num_steps <= 1000:
         raise ValueError(f"num_steps must lie in 2 to 1000, got {num_steps}")

@@ -146,4 +146,4 @@ def test_arrays_are_those_that_numpy_reads(order, dtype):
     np.save(buffer, array)
     found = parse_npy(buffer.getvalue())
     np.testing.assert_array_equal(found, array)
-    assert found.dtype == array.dtype and found.flags.writable
+    assert found.dtype == array.dtype and found.flags["W"]

@@ -101,7 +101,7 @@ def change(kind):
         (("model_channels", True), "as model_channels, has True"),
         (("channel_mult", [1] * 40), "channel_mult"),
         (("channel_mult", []), "channel_mult"),
-        (("num_blocks", 200), "describes 802 blocks"),
+        (("num_blocks", 200), "num_blocks must give at most 512 blocks"),
         (("img_resolution", 7), "not supported here: img_resolution must be a multiple"),
         (("channels_per_head", 5), "not supported here: a level that attends"),
         (("attn_resolutions", [8, 4]), "missing unet.dec.8x8_block0.attn_proj.weight"),

@@ -1,6 +1,7 @@
 """What people do with a network: transform, compile, checkpoint, copy, share, distribute it."""
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -217,7 +218,10 @@ def test_prepared_network_traces_without_a_graph_break(backbone):
 def test_ddp_and_fsdp_give_the_gradients_of_one_process():
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).with_name("distributed_network.py")
-    done = subprocess.run([sys.executable, *command, str(script)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command, str(script)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

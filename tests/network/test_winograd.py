@@ -100,4 +100,5 @@ def test_a_compiled_training_step_uses_it_in_float32_alone(dtype):
     if dtype == "float32":
         for ours, expected in zip(results[1], results[0], strict=True):
             error = (ours - expected).norm() / expected.norm()
-            assert error < 1e-5, error  # about 20 convolutions of 1e-6 each in a row
+            # About 20 convolutions of 1e-6 each; the gradient of a gain is a sum that cancels.
+            assert error < (1e-5 if expected.numel() > 1 else 1e-4), error

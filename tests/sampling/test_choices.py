@@ -89,7 +89,7 @@ def test_choices_that_do_not_exist_are_one_line(tmp_path):
     net = save_net(tmp_path / "net.safetensors")
     out = ("--seeds", 0, "--out", tmp_path / "a")
     line = fail(net, "--solver", "heunn", *out, code=2)
-    assert "one of heun, dpmpp_2m, euler, or module:name" in line
+    assert "one of heun, dpmpp_2m, euler, ancestral, or module:name" in line
     assert "one of karras, linear, cosine" in fail(net, "--schedule", "x", *out, code=2)
     assert "PYTHONPATH" in fail(net, "--solver", "no_such_module:solver", *out)
     assert "has no no_such" in fail(net, "--solver", mine("no_such"), *out)

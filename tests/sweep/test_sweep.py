@@ -276,6 +276,7 @@ def test_a_reference_of_other_images_is_refused(run_dir, reference, tmp_path):
     other.save(tmp_path / "other.safetensors")
     done = run(
         run_dir, "--sigma-rel", 0.1, "--ref", tmp_path / "other.safetensors", "--num", 130,
-        "--steps", 1, "--out", tmp_path / "x",
+        "--weights", reference.with_name("classifier.safetensors"), "--steps", 1,
+        "--out", tmp_path / "x",
     )  # fmt: skip
     assert done.exit_code == 1 and "3x64x64" in done.output and "1x8x8" in done.output

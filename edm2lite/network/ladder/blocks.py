@@ -1,12 +1,10 @@
 """The residual blocks of configs A to F, each the difference from the one before.
 
-=====  ============================================================================================
-A, B   ADM: GroupNorm, biases, scale and shift by the embedding, last layer of a branch zero
-C      no bias, no shift, no zero layer; groups of RMS 1; queries, keys and values of RMS 1
-D      weights are normalized on use
-E      weights keep the length 1 too
-F      no groups; pixel norm where the encoder enters; resampling and widening on the main path
-=====  ============================================================================================
+- A, B: ADM: GroupNorm, biases, scale and shift by the embedding, last layer of a branch zero.
+- C: no bias, no shift, no zero layer; groups of RMS 1; queries, keys and values of RMS 1.
+- D: weights are normalized on use.
+- E: weights keep the length 1 too.
+- F: no groups; pixel norm where the encoder enters; resampling and widening on the main path.
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ def test_a_compiled_training_step_uses_it_in_float32_alone(dtype):
     at_16 = 2 * 1 + 1 + 2 * 2  # a block of the encoder, the second half of "up", two of the decoder
     assert used == (at_16 if dtype == "float32" else 0)
     if dtype == "float32":
-        for ours, expected in zip(results[1], results[0], strict=True):
+        # The slope of one gain is a sum that cancels: those of all gains are one vector here.
+        gains = [torch.cat([g.flatten() for g in r if g.numel() == 1]) for r in results]
+        others = [[g for g in r if g.numel() > 1] for r in results]
+        for ours, expected in zip([*others[1], gains[1]], [*others[0], gains[0]], strict=True):
             error = (ours - expected).norm() / expected.norm()
-            # About 20 convolutions of 1e-6 each; the gradient of a gain is a sum that cancels.
-            assert error < (1e-5 if expected.numel() > 1 else 1e-4), error
+            assert error < 1e-5, error  # about 20 convolutions of 1e-6 each in a row

@@ -151,8 +151,9 @@ def test_a_lock_file_is_not_followed_through_a_link(tmp_path):
 def test_a_killed_holder_that_its_parent_has_not_asked_about_is_followed(other, tmp_path):
     other.kill()
     os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as in many containers
-    with claim_folder(tmp_path):
-        pass
+    with claim_folder(tmp_path) as mine:
+        mine.check()
+        assert json.loads(mine.path.read_text())["pid"] == os.getpid()
 
 
 def test_an_empty_file_of_nobody_is_taken_at_once(tmp_path, caplog):

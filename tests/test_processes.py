@@ -105,5 +105,6 @@ def test_a_process_that_ignores_ctrl_c_still_does():
         with processes.interruptible():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

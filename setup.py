@@ -8,6 +8,7 @@ METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
 DEMO = [*METRICS, "scikit-learn>=1.3"]
 LATENTS = ["diffusers>=0.30"]
 TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
+TEXT = ["wordllama>=0.4", "tokenizers>=0.20", "transformers>=4.57"]
 WANDB = ["wandb>=0.19"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
@@ -71,6 +72,7 @@ setup(
         "latents": LATENTS,
         "tensorboard": ["tensorboard>=2.14"],
         "wandb": WANDB,
+        "text": TEXT,
         "hub": ["huggingface-hub>=0.23"],
         "docs": DOCS,
         "lightning": ["lightning>=2.4"],
@@ -80,6 +82,7 @@ setup(
             *LATENTS,
             *DOCS,
             *TRANSFORMERS,
+            *TEXT,
             *WANDB,
             "ema-pytorch>=0.8",
             "huggingface-hub>=0.23",

@@ -9,7 +9,9 @@ NEEDED = {
     "huggingface_hub": ("the Hub needs huggingface_hub", "hub"),
     "matplotlib": ("plots need matplotlib", "metrics"),
     "sklearn": ("the digits come with scikit-learn", "demo"),
+    "tokenizers": ("text needs tokenizers", "text"),
     "torch_fidelity": ("metrics need torch-fidelity", "metrics"),
+    "transformers": ("text encoders of transformers need transformers", "text"),
 }
 """Module -> what needs it, and the extra of edm2lite that brings it."""
 

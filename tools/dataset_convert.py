@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     "--no-labels", is_flag=True, help="Ignore labels; do not derive classes from folder names."
 )
 @click.option("--no-conditions", is_flag=True, help="Leave out condition images.")
+@click.option("--no-captions", is_flag=True, help="Leave out captions.")
 @click.option(
     "--normalize-like",
     type=click.Path(path_type=Path, exists=True),
@@ -84,8 +85,8 @@ if TYPE_CHECKING:
 )
 @user_errors
 def main(
-    source: Path, dest: Path, no_labels: bool, no_conditions: bool, normalize_like: Path | None,
-    split: str, threads: int, background: str, **options: Any,
+    source: Path, dest: Path, no_labels: bool, no_conditions: bool, no_captions: bool,
+    normalize_like: Path | None, split: str, threads: int, background: str, **options: Any,
 ) -> None:  # fmt: skip
     """Convert SOURCE to DEST, a ZIP (if it ends in .zip) or a folder.
 
@@ -107,9 +108,11 @@ def main(
     if normalize_like is not None:
         options["normalization"] = normalization_of(normalize_like)
     conversion = Conversion(background=None if background == "none" else background, **options)
-    labeled, conditions = not no_labels, not no_conditions
+    carried = {
+        "labeled": not no_labels, "conditions": not no_conditions, "captions": not no_captions
+    }  # fmt: skip
     with claim_file(dest):  # a large folder takes minutes to list
-        images = open_collection(source, split, labeled=labeled, conditions=conditions)
+        images = open_collection(source, split, **carried)
         report = convert_images(images, dest, conversion, threads, CountBar("convert"))
     for line in _lines(report, dest):
         click.echo(line)

@@ -215,7 +215,7 @@ class BatchSource:
             images=_empty(
                 count, stored, height, width, dtype=torch.float32 if latents else torch.uint8
             ),
-            conditioning=self._conditioning(rows, chunks),
+            conditioning=self._conditioning(indices, rows, chunks),
             z=_empty(count),
             noise=_empty(count, channels, height, width),
             latent_noise=_empty(count, channels, height, width) if latents else None,
@@ -225,14 +225,23 @@ class BatchSource:
             pass
         return batch
 
-    def _conditioning(self, rows: NDArray[np.int64], chunks: Sequence[range]) -> Conditioning:
+    def _conditioning(
+        self, indices: NDArray[np.int64], rows: NDArray[np.int64], chunks: Sequence[range]
+    ) -> Conditioning:
         def read(chunk: range) -> Conditioning:
-            return self.dataset.conditioning(rows[chunk.start : chunk.stop], self._names)
+            part = slice(chunk.start, chunk.stop)
+            return self.dataset.conditioning(rows[part], self._names, self._draws(indices[part]))
 
         told = Conditioning.cat(list(self._workers.map(read, chunks)))
         if not _is_pinned():
             return told
         return Conditioning({name: value.pin_memory() for name, value in told.values.items()})
+
+    def _draws(self, indices: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """What chooses one of several captions for each sample; None if nothing depends on it."""
+        if not any(known.is_random for known in self.dataset.extra_conditions):
+            return None
+        return np.array([rng(self.seed, int(i), Purpose.CAPTION).random() for i in indices])
 
     def _fill(self, batch: Batch, rows: NDArray[np.int64], chunk: range) -> None:
         images, z, noise = batch.images.numpy(), batch.z.numpy(), batch.noise.numpy()

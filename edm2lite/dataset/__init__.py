@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edm2lite.dataset.checks import find_problems as find_problems
     from edm2lite.dataset.collection import open_collection as open_collection
     from edm2lite.dataset.conditions import DatasetCondition as DatasetCondition
-    from edm2lite.dataset.convert import Conversion as Conversion
+    from edm2lite.dataset.conversion import Conversion as Conversion
     from edm2lite.dataset.convert import convert_images as convert_images
     from edm2lite.dataset.encode import encode_images as encode_images
     from edm2lite.dataset.opening import open_dataset as open_dataset
@@ -25,7 +25,8 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.dataset.checks": "find_problems",
         "edm2lite.dataset.collection": "open_collection",
         "edm2lite.dataset.conditions": "DatasetCondition",
-        "edm2lite.dataset.convert": "Conversion convert_images",
+        "edm2lite.dataset.conversion": "Conversion",
+        "edm2lite.dataset.convert": "convert_images",
         "edm2lite.dataset.encode": "encode_images",
         "edm2lite.dataset.opening": "open_dataset",
         "edm2lite.dataset.preview": "draw_preview",

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from edm2lite.dataset.captions import Captions, as_captions, caption_of, stated_captions
 from edm2lite.dataset.condition_files import (
     Normalization,
     image_names,
@@ -20,10 +21,10 @@ from edm2lite.dataset.condition_files import (
 from edm2lite.dataset.decoding import SUFFIXES, open_image
 from edm2lite.dataset.files import LARGEST, Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels
-from edm2lite.dataset.table import read_table
+from edm2lite.dataset.table import TABLE, read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
 from edm2lite.messages import one_line
-from edm2lite.strict_json import parse
+from edm2lite.strict_json import parse, shown
 
 Load = Callable[[int], Image.Image]
 
@@ -40,6 +41,8 @@ class ImageCollection:
         gray: Whether all images are known to have one channel.
         conditions: Condition -> function from the index of an image to its condition image.
         normalization: Normalization of a condition, where the collection states it.
+        captions: Texts that describe the images, or None.
+        license: License of the images, if the collection states it.
     """
 
     name: str
@@ -49,10 +52,17 @@ class ImageCollection:
     gray: bool = False
     conditions: Mapping[str, Load] = field(default_factory=dict)
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
+    captions: Captions | None = field(repr=False, default=None)
+    license: str | None = None
 
 
 def open_collection(
-    path: str | Path, split: str = "train", *, labeled: bool = True, conditions: bool = True
+    path: str | Path,
+    split: str = "train",
+    *,
+    labeled: bool = True,
+    conditions: bool = True,
+    captions: bool = True,
 ) -> ImageCollection:
     """The images of a folder, ZIP, CSV, JSONL, or of CIFAR-10's or MNIST's own files.
 
@@ -61,6 +71,7 @@ def open_collection(
         split: ``"train"`` or ``"test"`` of CIFAR-10 and MNIST.
         labeled: Whether folders and ``dataset.json`` tell the class of an image.
         conditions: Whether condition images are taken over.
+        captions: Whether captions are taken over.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
@@ -80,17 +91,17 @@ def open_collection(
     """
     path = Path(path)
     if path.suffix.lower() in (".csv", ".jsonl"):
-        return _from_list(path, conditions)
+        return _from_list(path, conditions, captions)
     known = read_torchvision(path, split)
     if known is not None:
         images, labels, gray = known
         names = [f"{split} {i}" for i in range(len(images))]
         table = as_labels(labels.tolist(), str(path))
         return ImageCollection(str(path), names, lambda i: Image.fromarray(images[i]), table, gray)
-    return _from_files(open_files(path), labeled, conditions)
+    return _from_files(open_files(path), labeled, conditions, captions)
 
 
-def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollection:
+def _from_files(files: Files, labeled: bool, conditions: bool, captions: bool) -> ImageCollection:
     origin = str(files.path)
     content = read_table(files)
     pairs = read_pairs(content, origin)
@@ -106,6 +117,8 @@ def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollectio
         origin, names, _loader(files, names), table,
         conditions={name: _loader(files, paths) for name, paths in paired.items()},
         normalization=read_normalization(content, origin) if conditions else {},
+        captions=stated_captions(content, names, files) if captions else None,
+        license=_license(content, origin),
     )  # fmt: skip
 
 
@@ -113,13 +126,20 @@ def _loader(files: Files, names: Sequence[str]) -> Load:
     return lambda i: open_image(files.read(names[i]), names[i], str(files.path))
 
 
-def _from_list(path: Path, conditions: bool) -> ImageCollection:
-    """Rows of ``path`` (relative to the list) and, optionally, ``label`` and ``condition``."""
+def _license(content: Mapping[str, Any], origin: str) -> str | None:
+    stated = content.get("license")
+    if stated is not None and not isinstance(stated, str):
+        raise ValueError(f"license in {TABLE} of {origin} must be a text, got {shown(stated)}")
+    return stated
+
+
+def _from_list(path: Path, conditions: bool, captions: bool) -> ImageCollection:
+    """Rows of ``path`` (relative to the list); ``label``, ``condition`` and ``text`` if given."""
     rows = _rows(path)
     if not rows or any(not isinstance(row, dict) or not row.get("path") for row in rows):
         raise ValueError(
-            f"{path} must have a column (or key) path in every row, and may have label and"
-            ' condition; for example path,label or {"path": "a.jpg", "label": 3}'
+            f"{path} must have a column (or key) path in every row, and may have label,"
+            ' condition and text; for example path,label or {"path": "a.jpg", "label": 3}'
         )
     names = [str(row["path"]) for row in rows]
     told = [str(row.get("condition") or "") for row in rows]
@@ -130,7 +150,10 @@ def _from_list(path: Path, conditions: bool) -> ImageCollection:
         )
     table = _listed_labels([row.get("label") for row in rows], str(path))
     images = {"image": _list_loader(path, told)} if conditions and any(told) else {}
-    return ImageCollection(str(path), names, _list_loader(path, names), table, conditions=images)
+    texts = as_captions([caption_of(row) for row in rows], names, str(path)) if captions else None
+    return ImageCollection(
+        str(path), names, _list_loader(path, names), table, conditions=images, captions=texts
+    )
 
 
 def _list_loader(path: Path, names: Sequence[str]) -> Load:

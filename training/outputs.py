@@ -91,13 +91,11 @@ class Outputs:
 
 def _unlabeled(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
     """Number of images without a class or a caption, which the network sees unconditionally."""
-    told = np.zeros(len(dataset), bool)
+    told = []
     labels, captions = dataset.labels, dataset.captions
-    if labels is not None:
-        told |= (labels >= 0) if labels.ndim == 1 else (labels != 0).any(axis=1)
+    if labels is not None and "label" in config.net.backbone.condition_names:
+        told.append((labels >= 0) if labels.ndim == 1 else (labels != 0).any(axis=1))
     if config.text is not None and captions is not None:
-        told |= np.array([bool(texts) for texts in captions.texts])
-    elif labels is None:
-        return {}
-    count = int((~told).sum())
+        told.append(np.array([bool(texts) for texts in captions.texts]))
+    count = int((~np.logical_or.reduce(told)).sum()) if told else 0
     return {"unlabeled": str(count)} if count else {}

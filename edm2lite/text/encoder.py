@@ -63,7 +63,7 @@ class TextEncoder(abc.ABC):
         ...         return TextModel("letters", "0", codes, self.num_tokens)
         >>> encoder = Letters(num_tokens=3).measured(["ab", "c"])
         >>> encoder.mean, encoder.pooled_mean
-        ((98.0,), (97.75,))
+        ((98.0,), (98.25,))
         >>> encoder.encode(["b", ""])["tokens"].flatten(1)
         tensor([[0., 0., 0.],
                 [0., 0., 0.]])
@@ -270,6 +270,10 @@ def text_encoder_from_dict(values: dict[str, Any]) -> TextEncoder:
 
     Raises:
         ValueError: If this version does not know the kind or a setting.
+
+    Example:
+        >>> text_encoder_from_dict({"kind": "static", "mean": [0.5], "std": [2.0]}).std
+        (2.0,)
     """
     kind = str(values.get("kind"))
     cls: Any = TEXT_ENCODERS.find_class(kind, TextEncoder, trusted=False, name="text encoder kind")

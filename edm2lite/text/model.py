@@ -22,6 +22,11 @@ class TextStates(NamedTuple):
     Attributes:
         tokens: [t, D] float32, a row per token; t is 0 where nothing is left of a text.
         pooled: [P] float32, a vector of the whole text.
+
+    Example:
+        >>> tokens = torch.tensor([[1.0], [3.0]])
+        >>> TextStates(tokens, tokens.mean(0)).pooled
+        tensor([2.])
     """
 
     tokens: Tensor
@@ -98,7 +103,7 @@ def text_digest(text: str) -> int:
 
     Example:
         >>> text_digest("red heart")
-        0
+        6250642377008447687
     """
     return xxhash.xxh3_64_intdigest(plain(text).encode()) - 2**63
 
@@ -107,8 +112,8 @@ def shortened(text: str) -> str:
     """A text as messages show it: on one line, with at most 60 characters.
 
     Example:
-        >>> shortened("a" * 100)[-6:]
-        "aaa..."
+        >>> len(shortened("a" * 100)), shortened("two\\nlines")
+        (62, "'two lines'")
     """
     shown = " ".join(plain(text).split())
     return repr(shown if len(shown) <= 60 else f"{shown[:57]}...")

@@ -21,7 +21,7 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
     Example:
         >>> distinct(["cat", "", "dog", "cat"])
-        ['dog', 'cat']
+        ['cat', 'dog']
     """
     return sorted({plain(text) for text in texts if text.strip()}, key=text_digest)
 

@@ -54,7 +54,7 @@ class CaptionStore:
 
     Example:
         >>> import tempfile
-        >>> from edm2lite.text import StaticTextEncoder
+        >>> from edm2lite.text import StaticTextEncoder, encode_captions
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = encode_captions(["red heart", "blue car"], folder, StaticTextEncoder())
         ...     len(CaptionStore(folder)), CaptionStore(folder).missing(["red heart", "cat"])

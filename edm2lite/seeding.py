@@ -32,6 +32,7 @@ class Purpose(enum.IntEnum):
     AUGMENTATION = 4
     LATENT = 5
     EVALUATION = 6
+    CAPTION = 7
 
 
 def rng(seed: int, index: int, purpose: Purpose) -> np.random.Generator:

@@ -85,7 +85,7 @@ def verify(source: str, threads: int) -> None:
 @click.option("--decode", is_flag=True, help="Decode latents instead of drawing false colors.")
 @user_errors
 def preview(source: str, out: Path, num: int, columns: int, seed: int, decode: bool) -> None:
-    """Draw images of DATASET with their class below and their condition images to the right.
+    """Draw images of DATASET, class and caption below, condition images to the right.
 
     \b
     Example:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @user_errors
 def main(source: str, sample: int) -> None:
-    """Print what DATASET holds: images, sizes, classes, conditions, mean and standard deviation.
+    """Print what DATASET holds: images, sizes, classes, captions, conditions, mean and deviation.
 
     \b
     Example:
@@ -36,7 +36,7 @@ def main(source: str, sample: int) -> None:
 
     dataset = open_dataset(source)
     summary = summarize(dataset, sample)
-    for lines in (_sizes, _classes, _conditions, _values):
+    for lines in (_sizes, _classes, _captions, _conditions, _values):
         for line in lines(dataset, summary):
             click.echo(line)
 
@@ -65,6 +65,11 @@ def _classes(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
         )
     for note in notes(dataset):
         yield f"note: {note}"
+
+
+def _captions(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
+    if dataset.captions is not None:
+        yield f"captions: {dataset.captions.describe()}"
 
 
 def _conditions(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edm2lite.dataset.captions import Captions
 from edm2lite.dataset.conditions import DatasetCondition
 from edm2lite.dataset.labels import Labels
 from edm2lite.models.encoders import LatentEncoder
@@ -33,9 +34,12 @@ class ImageDataset:
         names: Name of every image for messages; empty if they have none.
         encoder: Description of the latents; None for pixels.
         extra_conditions: What a network can be told besides the label.
+        captions: Texts that describe the images, or None. They are no condition until a text
+            encoder makes numbers of them.
 
     Raises:
-        ValueError: If two conditions have the same name.
+        ValueError: If two conditions have the same name, or captions are of another number of
+            images.
 
     Example:
         >>> import numpy as np
@@ -55,12 +59,18 @@ class ImageDataset:
     names: Sequence[str] = field(repr=False, default=())
     encoder: LatentEncoder | None = None
     extra_conditions: tuple[DatasetCondition, ...] = ()
+    captions: Captions | None = field(repr=False, default=None)
 
     def __post_init__(self) -> None:
         names = [condition.name for condition in self.conditions]
         if len(set(names)) < len(names):
             raise ValueError(
                 f"conditions of {self.name} must have different names, got {', '.join(names)}"
+            )
+        if self.captions is not None and len(self.captions) != self.num_images:
+            raise ValueError(
+                f"{self.name} must have captions for each of its {self.num_images} images (an empty"
+                f" tuple for none), got {len(self.captions)}"
             )
 
     def __len__(self) -> int:
@@ -90,7 +100,11 @@ class ImageDataset:
         return tuple(known.condition for known in self.dataset_conditions)
 
     def with_condition(
-        self, condition: Condition, values: NDArray[Any] | Callable[[int], ArrayLike]
+        self,
+        condition: Condition,
+        values: NDArray[Any] | Callable[..., ArrayLike],
+        *,
+        is_random: bool = False,
     ) -> ImageDataset:
         """The same images, about which a network can be told one thing more.
 
@@ -98,6 +112,7 @@ class ImageDataset:
             condition: Kind and shape of the values.
             values: Array [N, ...] with a row per image, or a function from the index of an image to
                 its value; see :class:`edm2lite.dataset.conditions.DatasetCondition`.
+            is_random: Whether values depend on a draw too, as the second argument of the function.
 
         Raises:
             ValueError: If the data set has a condition of that name, or the number of values is not
@@ -117,11 +132,14 @@ class ImageDataset:
                 f"{condition.name} must have a value for each of the {len(self)} images of"
                 f" {self.name}, got {len(values)}"
             )
-        added = DatasetCondition(condition, values)
+        added = DatasetCondition(condition, values, is_random=is_random)
         return dataclasses.replace(self, extra_conditions=(*self.extra_conditions, added))
 
     def conditioning(
-        self, indices: Sequence[int] | NDArray[np.int64], names: Collection[str] | None = None
+        self,
+        indices: Sequence[int] | NDArray[np.int64],
+        names: Collection[str] | None = None,
+        draws: Sequence[float] | NDArray[np.float64] | None = None,
     ) -> Conditioning:
         """What a network is told about some of the images, in memory of its own.
 
@@ -130,13 +148,15 @@ class ImageDataset:
         Args:
             indices: Indices of images of one size.
             names: Names of the conditions that are read; all of them by default.
+            draws: Number in [0, 1) for each image, which chooses one of several values, such as one
+                of its captions, for all conditions alike. [default: the first value]
 
         Raises:
             ValueError: If a stored value is damaged, or does not fit its condition.
         """
         return Conditioning(
             {
-                known.name: known.rows(indices)
+                known.name: known.rows(indices, draws)
                 for known in self.dataset_conditions
                 if names is None or known.name in names
             }

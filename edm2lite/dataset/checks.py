@@ -24,7 +24,7 @@ def find_problems(
 
     Args:
         dataset: Data set that :func:`edm2lite.dataset.open_dataset` opened, which checks labels,
-            sizes and the pairing of condition images.
+            captions, sizes and the pairing of condition images.
         num_threads: Number of reader threads.
         progress: Function that is called with the number of images checked, and of all.
 
@@ -59,6 +59,10 @@ def notes(dataset: ImageDataset) -> Iterator[str]:
         >>> list(notes(blank))
         ['1 images have no label', '1 of 3 classes have no image']
     """
+    if dataset.captions is not None:
+        without = sum(not texts for texts in dataset.captions.texts)
+        if without:
+            yield f"{without} images have no caption"
     labels = dataset.labels
     if labels is None or labels.ndim != 1:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from edm2lite.dataset.captions import Captions, as_captions, caption_of, stated_captions
 from edm2lite.dataset.condition_files import (
     Normalization,
     image_names,
@@ -20,12 +22,19 @@ from edm2lite.dataset.condition_files import (
 from edm2lite.dataset.decoding import SUFFIXES, open_image
 from edm2lite.dataset.files import LARGEST, Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels
-from edm2lite.dataset.table import read_table
+from edm2lite.dataset.opening import FUNCTION, is_builtin
+from edm2lite.dataset.table import TABLE, read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
+from edm2lite.kinds import Kinds
 from edm2lite.messages import one_line
-from edm2lite.strict_json import parse
+from edm2lite.strict_json import parse, shown
 
 Load = Callable[[int], Image.Image]
+
+COLLECTIONS: Kinds[Callable[[int | None], ImageCollection]] = Kinds(
+    "collection", {"openmoji": "edm2lite.dataset.openmoji:open_openmoji"}
+)
+"""Collections that a function of the resolution returns; one of yours is ``module:function``."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class ImageCollection:
         gray: Whether all images are known to have one channel.
         conditions: Condition -> function from the index of an image to its condition image.
         normalization: Normalization of a condition, where the collection states it.
+        captions: Texts that describe the images, or None.
+        license: License of the images, if the collection states it.
     """
 
     name: str
@@ -49,22 +60,36 @@ class ImageCollection:
     gray: bool = False
     conditions: Mapping[str, Load] = field(default_factory=dict)
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
+    captions: Captions | None = field(repr=False, default=None)
+    license: str | None = None
 
 
 def open_collection(
-    path: str | Path, split: str = "train", *, labeled: bool = True, conditions: bool = True
+    source: str | Path,
+    split: str = "train",
+    *,
+    labeled: bool = True,
+    conditions: bool = True,
+    captions: bool = True,
+    resolution: int | None = None,
 ) -> ImageCollection:
-    """The images of a folder, ZIP, CSV, JSONL, or of CIFAR-10's or MNIST's own files.
+    """The images of a folder, ZIP, CSV, JSONL, of CIFAR-10's or MNIST's own files, or OpenMoji's.
 
     Args:
-        path: Folder or file of the images.
+        source: Folder or file of the images; ``"openmoji"``, or ``module:function`` for a function
+            from the resolution to an :class:`ImageCollection`. A folder of that name is preferred
+            to a function, and makes ``"openmoji"`` ambiguous.
         split: ``"train"`` or ``"test"`` of CIFAR-10 and MNIST.
         labeled: Whether folders and ``dataset.json`` tell the class of an image.
         conditions: Whether condition images are taken over.
+        captions: Whether captions are taken over.
+        resolution: Side in pixels of what is drawn for the occasion; others keep their size.
 
     Raises:
-        FileNotFoundError: If there is nothing at ``path``.
-        ValueError: If there are no images, or only some of them have labels or condition images.
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If the name is ambiguous, there are no images, or only some of them have labels
+            or condition images.
+        ImportError: If OpenMoji is wanted without the packages of the extra ``emoji``.
 
     Example:
         >>> import tempfile
@@ -78,19 +103,26 @@ def open_collection(
         >>> collection.names, collection.table.classes
         (['cat/1.png', 'dog/1.png'], ('cat', 'dog'))
     """
-    path = Path(path)
+    name, path = str(source), Path(source)
+    if is_builtin(source, among=COLLECTIONS) or (FUNCTION.fullmatch(name) and not path.exists()):
+        found = COLLECTIONS.find(name)(resolution)
+        if not isinstance(found, ImageCollection):
+            raise ValueError(
+                f"collection {name} must return an ImageCollection, got {type(found).__name__}"
+            )
+        return found if captions else dataclasses.replace(found, captions=None)
     if path.suffix.lower() in (".csv", ".jsonl"):
-        return _from_list(path, conditions)
+        return _from_list(path, conditions, captions)
     known = read_torchvision(path, split)
     if known is not None:
         images, labels, gray = known
         names = [f"{split} {i}" for i in range(len(images))]
         table = as_labels(labels.tolist(), str(path))
         return ImageCollection(str(path), names, lambda i: Image.fromarray(images[i]), table, gray)
-    return _from_files(open_files(path), labeled, conditions)
+    return _from_files(open_files(path), labeled, conditions, captions)
 
 
-def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollection:
+def _from_files(files: Files, labeled: bool, conditions: bool, captions: bool) -> ImageCollection:
     origin = str(files.path)
     content = read_table(files)
     pairs = read_pairs(content, origin)
@@ -106,6 +138,8 @@ def _from_files(files: Files, labeled: bool, conditions: bool) -> ImageCollectio
         origin, names, _loader(files, names), table,
         conditions={name: _loader(files, paths) for name, paths in paired.items()},
         normalization=read_normalization(content, origin) if conditions else {},
+        captions=stated_captions(content, names, files) if captions else None,
+        license=_license(content, origin),
     )  # fmt: skip
 
 
@@ -113,13 +147,20 @@ def _loader(files: Files, names: Sequence[str]) -> Load:
     return lambda i: open_image(files.read(names[i]), names[i], str(files.path))
 
 
-def _from_list(path: Path, conditions: bool) -> ImageCollection:
-    """Rows of ``path`` (relative to the list) and, optionally, ``label`` and ``condition``."""
+def _license(content: Mapping[str, Any], origin: str) -> str | None:
+    stated = content.get("license")
+    if stated is not None and not isinstance(stated, str):
+        raise ValueError(f"license in {TABLE} of {origin} must be a text, got {shown(stated)}")
+    return stated
+
+
+def _from_list(path: Path, conditions: bool, captions: bool) -> ImageCollection:
+    """Rows of ``path`` (relative to the list); ``label``, ``condition`` and ``text`` if given."""
     rows = _rows(path)
     if not rows or any(not isinstance(row, dict) or not row.get("path") for row in rows):
         raise ValueError(
-            f"{path} must have a column (or key) path in every row, and may have label and"
-            ' condition; for example path,label or {"path": "a.jpg", "label": 3}'
+            f"{path} must have a column (or key) path in every row, and may have label,"
+            ' condition and text; for example path,label or {"path": "a.jpg", "label": 3}'
         )
     names = [str(row["path"]) for row in rows]
     told = [str(row.get("condition") or "") for row in rows]
@@ -130,7 +171,10 @@ def _from_list(path: Path, conditions: bool) -> ImageCollection:
         )
     table = _listed_labels([row.get("label") for row in rows], str(path))
     images = {"image": _list_loader(path, told)} if conditions and any(told) else {}
-    return ImageCollection(str(path), names, _list_loader(path, names), table, conditions=images)
+    texts = as_captions([caption_of(row) for row in rows], names, str(path)) if captions else None
+    return ImageCollection(
+        str(path), names, _list_loader(path, names), table, conditions=images, captions=texts
+    )
 
 
 def _list_loader(path: Path, names: Sequence[str]) -> Load:

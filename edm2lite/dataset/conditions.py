@@ -31,6 +31,8 @@ class DatasetCondition:
         values: Array [N, ...] with a row per image, or a function from the index of an image to its
             value (an array without a batch dimension). The function depends on the index alone, and
             may be called from several threads at once.
+        is_random: Whether the value of an image depends on a draw too, as that of one of its
+            captions does. ``values`` is then a function from the index and a number in [0, 1).
         picture: Function from the index of an image to pixels that show its condition to a person,
             uint8 [1 or 3, H, W]. Without it, a condition image is drawn from its values.
 
@@ -43,16 +45,25 @@ class DatasetCondition:
     """
 
     condition: Condition
-    values: NDArray[Any] | Callable[[int], ArrayLike] = field(repr=False)
+    values: NDArray[Any] | Callable[..., ArrayLike] = field(repr=False)
     picture: Callable[[int], NDArray[np.uint8]] | None = field(repr=False, default=None)
+    is_random: bool = False
 
     @property
     def name(self) -> str:
         """Key of the condition in a Conditioning."""
         return self.condition.name
 
-    def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    def rows(
+        self,
+        indices: Sequence[int] | NDArray[np.int64],
+        draws: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> Tensor:
         """Values of several images, [N, ...] float32, int64 or bool, in memory of their own.
+
+        Args:
+            indices: Indices of the images.
+            draws: Number in [0, 1) for each of them, on which random values depend. [default: 0]
 
         Raises:
             ValueError: If the values differ in shape, or are integers where the network takes
@@ -61,7 +72,9 @@ class DatasetCondition:
         if isinstance(self.values, np.ndarray):
             array = self.values[np.asarray(indices, np.int64)]
         else:
-            array = self._stacked([np.asarray(self.values(int(i))) for i in indices], indices)
+            given = zip(indices, np.zeros(len(indices)) if draws is None else draws, strict=True)
+            calls = [(int(i), float(draw)) if self.is_random else (int(i),) for i, draw in given]
+            array = self._stacked([np.asarray(self.values(*call)) for call in calls], indices)
         is_float = array.dtype.kind == "f"
         if not is_float and self.condition.example(1, 1, 1).is_floating_point():
             raise ValueError(

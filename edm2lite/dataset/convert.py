@@ -7,75 +7,18 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from edm2lite.dataset.buckets import MAX_ERROR, Buckets
+from edm2lite.dataset.buckets import Buckets
 from edm2lite.dataset.collection import ImageCollection
 from edm2lite.dataset.condition_files import Normalization, PixelSums
-from edm2lite.dataset.crop import Transform, cover, is_gray, kept_area, shorter_side
-from edm2lite.dataset.decoding import Exif, check_background, upright
+from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.crop import is_gray, kept_area
 from edm2lite.dataset.files import writing
 from edm2lite.dataset.table import TABLE, table_text
 from edm2lite.threads import map_in_threads
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """Settings of a conversion. Condition images are treated as their images are.
-
-    Attributes:
-        resolution: Side of the square, or R of the buckets; None keeps the size.
-        crop: ``"center"`` cuts out a square, ``"buckets"`` the nearest bucket; ``"none"`` cuts
-            nothing off, and ``resolution`` is the length of the shorter side.
-        transform: Method of resampling, see :func:`edm2lite.dataset.crop.cover`.
-        mirror: Whether each image is followed by its mirror image.
-        gray: Whether one channel is stored. Condition images keep their channels.
-        bucket_step: Number that the sides of buckets are multiples of; None for an eighth of
-            ``resolution``.
-        max_error: Largest |ln(aspect ratio / bucket's aspect ratio)| of an image that fits.
-        exif: Whether images are turned as their EXIF says, or stay as they are stored.
-        background: Color behind transparent parts; None leaves out the transparency, so that the
-            colors that are stored there show. EDM's and EDM2's converters ignore EXIF and leave out
-            transparency.
-        skip_damaged: Whether images that cannot be read are left out; otherwise the first one ends
-            the conversion.
-        normalization: Normalization of conditions, to be that of another data set; what neither it
-            nor the collection states is measured.
-
-    Raises:
-        ValueError: If buckets have no resolution, the resolution is not positive, or the background
-            is no color.
-
-    Example:
-        >>> Conversion(resolution=512, crop="buckets").bucket_step is None  # an eighth of 512
-        True
-    """
-
-    resolution: int | None = None
-    crop: Literal["center", "none", "buckets"] = "center"
-    transform: Transform = "lanczos"
-    mirror: bool = False
-    gray: bool = False
-    bucket_step: int | None = None
-    max_error: float = MAX_ERROR
-    exif: Exif = "turn"
-    background: str | None = "white"
-    skip_damaged: bool = False
-    normalization: Mapping[str, Normalization] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.resolution is None and self.crop == "buckets":
-            raise ValueError("buckets need a resolution, for example --resolution 512")
-        if self.resolution is not None and self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1, got {self.resolution}")
-        check_background(self.background)
-
-    def upright(self, image: Image.Image, gray: bool) -> Image.Image:
-        """An image before it is resampled, in mode L or RGB."""
-        return upright(image, gray, self.exif, self.background)
 
 
 @dataclass(frozen=True)
@@ -194,10 +137,7 @@ def _outcomes(
     collection: ImageCollection, conversion: Conversion, num_threads: int
 ) -> Iterator[_Converted]:
     """The outcome of every image, in order."""
-    buckets = None
-    if conversion.crop == "buckets":
-        assert conversion.resolution is not None
-        buckets = Buckets.of(conversion.resolution, conversion.bucket_step)
+    buckets = conversion.buckets()
 
     def one(index: int) -> _Converted:
         try:
@@ -223,7 +163,7 @@ def _convert_one(
             f"{collection.names[index]} in {collection.name} is not usable: {error}"
         ) from error
     before = image.height, image.width
-    resize = _resizing(before, conversion, buckets)
+    resize = conversion.resizing(before, buckets)
     if resize is None:
         return _Converted(None, before=before)
     resized = {name: resize(condition) for name, condition in conditions.items()}
@@ -246,23 +186,6 @@ def _load_conditions(
     return found
 
 
-def _resizing(
-    before: tuple[int, int], conversion: Conversion, buckets: Buckets | None
-) -> Callable[[Image.Image], Image.Image] | None:
-    """What brings images of a size to that of the data set; None if they fit no bucket."""
-    side, transform = conversion.resolution, conversion.transform
-    if buckets is not None:
-        nearest, errors = buckets.assign(np.array([before]))
-        if errors[0] > conversion.max_error:
-            return None
-        height, width = map(int, buckets.sizes[nearest[0]])
-        return lambda image: cover(image, height, width, transform)
-    if conversion.crop == "none":
-        return lambda image: image if side is None else shorter_side(image, side, transform)
-    square = min(before) if side is None else side
-    return lambda image: cover(image, square, square, transform)
-
-
 def _add_images(
     add: Callable[[str, bytes], None], number: int, copy: _Converted, sums: dict[str, PixelSums]
 ) -> None:
@@ -281,7 +204,11 @@ def _table(collection: ImageCollection, rows: list[int], report: ConversionRepor
         name: [_condition_name(name, i) for i in numbers] for name in report.normalization
     }
     normalization = {name: dataclasses.asdict(n) for name, n in report.normalization.items()}
-    return table_text([_name(i) for i in numbers], labels, mixed, conditions, normalization)
+    captions = collection.captions.rows(rows).texts if collection.captions else ()
+    return table_text(
+        [_name(i) for i in numbers], labels, mixed, conditions, normalization,
+        captions, collection.license,
+    )  # fmt: skip
 
 
 def _name(index: int) -> str:

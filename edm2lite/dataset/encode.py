@@ -23,7 +23,7 @@ from torch import Tensor
 from edm2lite.claim import claim_folder
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.encode_plan import SHARD_IMAGES, EncodePlan, Shard
-from edm2lite.dataset.shards import FORMAT, Index
+from edm2lite.dataset.shards import FORMAT, Index, save_captions
 from edm2lite.models.autoencoder import Autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS, LatentEncoder
 from edm2lite.tensorfile import TensorSpec, TensorWriter, read_header, verify
@@ -146,13 +146,14 @@ def finish(plan: EncodePlan, poll_sec: float = 0.5) -> None:
     while not all(_is_there(plan, shard.path) for shard in plan.shards):
         time.sleep(poll_sec)
     rows = np.concatenate([shard.positions for shard in plan.shards])
-    table = plan.dataset.table and plan.dataset.table.rows(rows)
+    table, captions = plan.dataset.table and plan.dataset.table.rows(rows), plan.dataset.captions
     Index(
         encoder=_encoder(plan),
         shards=[_entry(shard) for shard in plan.shards],
         label_dim=table.label_dim if table else None,
         classes=table.classes if table else (),
         settings={"source": plan.dataset.name, **plan.settings},
+        captions=captions and save_captions(plan.dest, captions.rows(rows)),
     ).write(plan.dest, table.values if table else None)
 
 

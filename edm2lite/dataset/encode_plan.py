@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from edm2lite.dataset.base import ImageDataset
-from edm2lite.dataset.shards import INDEX, LABELS, Index, shard_name
+from edm2lite.dataset.shards import CAPTIONS, INDEX, LABELS, Index, shard_name
 from edm2lite.models.autoencoder import Autoencoder
 from edm2lite.models.encoders import EDM2_LATENTS
 from edm2lite.strict_json import parse_object
@@ -98,8 +99,9 @@ class EncodePlan:
         if dataset.extra_conditions:
             described = ", ".join(c.condition.describe() for c in dataset.extra_conditions)
             raise ValueError(
-                f"latent data sets hold labels only, {dataset.name} also has {described}; leave"
-                " that out by edm2lite dataset convert --no-conditions, or train on pixels"
+                f"latent data sets hold labels and captions only, {dataset.name} also has"
+                f" {described}; leave that out by edm2lite dataset convert --no-conditions, or"
+                " train on pixels"
             )
         expected = int(self.autoencoder.model.config.in_channels)
         if dataset.image_shape[0] not in (1, expected):
@@ -137,7 +139,7 @@ class EncodePlan:
             self._check_same(Index.read(self.dest).settings)
             written = self.shards
         elif self.dest.exists():
-            known = {shard.path.name for shard in self.shards} | {LABELS}
+            known = {shard.path.name for shard in self.shards} | {LABELS, CAPTIONS}
             for path in self.dest.iterdir():
                 if path.name not in known and not path.name.startswith("."):
                     self._check_same({})
@@ -189,7 +191,7 @@ def _settings_of(header: Header) -> dict[str, Any]:
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """Digest of names, sizes, labels and some of the images, which tells data sets apart.
+    """Digest of names, sizes, labels, captions and some of the images, which tells data sets apart.
 
     Example:
         >>> from edm2lite.dataset import open_dataset
@@ -200,6 +202,8 @@ def fingerprint(dataset: ImageDataset) -> str:
     for array in (dataset.sizes, dataset.labels):
         if array is not None:
             state.update(np.ascontiguousarray(array).data)
+    if dataset.captions is not None:
+        state.update(json.dumps(dataset.captions.texts).encode())
     for index in np.unique(np.linspace(0, len(dataset) - 1, PROBES).astype(int)):
         state.update(np.ascontiguousarray(dataset.read(int(index))).data)
     return state.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.conditions import DatasetCondition, false_colors
 from edm2lite.image_grid import Layout, channels_last
+from edm2lite.messages import one_line
 from edm2lite.models.encoders import LatentEncoder
 from edm2lite.seeding import Purpose, normals, rng
 
 CELL = 128
 GAP = 6
-CAPTION = 16
+LINE = 16
+MAX_LINES = 3  # of a caption
 
 
 def draw_preview(
@@ -32,7 +35,9 @@ def draw_preview(
     *,
     decode: bool = False,
 ) -> None:
-    """Write a contact sheet: random images with their class, condition images to their right.
+    """Write a contact sheet: random images with class and caption, condition images to their right.
+
+    Of several captions of an image, the first is drawn, or what fits of it.
 
     Args:
         dataset: Data set.
@@ -60,12 +65,12 @@ def draw_preview(
         raise ValueError(f"--decode is for latents, {dataset.name} holds pixels; leave it out")
     chosen = choose(dataset, num, seed)
     rows = [pictures(dataset, chosen, decode)]
-    names = [captions(dataset, chosen)]
+    names = [[titles(dataset, i) for i in chosen]]
     for known in dataset.extra_conditions:
         drawn = _condition_pictures(known, chosen)
         if drawn:
             rows.append(drawn)
-            names.append([f"condition {known.name}"] * len(chosen))
+            names.append([[f"condition {known.name}"[:22]]] * len(chosen))
     side_by_side = [image for images in zip(*rows, strict=True) for image in images]
     below = [name for texts in zip(*names, strict=True) for name in texts]
     contact_sheet(Path(path), side_by_side, below, columns * len(rows))
@@ -85,13 +90,15 @@ def choose(dataset: ImageDataset, count: int, seed: int = 0) -> list[int]:
     return [int(i) for i in by_class[chosen]]
 
 
-def captions(dataset: ImageDataset, indices: Sequence[int]) -> list[str]:
-    """Class names where there are classes, otherwise the numbers of the images."""
-    if dataset.table is None or dataset.table.values.ndim != 1:
-        return [f"#{i}" for i in indices]
-    names = dataset.table.classes
-    labels = [int(dataset.table.values[i]) for i in indices]
-    return ["no label" if k < 0 else names[k] if names else f"class {k}" for k in labels]
+def titles(dataset: ImageDataset, index: int) -> list[str]:
+    """Lines below an image: its class and its first caption, or its number if it has neither."""
+    lines = []
+    if dataset.table is not None and dataset.table.values.ndim == 1:
+        names, k = dataset.table.classes, int(dataset.table.values[index])
+        lines.append("no label" if k < 0 else names[k][:22] if names else f"class {k}")
+    if dataset.captions is not None:
+        lines += _wrapped(dataset.captions.text(index))
+    return lines or [f"#{index}"]
 
 
 def pictures(dataset: ImageDataset, indices: Sequence[int], decode: bool) -> list[Image.Image]:
@@ -108,22 +115,43 @@ def pictures(dataset: ImageDataset, indices: Sequence[int], decode: bool) -> lis
 
 
 def contact_sheet(
-    path: Path, images: Sequence[Image.Image], names: Sequence[str], columns: int
+    path: Path, images: Sequence[Image.Image], names: Sequence[Sequence[str]], columns: int
 ) -> None:
-    """Write the pictures in rows, each fitted into a cell with its name below."""
-    columns = min(columns, len(images))
-    layout = Layout(num=len(images), columns=columns, height=CELL + CAPTION, width=CELL, gap=GAP)
+    """Write the pictures in rows, each fitted into a cell with the lines of its name below."""
+    columns, height = min(columns, len(images)), CELL + LINE * max(map(len, names))
+    layout = Layout(num=len(images), columns=columns, height=height, width=CELL, gap=GAP)
     sheet = Image.new("RGB", layout.size[::-1], "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for i, (image, name) in enumerate(zip(images, names, strict=True)):
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for i, (image, lines) in enumerate(zip(images, names, strict=True)):
         y, x = layout.corner(i)
         cell = _fitted(image)
         sheet.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
-        draw.text((x + CELL // 2, y + CELL + 1), name[:22], "black", font, anchor="ma")
+        for k, line in enumerate(lines):
+            draw.text((x + CELL // 2, y + CELL + LINE * k + 1), line, "black", font, anchor="ma")
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     with replacing(path, "wb") as file:
         file.write(buffer.getvalue())
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=11)
+
+
+def _wrapped(text: str) -> list[str]:
+    """The first lines of a text, none wider than a cell, broken at spaces if possible."""
+    lines: list[str] = []
+    rest = one_line(text)
+    while rest and len(lines) < MAX_LINES:
+        end = 1
+        while end < len(rest) and _font().getlength(rest[: end + 1]) <= CELL:
+            end += 1
+        space = rest.rfind(" ", 1, end + 1) if end < len(rest) else -1
+        end = space if space > 0 else end
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip()
+    return lines
 
 
 def _fitted(image: Image.Image) -> Image.Image:

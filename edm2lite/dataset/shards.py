@@ -1,7 +1,8 @@
 """Latents in safetensors shards: written in order, read at random through memory maps.
 
 The folder holds ``latents.json`` (description of the latents, and the files that hold them), the
-shards ``latents-00000.safetensors``, ... and ``labels.safetensors``. A shard holds
+shards ``latents-00000.safetensors``, ..., ``labels.safetensors`` if there are labels and
+``captions.json``, a list of texts for each row, if there are captions. A shard holds
 
 - ``latents`` [n, 2C, h, w] float32: means, then standard deviations, all of one size;
 - ``positions`` [n] int64: index of each image in the data set that was encoded;
@@ -23,19 +24,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 
 from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.captions import Captions, as_captions
 from edm2lite.dataset.labels import MAX_CLASSES, Labels
 from edm2lite.dataset.latents import checked
 from edm2lite.models.encoders import LatentEncoder, encoder_from_dict
-from edm2lite.strict_json import parse_object
+from edm2lite.strict_json import parse, parse_object
 from edm2lite.tensorfile import Header, all_finite, load_tensors, read_header, save_tensors
 
 FORMAT = "edm2lite.latents/1"
 INDEX = "latents.json"
 LABELS = "labels.safetensors"
+CAPTIONS = "captions.json"
 AROUND = 2**16  # bytes that Linux maps on either side of a page that is read
 OPEN_MAPS = 512  # each holds a file descriptor; the usual limit is 1024
 
@@ -60,6 +64,7 @@ class Index:
         label_dim: Number of classes or length of the label vectors; None without labels.
         classes: Names of the classes; empty without labels or names.
         settings: Settings of the encoding; another encoding into the folder must have the same.
+        captions: Digest of the captions, from :func:`save_captions`; None without captions.
     """
 
     encoder: LatentEncoder
@@ -67,6 +72,7 @@ class Index:
     label_dim: int | None
     classes: tuple[str, ...]
     settings: Mapping[str, Any]
+    captions: str | None = None
 
     def write(self, folder: Path, values: NDArray[Any] | None) -> None:
         """Write the labels and then the index, which completes the data set.
@@ -78,6 +84,8 @@ class Index:
         if values is not None:
             save_tensors(folder / LABELS, {"labels": torch.from_numpy(values)}, {"format": FORMAT})
         content = {"format": FORMAT, **dataclasses.asdict(self)}
+        if self.captions is None:
+            del content["captions"]  # versions that do not know them read what has none
         with replacing(folder / INDEX) as file:
             json.dump(content, file, indent=1)
 
@@ -149,7 +157,30 @@ def open_shards(path: Path) -> ImageDataset:
     if index.label_dim is not None:
         table = _labels(path / LABELS, total, index.label_dim, index.classes)
     mixed = sizes if (sizes != sizes[0]).any() else None
-    return ImageDataset(str(path), total, shape, read, table, mixed, names, index.encoder)
+    captions = None if index.captions is None else _captions(path / CAPTIONS, names, index.captions)
+    return ImageDataset(
+        str(path), total, shape, read, table, mixed, names, index.encoder, captions=captions
+    )
+
+
+def save_captions(folder: Path, captions: Captions) -> str:
+    """Write captions in row order; the digest that the index keeps of them."""
+    text = json.dumps(captions.texts).encode()
+    with replacing(folder / CAPTIONS, "wb") as file:
+        file.write(text)
+    return xxhash.xxh3_64_hexdigest(text)
+
+
+def _captions(path: Path, names: Sequence[str], digest: str) -> Captions | None:
+    text = path.read_bytes() if path.is_file() else b""
+    is_same = xxhash.xxh3_64_hexdigest(text) == digest
+    rows = parse(text) if is_same else None
+    if not isinstance(rows, list) or len(rows) != len(names):
+        raise ValueError(
+            f"{path} must hold the captions that belong to {INDEX}, it is missing or altered;"
+            " encode the data set again"
+        )
+    return as_captions(rows, names, str(path))
 
 
 def _labels(path: Path, total: int, label_dim: int, classes: tuple[str, ...]) -> Labels:
@@ -209,6 +240,8 @@ class _Rows(Sequence[str]):
         return int(self._starts[-1])
 
     def __getitem__(self, row: Any) -> Any:
+        if row >= len(self):
+            raise IndexError(row)
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"{shard_name(shard)}[{row - int(self._starts[shard])}]"
 

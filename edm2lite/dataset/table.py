@@ -7,6 +7,8 @@
 - ``sizes``: [name, height, width] of every image, where they differ
 - ``conditions``: by condition, [name, file of its condition image] of every image
 - ``condition_normalization``: by condition, ``mean`` and ``std`` by which it is normalized
+- ``captions``: [name, [text, ...]] of every image, see :mod:`edm2lite.dataset.captions`
+- ``license``: license of the images and who is to be named with them, in words
 
 EDM and EDM2 use ``labels`` in the same form and ignore the other keys.
 """
@@ -22,7 +24,8 @@ from edm2lite.dataset.labels import Labels
 from edm2lite.strict_json import parse_object
 
 TABLE = "dataset.json"
-_LARGEST, _LARGEST_ROW = 2**20, 2**15  # bytes: in all, and for each file; 1000 numbers take 20,000
+_LARGEST, _LARGEST_ROW = 2**20, 2**18
+"""Bytes in all, and for each file: 1000 numbers take 20,000, 20,000 characters up to 240,000."""
 
 
 def read_table(files: Files) -> dict[str, Any]:
@@ -46,6 +49,8 @@ def table_text(
     sizes: Sequence[Any] = (),
     conditions: Mapping[str, Sequence[str]] | None = None,
     normalization: Mapping[str, Mapping[str, float]] | None = None,
+    captions: Sequence[Sequence[str]] = (),
+    license: str | None = None,
 ) -> str:
     """The text of a ``dataset.json``.
 
@@ -55,6 +60,8 @@ def table_text(
         sizes: (height, width) of every image if they differ, otherwise nothing.
         conditions: Condition -> file of the condition image of every image.
         normalization: Condition -> ``mean`` and ``std`` of its stored values.
+        captions: Captions of every image, or nothing.
+        license: License of the images, or None.
     """
     content: dict[str, Any] = {"labels": None}
     if labels is not None:
@@ -71,4 +78,8 @@ def table_text(
             for condition, files in conditions.items()
         }
         content["condition_normalization"] = dict(normalization or {})
+    if len(captions):
+        content["captions"] = [[n, list(texts)] for n, texts in zip(names, captions, strict=True)]
+    if license is not None:
+        content["license"] = license
     return json.dumps(content)

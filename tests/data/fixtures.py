@@ -8,7 +8,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from edm2lite.dataset.collection import open_collection
-from edm2lite.dataset.convert import Conversion, convert_images
+from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.convert import convert_images
 
 
 @pytest.fixture(scope="session")

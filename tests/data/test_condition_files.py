@@ -11,7 +11,8 @@ from PIL import Image
 
 from edm2lite.dataset import open_collection, open_dataset
 from edm2lite.dataset.condition_files import Normalization, normalization_of
-from edm2lite.dataset.convert import Conversion, convert_images
+from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.convert import convert_images
 from edm2lite.network.conditions import ConditionImage
 from edm2lite.tools.edm2lite import main as edm2lite
 
@@ -293,13 +294,13 @@ def test_condition_images_without_any_contrast_are_refused(tmp_path):
         convert_images(open_collection(tmp_path / "a"), tmp_path / "b", Conversion())
 
 
-def test_latents_have_labels_only_and_say_so(vae, tmp_path):
+def test_latents_have_no_condition_images_and_say_so(vae, tmp_path):
     from edm2lite.dataset.encode import encode_images
     from edm2lite.models.autoencoder import load_autoencoder
 
     dataset = open_dataset(make(tmp_path / "a"))
     with pytest.raises(
-        ValueError, match="labels only, .* also has a condition image of 1 channels"
+        ValueError, match="labels and captions only, .* also has a condition image of 1 channels"
     ):
         encode_images(dataset, tmp_path / "b", load_autoencoder(str(vae), "cpu"))
     assert not (tmp_path / "b").exists()

@@ -13,7 +13,8 @@ from PIL import Image
 
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.collection import open_collection
-from edm2lite.dataset.convert import Conversion, convert_images
+from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.convert import convert_images
 
 
 def converted(source, dest, **options):

@@ -12,7 +12,8 @@ from tiny_run import TINY
 
 from edm2lite.dataset import open_dataset
 from edm2lite.dataset.collection import open_collection
-from edm2lite.dataset.convert import Conversion, convert_images
+from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.convert import convert_images
 from edm2lite.ema import list_snapshots
 from edm2lite.models.loading import load
 from edm2lite.tensorfile import read_header
@@ -132,7 +133,10 @@ def test_sizes_without_buckets_and_odd_ones_are_refused(bucketed, photos, vae, t
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("encoder={kind: jpeg}", "encoder.kind must be one of pixels, latents, or .* got 'jpeg'"),
+        (
+            "encoder={kind: jpeg}",
+            "encoder.kind must be one of pixels, .*, or .* got 'jpeg'",
+        ),
         ("encoder={kind: latents, scale: 3}", "unknown key encoder.scale"),
         (
             "encoder={kind: latents, std: [0.0], mean: [0.0]}",

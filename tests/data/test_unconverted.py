@@ -10,7 +10,8 @@ from tiny_run import tiny_config
 
 from edm2lite.dataset import open_dataset, summarize
 from edm2lite.dataset.collection import open_collection
-from edm2lite.dataset.convert import Conversion, convert_images
+from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.convert import convert_images
 from edm2lite.metrics import statistics
 from edm2lite.metrics.extractors import Extractor
 from edm2lite.tools.edm2lite import main as edm2lite

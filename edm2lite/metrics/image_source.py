@@ -24,6 +24,7 @@ from edm2lite.network.told import values_of
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import conditions_of_seeds
 from edm2lite.sampling.images import ImageGenerator
+from edm2lite.sampling.prompts import captions_of_seeds, reads_captions, text_conditions
 from edm2lite.sampling.settings import Sampling
 
 
@@ -69,6 +70,15 @@ class Generation:
                 nothing that the network takes.
         """
         offered = [] if self.conditions is None else [c.name for c in self.conditions.conditions]
+        texts = text_conditions(model)
+        if texts and not (
+            self.conditions is not None
+            and (reads_captions(model, self.conditions) or {*texts} <= {*offered})
+        ):
+            raise ValueError(
+                f"{model.name} is told text, its images need captions; give --conditions DATASET,"
+                " the captions of which it is told in turn"
+            )
         taken = model.net.config.backbone.conditions
         in_turn = values_of([c for c in taken if c.name not in offered], "in_turn", seeds)
         return conditions_of_seeds(model, seeds, values=in_turn, dataset=self.conditions)
@@ -85,8 +95,9 @@ class Generation:
         seeds = [self.first_seed + i for i in images]
         told, device = self.conditioning(model, seeds), self.device or torch.device("cpu")
         return ImageGenerator(
-            model, seeds, told, self.sampling, self.guide, self.batch_size, device
-        )
+            model, seeds, told, self.sampling, self.guide, self.batch_size, device,
+            prompts=captions_of_seeds(model, self.conditions, seeds),
+        )  # fmt: skip
 
     def rows(self, metric: ImageMetric, model: Model) -> tuple[dict[str, Any], RowFactory]:
         """Everything that the rows of a model depend on, and the function that makes them."""

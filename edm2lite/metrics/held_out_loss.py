@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.precond import Precond
 from edm2lite.diffusion.weighting import edm_weight
-from edm2lite.metrics.metric import ImageRows, Measurement, Metric, Needs
+from edm2lite.metrics.measurement import ImageRows, Measurement
+from edm2lite.metrics.metric import Metric, Needs
 from edm2lite.metrics.rows import RowFactory
 from edm2lite.models.encoders import Encoder
 from edm2lite.models.loading import Model

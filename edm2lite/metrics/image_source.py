@@ -72,6 +72,13 @@ class Generation:
         in_turn = values_of([c for c in taken if c.name not in offered], "in_turn", seeds)
         return conditions_of_seeds(model, seeds, values=in_turn, dataset=self.conditions)
 
+    def captions(self, num: int) -> list[str] | None:
+        """Caption of each of the first images, None if what the network is told has no captions."""
+        if self.conditions is None or self.conditions.captions is None:
+            return None
+        captions, count = self.conditions.captions, len(self.conditions)
+        return [captions.text((self.first_seed + i) % count) for i in range(num)]
+
     def num_classes(self, model: Model) -> int:
         """Number of classes that come in turn, 0 without any."""
         if self.conditions is not None:
@@ -137,6 +144,11 @@ class GivenImages:
     def images(self, indices: range) -> Tensor:
         """Some of the images, uint8 [n, C, H, W]."""
         return torch.from_numpy(self.dataset.images(indices))
+
+    def captions(self, num: int) -> list[str] | None:
+        """Caption of each of the first images, the first one of several; None without captions."""
+        captions = self.dataset.captions
+        return None if captions is None else [captions.text(i) for i in range(num)]
 
     def rows(self, metric: ImageMetric) -> tuple[dict[str, Any], RowFactory]:
         """Everything that the rows of the images depend on, and the function that makes them."""

@@ -264,7 +264,7 @@ def _measurer(options: SweepOptions, run: str, progress: Callable[[int, int], ob
     place = processes.device() if options.device is None else options.device
     inputs = MetricInputs.of(
         options.ref, options.data, () if options.weights is None else (options.weights,),
-        options.batch_size, place,
+        options.batch_size, place, options.clip,
     )  # fmt: skip
     (metric,) = options.metric_class.create(inputs)
     generation = Generation(

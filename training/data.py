@@ -35,6 +35,8 @@ class DataConfig:
         class_balanced: Show every class equally often, however many images it has.
         buckets: Allow images of several sizes: every batch has images of one size.
         label_dropout: Probability that the network is not told the conditions of a sample.
+        captions: Folder of encoded captions (``edm2lite dataset encode-captions``). Without it,
+            captions are encoded while training.
         workers: Number of threads per process that read and decode.
         prefetch: Number of batches prepared ahead.
     """
@@ -44,6 +46,7 @@ class DataConfig:
     class_balanced: bool = False
     buckets: bool = False
     label_dropout: float = 0.0
+    captions: str | None = field(default=None, metadata=FREE)
     workers: int = field(default=2, metadata=FREE)
     prefetch: int = field(default=2, metadata=FREE)
 

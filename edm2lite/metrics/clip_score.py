@@ -92,24 +92,15 @@ class CLIP:
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu"):
         require("transformers")
-        from safetensors import SafetensorError
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-
-        local: dict[str, Any] = {"local_files_only": True}
         try:
-            if not (folder / "config.json").is_file():
-                raise ValueError("it has no config.json")
-            model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **local)
-            processor: Any = AutoImageProcessor.from_pretrained(folder, **local)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            model, self._tokenizer, self._processor = _parts(folder)
+        except Exception as error:  # of damaged files, transformers raises whatever it comes to
             raise ValueError(
                 f"{folder} must be the folder of a transformers CLIPModel with safetensors weights,"
                 f" tokenizer and image processor; loading it failed: {one_line(error, 200)}"
             ) from error
         self.folder, self.device = folder, torch.device(device)
-        self._model = model.to(self.device).float().eval()
-        self._tokenizer, self._processor = tokenizer, processor
+        self._model = model.to(self.device).eval()
 
     @functools.cached_property
     def digest(self) -> str:
@@ -142,6 +133,25 @@ class CLIP:
             kept = {k: v.to(self.device) for k, v in tokens.items() if k != "token_type_ids"}
             parts.append(_unit(self._model.get_text_features(**kept)))
         return np.concatenate(parts)
+
+
+def _parts(folder: Path) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor."""
+    import transformers
+
+    if not (folder / "config.json").is_file():
+        raise ValueError("it has no config.json")
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    if not isinstance(config, transformers.CLIPConfig):
+        raise ValueError(f"it is a {type(config).__name__.removesuffix('Config')}")
+    model, report = transformers.CLIPModel.from_pretrained(
+        folder, **options, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"its weights have no {min(report['missing_keys'])}")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    return model, tokenizer, transformers.AutoImageProcessor.from_pretrained(folder, **options)
 
 
 def _unit(output: Any) -> Array:

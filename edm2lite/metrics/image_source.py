@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.dataset.opening import DATASETS, MODEL_FILES, is_builtin
+from edm2lite.dataset.text import told_by
 from edm2lite.metrics.metric import ImageMetric
 from edm2lite.metrics.rows import SHOWN, RowFactory
 from edm2lite.models.loading import Model
@@ -38,7 +39,8 @@ class Generation:
         device: Device that computes.
         first_seed: Seed of the first image; other seeds repeat the experiment.
         conditions: Data set whose row s modulo its length says what the network is told of the
-            image of seed s, for conditions that it has. [default: values in turn]
+            image of seed s, for conditions that it has, its captions among them for a model with a
+            text encoder. [default: values in turn]
         guide_name: Name of the guide in records, "" for none.
     """
 
@@ -68,10 +70,11 @@ class Generation:
             ValueError: If a condition that the network needs has to be given, or the data set has
                 nothing that the network takes.
         """
-        offered = [] if self.conditions is None else [c.name for c in self.conditions.conditions]
+        dataset = self.conditions and told_by(self.conditions, model.text_encoder)
+        offered = [] if dataset is None else [c.name for c in dataset.conditions]
         taken = model.net.config.backbone.conditions
         in_turn = values_of([c for c in taken if c.name not in offered], "in_turn", seeds)
-        return conditions_of_seeds(model, seeds, values=in_turn, dataset=self.conditions)
+        return conditions_of_seeds(model, seeds, values=in_turn, dataset=dataset)
 
     def captions(self, num: int) -> list[str] | None:
         """Caption of each of the first images, None if what the network is told has no captions."""

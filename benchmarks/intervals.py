@@ -24,7 +24,7 @@ from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.frechet import distance_of, frechet_influences, square_root
 from edm2lite.metrics.influence import cautious_covariance, covariance
 from edm2lite.metrics.interval import alike, normal_limits
-from edm2lite.metrics.metric import ImageRows
+from edm2lite.metrics.measurement import ImageRows
 from edm2lite.metrics.moments import Array, RunningMoments
 from edm2lite.metrics.tails import Tails
 

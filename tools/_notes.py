@@ -27,7 +27,13 @@ def note_sampling(generators: Iterable[ImageGenerator]) -> None:
     """Say what is unusual about how models are going to be sampled, each thing once."""
     from edm2lite.sampling.compatibility import notes
 
+    generators = list(generators)
     found = [note for g in generators for note in notes(g.model, g.guide, g.sampling)]
+    found += [
+        f"{g.model.name}: it is told text, and has no prompts here; give some by --prompt"
+        for g in generators
+        if g.prompts is not None and not any(g.prompts)
+    ]
     for note in dict.fromkeys(found):
         _say(note)
 

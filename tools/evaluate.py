@@ -51,8 +51,8 @@ def main() -> None:
     "--extractor",
     default="inception-v3-compat",
     show_default=True,
-    help="Feature extractor in torch-fidelity's registry, e.g. dinov2-vit-l-14; `digits` is part of"
-    " edm2lite; your own as MODULE:NAME.",
+    help="Feature extractor in torch-fidelity's registry, e.g. dinov2-vit-l-14; `digits` and"
+    " `retrieval` of `edm2lite classifier`; your own as MODULE:NAME.",
 )
 @click.option(
     "--weights", type=_FILE, help="File with the extractor's weights. [default: downloaded]"
@@ -100,10 +100,10 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     default="fid",
     show_default=True,
     metavar="LIST",
-    help=f"Metrics to compute: {', '.join(METRICS)}, prc (precision and recall), or MODULE:CLASS of"
-    " your own. fid is the Fréchet distance in the features of --ref, called fd unless these are"
-    " Inception's; fd_dinov2 is that in DINOv2's; *_infinity are extrapolated to infinitely many"
-    " images.",
+    help=f"Metrics to compute: {', '.join(METRICS)}, prc (precision and recall), caption_recall (at"
+    " ranks 1 and 5), or MODULE:CLASS of your own. fid is the Fréchet distance in the features of"
+    " --ref, called fd unless these are Inception's; fd_dinov2 is that in DINOv2's; *_infinity are"
+    " extrapolated to infinitely many images.",
 )
 @click.option(
     "--images",
@@ -125,6 +125,11 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
     multiple=True,
     help="Files with the extractors' weights, one per --ref that was made with such a file."
     " [default: downloaded]",
+)
+@click.option(
+    "--clip",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of a transformers CLIPModel, for clip_score.",
 )
 @click.option("--data", help="Held-out data set for the metric loss.")
 @click.option(

@@ -11,13 +11,12 @@ import click
 from edm2lite import processes
 from edm2lite.extras import require
 
-from ._cli import CLASS, GUIDE, SEEDS, ImageBar, plugin_option, user_errors
-from ._generation import draw, list_recipes
+from ._cli import CLASS, GUIDE, SEEDS, plugin_option, user_errors
+from ._generation import draw, filled, list_recipes, made, read_prompts
 from ._notes import note_raw_weights, note_sampling
 from ._sampling import from_recipe, sampling_options, take_sampling
 
 if TYPE_CHECKING:
-    from edm2lite.sampling.image_folder import ImageFolder
     from edm2lite.sampling.images import ImageGenerator
     from edm2lite.sampling.settings import Sampling
 
@@ -29,9 +28,28 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--seeds",
     type=SEEDS,
-    default="0-63",
-    show_default=True,
-    help="Seeds, one image each, e.g. 0-49999.",
+    help="Seeds, one image each, e.g. 0-49999. [default: 0-63, or one for each prompt]",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="What images show in words, for a model that is told text; repeatable. With P prompts,"
+    " seed s gets prompt s mod P.",
+)
+@click.option(
+    "--prompts",
+    "prompt_file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="Text file with further prompts, one a line.",
+)
+@click.option(
+    "--negative-prompt",
+    default="",
+    metavar="TEXT",
+    help="What to guide away from in words, in place of no text. Needs --guidance.",
 )
 @click.option(
     "--class",
@@ -44,14 +62,15 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "--conditions",
     metavar="DATASET",
     help="Take what the network is told from the images of a data set, one after the"
-    " other; --class goes before its classes.",
+    " other: classes, condition images, captions as prompts; --class goes before its classes.",
 )
 @click.option(
     "--guide",
     type=GUIDE,
     metavar="MODEL",
     help="Weaker model to guide away from, or `unconditional`: MODEL without its"
-    " conditions, if it was trained with label dropout. Needs --guidance.",
+    " conditions, if it was trained with label dropout. Needs --guidance. [default with prompts:"
+    " unconditional]",
 )
 @sampling_options
 @click.option("--recipe", metavar="NAME", help="A published setting, in place of MODEL and guide.")
@@ -80,14 +99,14 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="DIR|ZIP",
-    help="Output folder or ZIP file; with several models, a folder with a sub-folder each.",
+    help="Output folder or ZIP file; with several models, a folder with a sub-folder each. Needed"
+    " without --grid.",
 )
 @click.option(
     "--grid",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also draw all images in one picture; with several models, a row per model.",
+    help="Draw all images in one picture; with several models, a row per model.",
 )
 @plugin_option
 @user_errors
@@ -96,8 +115,10 @@ def main(
     guide: str | None,
     recipe: str | None,
     weights: Path | None,
-    out: Path,
+    out: Path | None,
     grid: Path | None,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
     **options: Any,
 ) -> None:
     """Generate images from each MODEL: a file, a run, or an average of any length of a run.
@@ -109,6 +130,8 @@ def main(
     \b
     Examples:
       edm2lite generate runs/digits@sigma_rel=0.13 --seeds 0-999 --class all --out images
+      edm2lite generate runs/emoji@sigma_rel=0.1 --prompt "red heart" --prompt "blue car" \\
+        --guidance 2 --grid images.png
       edm2lite generate runs/a@sigma_rel=0.07 --guide runs/xs@sigma_rel=0.12,nimg=128Mi \\
         --guidance 2.1 --seeds 0-49999 --out images.zip
       torchrun --nproc_per_node=8 -m edm2lite.tools.generate --recipe edm2-img512-s-autog-fid \\
@@ -116,25 +139,30 @@ def main(
     """
     if (recipe is None) != bool(models) or (recipe is None) != (weights is None):
         raise click.UsageError("give either MODEL, or --recipe with --weights")
-    if (guide is None) != (options["guidance"] is None):
+    texts = None if not prompts and prompt_file is None else read_prompts(prompts, prompt_file)
+    if (guide is None) != (options["guidance"] is None) and (guide is not None or texts is None):
         raise click.UsageError("--guide and --guidance go together")
-    if grid is not None and len(models) > 1:  # one row alone needs no names beside it
+    if out is None and (grid is None or processes.world_size() > 1):
+        raise click.UsageError("give --out, or --grid in one process")
+    if grid is not None and (len(models) > 1 or texts is not None):  # names beside the images
         require("matplotlib")
+    if options["seeds"] is None and texts is None:
+        options["seeds"] = range(64)
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)
     from edm2lite.sampling.image_folder import ImageFolder
 
-    with ImageFolder(out).claim():  # before models are loaded, or averages rebuilt
+    with nullcontext() if out is None else ImageFolder(out).claim():  # before models are loaded
         note_raw_weights(*models, guide)
-        generators = _generators(models, guide, sampling, **options)
+        generators = _generators(models, guide, sampling, prompts=texts, **options)
         note_sampling(generators)
-        folders = _fill(generators, out)
-    num, in_turn = len(options["seeds"]) * len(models), options["classes"] == "all"
+        rows = made(generators) if out is None else filled(generators, out)
     if processes.rank() == 0:
-        click.echo(f"{num} images in {out}")
+        if out is not None:
+            click.echo(f"{sum(len(g.seeds) for g in generators)} images in {out}")
         if grid is not None:
-            draw(grid, generators, folders, in_turn)
+            draw(grid, generators, rows(), options["classes"] == "all")
             click.echo(f"{grid}")
 
 
@@ -154,20 +182,6 @@ def _generators(
         image_generator(name, conditioning=dataset, sampling=sampling, guide=weaker, **options)
         for name in models
     ]
-
-
-def _fill(generators: list[ImageGenerator], out: Path) -> list[ImageFolder]:
-    """Generate what is missing; the folder or ZIP file of each model."""
-    from edm2lite.sampling.generation import fill
-    from edm2lite.sampling.image_folder import ImageFolder
-
-    names = [generator.model.short_name for generator in generators]
-    if len(set(names)) < len(names):
-        raise ValueError(f"models must have different names, got {', '.join(names)}")
-    folders = [ImageFolder(out if len(names) == 1 else out / name) for name in names]
-    with ImageBar("generate") if processes.rank() == 0 else nullcontext() as bar:
-        fill(generators, folders, bar)
-    return folders
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Condition
     import torch
 
     from edm2lite.dataset import open_dataset
+    from edm2lite.dataset.text import told_by
     from edm2lite.network.told import values_of
 
     config = model.net.config
@@ -125,7 +126,7 @@ def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Condition
         shape = (num, network.img_channels, network.img_resolution, network.img_resolution)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         return noise * config.sigma_data, values_of(network.conditions, "in_turn", range(num))
-    dataset = open_dataset(data)
+    dataset = told_by(open_dataset(data), model.text_encoder)
     rows = range(0, len(dataset), max(1, len(dataset) // num))[:num]
     told = dataset.conditioning(rows).only(network.condition_names)
     raw = torch.from_numpy(dataset.images(rows))

@@ -108,6 +108,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Number of images at a time.",
 )
 @click.option(
+    "--clip",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of a transformers CLIPModel, for clip_score.",
+)
+@click.option(
     "--weights",
     type=_FILE,
     help="File with the extractor's weights, if the reference was made with one.",

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from edm2lite.metrics.feature_stats import FeatureStats as FeatureStats
     from edm2lite.metrics.features import FeatureMetric as FeatureMetric
     from edm2lite.metrics.held_out_loss import DenoisingRows as DenoisingRows
+    from edm2lite.metrics.measurement import ImageRows as ImageRows
+    from edm2lite.metrics.measurement import Measurement as Measurement
     from edm2lite.metrics.metric import ImageMetric as ImageMetric
-    from edm2lite.metrics.metric import ImageRows as ImageRows
-    from edm2lite.metrics.metric import Measurement as Measurement
     from edm2lite.metrics.metric import Metric as Metric
     from edm2lite.metrics.reference import statistics as statistics
     from edm2lite.metrics.reference import write_statistics as write_statistics
@@ -32,7 +32,8 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.metrics.feature_stats": "FeatureStats",
         "edm2lite.metrics.features": "FeatureMetric",
         "edm2lite.metrics.held_out_loss": "DenoisingRows",
-        "edm2lite.metrics.metric": "ImageMetric ImageRows Measurement Metric",
+        "edm2lite.metrics.measurement": "ImageRows Measurement",
+        "edm2lite.metrics.metric": "ImageMetric Metric",
         "edm2lite.metrics.reference": "statistics write_statistics",
         "edm2lite.metrics.registry": "METRICS find_metric find_metrics",
     },

@@ -22,7 +22,8 @@ from edm2lite.dataset import ImageDataset
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.image_source import Generation, GivenImages, images_of, names_a_model, origin
 from edm2lite.metrics.inputs import MetricInputs
-from edm2lite.metrics.metric import ImageMetric, ImageRows, Metric
+from edm2lite.metrics.measurement import ImageRows
+from edm2lite.metrics.metric import ImageMetric, Metric
 from edm2lite.metrics.registry import MetricName, find_metrics
 from edm2lite.metrics.rows import RowFactory, Rows
 from edm2lite.metrics.tails import heavy_words
@@ -92,6 +93,7 @@ class _Task:
     factory: RowFactory
     num: int
     num_classes: int = 0
+    captions: Sequence[str] | None = None
 
 
 def evaluate(
@@ -106,6 +108,7 @@ def evaluate(
     conditions: ImageDataset | str | Path | None = None,
     data: ImageDataset | str | Path | None = None,
     weights: Sequence[str | Path] = (),
+    clip: str | Path | None = None,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     cache: str | Path | None = None,
@@ -128,10 +131,12 @@ def evaluate(
         sampling: Sampler settings of a model. [default: 32 steps of heun]
         guide: Model that guides, its name, or ``"unconditional"``; with a weight in ``sampling``.
         first_seed: Seed of the first image.
-        conditions: Data set whose rows say in turn what the network is told. [default: its classes]
+        conditions: Data set whose rows say in turn what the network is told. [default: its classes,
+            or the captions of the reference for a model that is told text]
         data: Held-out images or their name, for the metric ``loss``.
         weights: Weights files of the extractors, one for each reference that is a file and was made
             with a weights file: what a file names is not opened. [default: downloaded]
+        clip: Folder of a transformers CLIPModel, for the metric ``clip_score``.
         batch_size: Number of images at a time.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         cache: Folder to keep rows in: an interrupted evaluation continues. Needed under torchrun.
@@ -160,13 +165,14 @@ def evaluate(
             "under torchrun, evaluate needs a folder that all processes see; give --cache"
         )
     place = torch.device(device) if device is not None else processes.device()
-    inputs = MetricInputs.of(reference, data, weights, batch_size, place)
+    inputs = MetricInputs.of(reference, data, weights, batch_size, place, clip)
     chosen = [metric for cls in find_metrics(metrics) for metric in cls.create(inputs)]
     source = _opened(model_or_images)
     if isinstance(source, Model):
         generation = Generation(
             sampling or Sampling(), loaded_guide(guide), batch_size, place, first_seed,
             None if conditions is None else images_of(conditions),
+            reference_captions=inputs.captions,
         )  # fmt: skip
         tasks = [_task_of_model(metric, source, generation, num) for metric in chosen]
     else:
@@ -190,8 +196,11 @@ def _opened(source: Source) -> Model | ImageDataset:
 
 def _task_of_model(metric: Metric, model: Model, generation: Generation, num: int | None) -> _Task:
     key, factory = metric.rows_of(model, generation)
-    num_classes = generation.num_classes(model) if metric.uses_images() else 0
-    return _Task(metric, key, factory, metric.num_images(num), num_classes)
+    count = metric.num_images(num)
+    if not metric.uses_images():
+        return _Task(metric, key, factory, count)
+    num_classes = generation.num_classes(model)
+    return _Task(metric, key, factory, count, num_classes, generation.captions(model, count))
 
 
 def _task_of_images(metric: Metric, images: GivenImages, num: int | None) -> _Task:
@@ -200,7 +209,8 @@ def _task_of_images(metric: Metric, images: GivenImages, num: int | None) -> _Ta
         raise ValueError(f"{metric.name} is a metric of a model, {name} holds images")
     if num is not None and num > available:
         raise ValueError(f"{name} holds {available} images, got --num {num}; give a smaller number")
-    return _Task(metric, *images.rows(metric), available if num is None else num)
+    count = available if num is None else num
+    return _Task(metric, *images.rows(metric), count, captions=images.captions(count))
 
 
 def _scores(
@@ -223,7 +233,7 @@ def _scores(
         rows.fill(first.num, first.factory, count)
         if processes.rank() == 0:
             parts = functools.partial(rows.parts, first.num)
-            table = ImageRows(parts, first.num, first.num_classes, name)
+            table = ImageRows(parts, first.num, first.num_classes, name, first.captions)
             scores |= {task.metric: _score(task.metric, table) for task in (first, *others)}
     return [scores[task.metric] for task in tasks if task.metric in scores]
 

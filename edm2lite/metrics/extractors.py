@@ -25,7 +25,11 @@ from edm2lite.metrics import dinov2
 from edm2lite.metrics.extractor_weights import tensors_alone
 
 EXTRACTORS: Kinds[Callable[[Path | None], nn.Module]] = Kinds(
-    "extractor", {"digits": "edm2lite.metrics.digits_classifier:digits_features"}
+    "extractor",
+    {
+        "digits": "edm2lite.metrics.digits_classifier:digits_features",
+        "retrieval": "edm2lite.metrics.retrieval:retrieval_features",
+    },
 )
 """Extractors besides torch-fidelity's: functions from a weights file (or None) to a module that
 maps uint8 [N, 3, H, W] to features [N, F]."""

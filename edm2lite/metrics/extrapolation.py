@@ -35,7 +35,7 @@ from edm2lite.metrics.frechet import (
     frechet_influences,
 )
 from edm2lite.metrics.influence import GROUPS
-from edm2lite.metrics.metric import ImageRows, Measurement
+from edm2lite.metrics.measurement import ImageRows, Measurement
 from edm2lite.metrics.moments import Array, RunningMoments
 from edm2lite.metrics.tails import Tails
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edm2lite.dataset.captions import Captions, as_captions
 from edm2lite.messages import one_line
 from edm2lite.metrics.extractors import Extractor, preprocessing
 from edm2lite.metrics.moments import Array, RunningMoments, check_moments
 from edm2lite.metrics.other_statistics import SUFFIXES, chosen, read_other
+from edm2lite.strict_json import parse
 from edm2lite.tensorfile import load_tensors, save_tensors
 
 FORMAT = "edm2lite.stats/1"
@@ -39,6 +42,7 @@ class FeatureStats:
         preprocessing: What was done to the images before the network, "" where the extractor says
             it all. Of DINOv2 it is :data:`edm2lite.metrics.dinov2.PREPROCESSING`.
         is_read: Whether a file says so. The weights file that it names is then not opened.
+        captions: Captions of the images, kept with the features; None without.
 
     Example:
         >>> import tempfile
@@ -59,6 +63,7 @@ class FeatureStats:
     features: NDArray[np.float32] | None = field(repr=False, default=None)
     preprocessing: str = ""
     is_read: bool = field(repr=False, default=False, compare=False)
+    captions: Captions | None = field(repr=False, default=None)
 
     @classmethod
     def of(
@@ -68,6 +73,7 @@ class FeatureStats:
         source: str,
         image_shape: Sequence[int] = (),
         features: NDArray[np.float32] | None = None,
+        captions: Captions | None = None,
     ) -> FeatureStats:
         """Statistics from moments.
 
@@ -80,7 +86,7 @@ class FeatureStats:
         return cls(
             moments.count, moments.mean, moments.cov, extractor.name, weights,
             extractor.weights_digest, source, tuple(image_shape), features,
-            extractor.preprocessing,
+            extractor.preprocessing, captions=captions,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> Path:
@@ -98,6 +104,9 @@ class FeatureStats:
         tensors = {"mean": torch.from_numpy(self.mean), "cov": torch.from_numpy(self.cov)}
         if self.features is not None:
             tensors["features"] = torch.from_numpy(self.features)
+        if self.captions is not None:
+            text = bytearray(json.dumps(self.captions.texts).encode())
+            tensors["captions"] = torch.frombuffer(text, dtype=torch.uint8)
         return save_tensors(Path(path), tensors, metadata)
 
     @classmethod
@@ -174,6 +183,7 @@ class FeatureStats:
                 features=tensors["features"].numpy() if "features" in tensors else None,
                 preprocessing=meta.get("preprocessing", ""),
                 is_read=True,
+                captions=_captions(tensors["captions"], path) if "captions" in tensors else None,
             )
             stats._check()
         except (KeyError, TypeError, ValueError) as error:
@@ -187,6 +197,8 @@ class FeatureStats:
         check_moments(self.mean, self.cov)
         if not 0 <= self.count < 2**53:
             raise ValueError(f"its count is {self.count}")
+        if self.captions is not None and len(self.captions) != self.count:
+            raise ValueError(f"it has {len(self.captions)} captions")
         features = self.features
         if features is None:
             return
@@ -232,6 +244,12 @@ class FeatureStats:
                 f"images must be like those of the reference ({self.source}: {expected}), {name}"
                 f" has {found}; make reference statistics of such images"
             )
+
+
+def _captions(stored: Tensor, path: Path) -> Captions | None:
+    """Captions from the UTF-8 text of a JSON list."""
+    rows = parse(stored.numpy().tobytes())
+    return as_captions(rows, [f"image {i}" for i in range(len(rows))], str(path))
 
 
 def feature_stats(batches: Iterable[Tensor], extractor: Extractor, source: str) -> FeatureStats:

@@ -27,7 +27,7 @@ class FeatureMetric(ImageMetric):
         The distance between mean features:
 
         >>> import numpy as np
-        >>> from edm2lite.metrics.metric import ImageRows, Measurement
+        >>> from edm2lite.metrics.measurement import ImageRows, Measurement
         >>> class MeanDistance(FeatureMetric):
         ...     def measure(self, rows):
         ...         offset = rows.array().mean(axis=0) - self.reference.mean

@@ -18,7 +18,8 @@ from edm2lite.metrics.feature_stats import FeatureStats, check_same_features
 from edm2lite.metrics.features import FeatureMetric
 from edm2lite.metrics.influence import centered
 from edm2lite.metrics.inputs import MetricInputs, Reference
-from edm2lite.metrics.metric import ImageRows, Measurement, Metric
+from edm2lite.metrics.measurement import ImageRows, Measurement
+from edm2lite.metrics.metric import Metric
 from edm2lite.metrics.moments import Array, RunningMoments
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from edm2lite.dataset import ImageDataset
+from edm2lite.dataset.text import told_by
 from edm2lite.diffusion.precond import Precond
 from edm2lite.diffusion.weighting import edm_weight
-from edm2lite.metrics.metric import ImageRows, Measurement, Metric, Needs
+from edm2lite.metrics.measurement import ImageRows, Measurement
+from edm2lite.metrics.metric import Metric, Needs
 from edm2lite.metrics.rows import RowFactory
 from edm2lite.models.encoders import Encoder
 from edm2lite.models.loading import Model
@@ -200,12 +202,11 @@ class HeldOutLoss(Metric):
 
     def rows_of(self, model: Model, generation: Generation) -> tuple[dict[str, Any], RowFactory]:
         """See :meth:`edm2lite.metrics.Metric.rows_of`; nothing is generated."""
-        check_dataset(model.name, model.net, model.encoder, self.dataset)
+        dataset = told_by(self.dataset, model.text_encoder)
+        check_dataset(model.name, model.net, model.encoder, dataset)
         net = model.net.prepared(device=self.device)
         key = {"weights": model.identity, "batch": self.batch, **self.protocol}
-        return key, DenoisingRows(
-            net, model.encoder, self.dataset, self.levels, self.device, self.batch
-        )
+        return key, DenoisingRows(net, model.encoder, dataset, self.levels, self.device, self.batch)
 
     @property
     def protocol(self) -> dict[str, Any]:

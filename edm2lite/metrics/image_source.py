@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.dataset.captions import Captions
 from edm2lite.dataset.opening import DATASETS, MODEL_FILES, is_builtin
+from edm2lite.dataset.text import told_by
 from edm2lite.metrics.metric import ImageMetric
 from edm2lite.metrics.rows import SHOWN, RowFactory
 from edm2lite.models.loading import Model
@@ -24,6 +26,7 @@ from edm2lite.network.told import values_of
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import conditions_of_seeds
 from edm2lite.sampling.images import ImageGenerator
+from edm2lite.sampling.prompts import text_conditions
 from edm2lite.sampling.settings import Sampling
 
 
@@ -38,8 +41,11 @@ class Generation:
         device: Device that computes.
         first_seed: Seed of the first image; other seeds repeat the experiment.
         conditions: Data set whose row s modulo its length says what the network is told of the
-            image of seed s, for conditions that it has. [default: values in turn]
+            image of seed s, for conditions that it has, its captions among them for a model with a
+            text encoder. [default: values in turn]
         guide_name: Name of the guide in records, "" for none.
+        reference_captions: Captions of the reference, which a model that is told text is told in
+            turn where there are no ``conditions``.
     """
 
     sampling: Sampling
@@ -49,6 +55,7 @@ class Generation:
     first_seed: int = 0
     conditions: ImageDataset | None = None
     guide_name: str = ""
+    reference_captions: Captions | None = None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -68,14 +75,38 @@ class Generation:
             ValueError: If a condition that the network needs has to be given, or the data set has
                 nothing that the network takes.
         """
-        offered = [] if self.conditions is None else [c.name for c in self.conditions.conditions]
+        source = self.told_from(model)
+        dataset = None if source is None else told_by(source, model.text_encoder)
+        offered = [] if dataset is None else [c.name for c in dataset.conditions]
+        if missing := {*text_conditions(model)} - {*offered}:
+            raise ValueError(
+                f"{model.name} is told text, its images need captions ({', '.join(missing)});"
+                " give --conditions DATASET, whose captions it is told in turn, or a reference with captions"
+            )
         taken = model.net.config.backbone.conditions
         in_turn = values_of([c for c in taken if c.name not in offered], "in_turn", seeds)
-        return conditions_of_seeds(model, seeds, values=in_turn, dataset=self.conditions)
+        return conditions_of_seeds(model, seeds, values=in_turn, dataset=dataset)
+
+    def told_from(self, model: Model) -> ImageDataset | None:
+        """Data set of what a model is told: the conditions, or captions of the reference."""
+        captions = self.reference_captions
+        if self.conditions is not None or captions is None or not text_conditions(model):
+            return self.conditions
+        return ImageDataset(
+            "the reference", len(captions), (1, 1, 1), np.empty(0).__getitem__, captions=captions
+        )
+
+    def captions(self, model: Model, num: int) -> list[str] | None:
+        """Caption of each of the first images, None if what a model is told has no captions."""
+        source = self.told_from(model)
+        captions = None if source is None else source.captions
+        if captions is None:
+            return None
+        return [captions.text((self.first_seed + i) % len(captions)) for i in range(num)]
 
     def num_classes(self, model: Model) -> int:
         """Number of classes that come in turn, 0 without any."""
-        if self.conditions is not None:
+        if self.told_from(model) is not None:
             return 0
         conditions = model.net.config.backbone.conditions
         return sum(c.num_classes for c in conditions if isinstance(c, ClassLabel))
@@ -138,6 +169,11 @@ class GivenImages:
     def images(self, indices: range) -> Tensor:
         """Some of the images, uint8 [n, C, H, W]."""
         return torch.from_numpy(self.dataset.images(indices))
+
+    def captions(self, num: int) -> list[str] | None:
+        """Caption of each of the first images, the first one of several; None without captions."""
+        captions = self.dataset.captions
+        return None if captions is None else [captions.text(i) for i in range(num)]
 
     def rows(self, metric: ImageMetric) -> tuple[dict[str, Any], RowFactory]:
         """Everything that the rows of the images depend on, and the function that makes them."""

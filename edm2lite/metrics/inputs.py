@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.dataset.captions import Captions
 from edm2lite.metrics.extractors import Extractor, is_dinov2, open_extractor
 from edm2lite.metrics.feature_stats import FeatureStats
 
@@ -55,12 +56,20 @@ class MetricInputs:
         data: Held-out images, or None.
         batch_size: Number of images in each call of a network.
         device: Device that computes.
+        clip: Folder of a CLIP, or None.
     """
 
     references: tuple[Reference, ...]
     data: ImageDataset | None
     batch_size: int
     device: torch.device
+    clip: Path | None = None
+
+    @property
+    def captions(self) -> Captions | None:
+        """Captions of the first reference that states some."""
+        stated = (reference.stats.captions for reference in self.references)
+        return next((captions for captions in stated if captions is not None), None)
 
     @classmethod
     def of(
@@ -70,6 +79,7 @@ class MetricInputs:
         weights: Sequence[str | Path] = (),
         batch_size: int = 64,
         device: torch.device | str = "cpu",
+        clip: str | Path | None = None,
     ) -> MetricInputs:
         """From what a person names.
 
@@ -80,6 +90,7 @@ class MetricInputs:
                 made with a weights file.
             batch_size: Number of images in each call of a network.
             device: Device that computes.
+            clip: Folder of a CLIP.
 
         Raises:
             FileNotFoundError: If a file is not there.
@@ -107,7 +118,7 @@ class MetricInputs:
             for found in _opened(reference, statistics[i], files.get(i), place)
         )
         dataset = data if isinstance(data, ImageDataset | None) else open_dataset(data)
-        return cls(opened, dataset, batch_size, place)
+        return cls(opened, dataset, batch_size, place, None if clip is None else Path(clip))
 
 
 def _loaded(reference: FeatureStats | str | Path) -> list[FeatureStats]:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from edm2lite.metrics.features import FeatureMetric
 from edm2lite.metrics.influence import centered
-from edm2lite.metrics.metric import ImageRows, Measurement, Needs
+from edm2lite.metrics.measurement import ImageRows, Measurement
+from edm2lite.metrics.metric import Needs
 from edm2lite.metrics.moments import Array
 
 SUBSETS = 100

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from edm2lite.metrics.features import FeatureMetric
 from edm2lite.metrics.influence import block_influences
-from edm2lite.metrics.metric import ImageRows, Measurement, Needs
+from edm2lite.metrics.measurement import ImageRows, Measurement
+from edm2lite.metrics.metric import Needs
 from edm2lite.metrics.moments import Array
 
 NEIGHBORS = 3

@@ -9,19 +9,17 @@ with those of reference images), or :class:`Metric` itself. A class of yours is 
 from __future__ import annotations
 
 import abc
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edm2lite.metrics.influence import cautious_covariance, centered, covariance, moments_of
+from edm2lite.metrics.influence import cautious_covariance, covariance
 from edm2lite.metrics.interval import normal_limits, wilson_limits
-from edm2lite.metrics.moments import Array, RunningMoments
+from edm2lite.metrics.measurement import ImageRows, Measurement
+from edm2lite.metrics.moments import Array
 from edm2lite.metrics.rows import RowFactory
 from edm2lite.metrics.tails import Tails
 from edm2lite.network.conditioning import Conditioning
@@ -35,93 +33,10 @@ NUM_GENERATED = 50_000
 """Number of images that a model generates where none is given."""
 
 
-@dataclass(frozen=True)
-class ImageRows:
-    """The rows that a metric is computed from, one per image.
-
-    Attributes:
-        parts: Function that goes over the rows in order, [n, D] float64 at a time.
-        num: Number of images.
-        num_classes: Number of classes if image i has class i modulo this, else 0. Other seeds then
-            have the same share of each class.
-        source: Name of the model or of the images, for messages.
-
-    Example:
-        >>> rows = ImageRows(lambda: iter([np.ones((2, 3)), np.zeros((1, 3))]), num=3)
-        >>> rows.array().shape
-        (3, 3)
-    """
-
-    parts: Callable[[], Iterator[Array]]
-    num: int
-    num_classes: int = 0
-    source: str = "images"
-
-    @classmethod
-    def of(cls, rows: NDArray[Any], num_classes: int = 0) -> ImageRows:
-        """Rows [N, D] that are in memory.
-
-        Example:
-            >>> ImageRows.of(np.arange(6.0).reshape(3, 2)).moments[0].mean
-            array([2., 3.])
-        """
-        wide = rows.astype(np.float64)
-        return cls(lambda: iter([wide]), len(rows), num_classes)
-
-    def array(self) -> NDArray[np.float32]:
-        """All rows at once, [N, D] float32."""
-        return np.concatenate([part.astype(np.float32) for part in self.parts()])
-
-    @functools.cached_property
-    def moments(self) -> tuple[RunningMoments, list[RunningMoments]]:
-        """Moments of all rows, and of each quarter of them."""
-        return moments_of(self.parts, self.num)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The value of a metric, and what it is made of.
-
-    Attributes:
-        value: The value.
-        influences: [J, N], how the value depends on each of N images, see
-            :mod:`edm2lite.metrics.influence`; intervals come from it. None if the metric cannot say
-            so: it then has no interval, and a sweep cannot tell lengths apart.
-        details: Further numbers by name.
-
-    Example:
-        >>> Measurement(0.5).influences is None
-        True
-    """
-
-    value: float
-    influences: Array | None = field(default=None, repr=False)
-    details: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of_mean(
-        cls, each: NDArray[Any], num_classes: int = 0, details: Mapping[str, float] | None = None
-    ) -> Measurement:
-        """The mean of a number per image.
-
-        Args:
-            each: [N], the number of each image.
-            num_classes: As in :class:`ImageRows`.
-            details: Further numbers.
-
-        Example:
-            >>> Measurement.of_mean(np.array([1.0, 2.0, 6.0])).value
-            3.0
-        """
-        influences = None
-        if len(each) > 1:
-            influences = centered(each[None].astype(np.float64), num_classes)
-        return cls(float(each.mean()), influences, details or {})
-
-
-Needs = Literal["images", "reference", "reference features", "held-out images"]
+Needs = Literal["images", "reference", "reference features", "CLIP", "held-out images"]
 """What a metric is computed from: generated or given images alone; or compared with the moments, or
-the features, of reference images; or the network itself on images that it was not trained on."""
+the features, of reference images; or with their captions, by a CLIP; or the network itself on
+images that it was not trained on."""
 
 
 class Metric(abc.ABC):

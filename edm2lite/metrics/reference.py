@@ -172,7 +172,8 @@ def _stats(
 ) -> FeatureStats:
     features = np.concatenate(kept) if kept else None
     name, shape = images.dataset.name, images.dataset.image_shape
-    return FeatureStats.of(moments, extractor, name, shape, features)
+    captions = images.dataset.captions if kept else None
+    return FeatureStats.of(moments, extractor, name, shape, features, captions)
 
 
 def _gathered(own: RunningMoments, folder: Path, rank: int, world: int, key: str) -> RunningMoments:

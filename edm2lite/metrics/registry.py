@@ -18,6 +18,9 @@ METRICS: Kinds[type[Metric]] = Kinds(
         "kid": "edm2lite.metrics.kernel:KID",
         "precision": "edm2lite.metrics.manifold:Precision",
         "recall": "edm2lite.metrics.manifold:Recall",
+        "caption_recall_1": "edm2lite.metrics.caption_recall:CaptionRecall1",
+        "caption_recall_5": "edm2lite.metrics.caption_recall:CaptionRecall5",
+        "clip_score": "edm2lite.metrics.clip_score:CLIPScore",
         "loss": "edm2lite.metrics.held_out_loss:HeldOutLoss",
         "fd": "edm2lite.metrics.frechet:FrechetDistance",
         "fid_infinity": "edm2lite.metrics.extrapolation:FIDInfinity",
@@ -30,7 +33,10 @@ METRICS: Kinds[type[Metric]] = Kinds(
 MetricName: TypeAlias = Union[str, "type[Metric]"]
 """Name of a metric, or its class."""
 
-ALIASES = {"prc": ("precision", "recall")}
+ALIASES = {
+    "prc": ("precision", "recall"),
+    "caption_recall": ("caption_recall_1", "caption_recall_5"),
+}
 """Other names, and what each stands for."""
 
 

@@ -9,6 +9,7 @@ from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
 from edm2lite.network.conditions import described
 from edm2lite.strict_json import parse
+from edm2lite.text.encoder import text_encoder_from_json
 
 _SHOWN = 12  # snapshots in the table; the file names all of them
 
@@ -43,7 +44,7 @@ def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
         _table(["", ""], _facts(metadata)),
         *_inputs(metadata),
         "## Use",
-        _use(config, name),
+        _use(config, name, takes_prompts="text_encoder" in metadata),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -63,6 +64,13 @@ def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
     if "encoder" in metadata:
         encoder = _text(metadata["encoder"])
         lines.append(f"Encoder between images and what the network sees: `{encoder}`.")
+    if "text_encoder" in metadata:
+        text = text_encoder_from_json(metadata["text_encoder"])
+        lines.append(
+            f"It is told prompts by a text encoder of the kind `{_text(text.kind)}`"
+            f" (`{_text(text.source)}`, digest `{_text(text.digest)}`, at most {text.num_tokens}"
+            " tokens)."
+        )
     if is_foreign:
         lines.append(f"Loading it needs the module `{_text(module)}`, imported before.")
     return "\n\n".join(lines)
@@ -114,13 +122,14 @@ def _inputs(metadata: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _use(config: PrecondConfig, name: str) -> str:
+def _use(config: PrecondConfig, name: str, takes_prompts: bool) -> str:
     network = config.backbone
     told = ", conditioning" if network.conditions else ""
     module, is_foreign, _ = network.kind.partition(":")
     options = f" --plugin {module}" if is_foreign else ""
     if any(condition.is_required for condition in network.conditions):
         options += " --conditions DATASET"
+    seeds = ' --prompt "..." --guidance 2' if takes_prompts else " --seeds 0-15"
     return f"""```python
 from edm2lite.models import from_pretrained
 
@@ -129,7 +138,7 @@ D_x = model.net(x, sigma{told})  # x: clean images plus noise of standard deviat
 ```
 
 From the shell, with a folder of these files:
-`edm2lite generate FOLDER --seeds 0-15{options} --out images`."""
+`edm2lite generate FOLDER{seeds}{options} --out images`."""
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:

@@ -12,10 +12,24 @@ Guide = Model | Literal["unconditional"] | None
 """A weaker model, the model itself without its conditions, or no guide."""
 
 
-def check_sampling(model: Model, guide: Guide, sampling: Sampling) -> None:
-    """Raise ValueError, with the reason, unless ``model`` can sample like that with this guide."""
+def check_sampling(
+    model: Model, guide: Guide, sampling: Sampling, negative_prompt: str = ""
+) -> None:
+    """Raise ValueError, with the reason, unless ``model`` can sample like that with this guide.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        sampling: Sampler settings.
+        negative_prompt: What an unconditional guide is told in words.
+    """
     _check_size(model, sampling)
-    _check_guide(model, guide, sampling)
+    if negative_prompt and (guide != "unconditional" or sampling.guidance == 1):
+        raise ValueError(
+            "a negative prompt is what the unconditional guide is told; give a weight of guidance"
+            " other than 1, and no other model as the guide"
+        )
+    _check_guide(model, guide, sampling, is_told=bool(negative_prompt))
     _check_levels(model, sampling)
 
 
@@ -71,7 +85,7 @@ def _check_levels(model: Model, sampling: Sampling) -> None:
         )
 
 
-def _check_guide(model: Model, guide: Guide, sampling: Sampling) -> None:
+def _check_guide(model: Model, guide: Guide, sampling: Sampling, is_told: bool) -> None:
     if guide is None:
         if sampling.guidance != 1:
             raise ValueError(
@@ -86,7 +100,7 @@ def _check_guide(model: Model, guide: Guide, sampling: Sampling) -> None:
         raise ValueError(
             f"{model.name} takes no condition, it cannot be its own unconditional guide"
         )
-    elif _is_always_told(model):
+    elif _is_always_told(model) and not (is_told and model.num_classes == 0):
         raise ValueError(
             f"{model.name} cannot be its own unconditional guide: it was trained without label"
             " dropout, and has never seen an image without its conditions; give a weaker model as"
@@ -117,6 +131,11 @@ def _check_other_model(model: Model, guide: Model) -> None:
     if guide.encoder != model.encoder:
         raise ValueError(
             f"the guide must see images as {model.name} does, {guide.name} has another encoder"
+        )
+    if guide.text_encoder is not None and not guide.text_encoder.agrees(model.text_encoder):
+        raise ValueError(
+            f"the guide must read text as {model.name} does, {guide.name} has another text encoder,"
+            " or other statistics of captions"
         )
     unknown = missing(other.conditions, own.conditions)
     if unknown:

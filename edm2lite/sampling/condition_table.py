@@ -1,4 +1,4 @@
-"""``dataset.json`` of a folder of generated images: classes, and digests of other conditions."""
+"""``dataset.json`` of generated images: classes, prompts, and digests of other conditions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import xxhash
 
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.conditions import class_indices
+from edm2lite.text.model import shortened
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ConditionTable:
     Attributes:
         classes: Class of each image.
         digests: Digest of the other conditions of each image: vectors, condition images.
+        prompts: Prompt of each image, "" where there was none.
 
     Example:
         >>> table = ConditionTable.of([5, 6], Conditioning({"label": torch.tensor([3, 7])}))
@@ -32,23 +34,34 @@ class ConditionTable:
 
     classes: dict[int, int] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
+    prompts: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, seeds: Sequence[int], conditioning: Conditioning) -> ConditionTable:
-        """The table of images with these conditions, one row per seed."""
+    def of(
+        cls,
+        seeds: Sequence[int],
+        conditioning: Conditioning,
+        prompts: Sequence[str] | None = None,
+    ) -> ConditionTable:
+        """The table of images with these conditions and prompts, one row per seed."""
         classes = class_indices(conditioning)
         names = [name for name in conditioning if name != "label" or classes is None]
         others = conditioning.only(names)
         return cls(
             {} if classes is None else dict(zip(seeds, classes, strict=True)),
             dict(zip(seeds, _digests(others), strict=True)) if others else {},
+            {} if prompts is None else dict(zip(seeds, prompts, strict=True)),
         )
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> ConditionTable:
         """The table in the content of a ``dataset.json``."""
-        tables = (content.get(key) or () for key in ("labels", "condition_digests"))
-        return cls(*({int(Path(name).stem): value for name, value in rows} for rows in tables))
+        tables = (content.get(key) or () for key in ("labels", "condition_digests", "captions"))
+        classes, digests, captions = (
+            {int(Path(name).stem): value for name, value in rows} for rows in tables
+        )
+        prompts = {seed: texts[0] if texts else "" for seed, texts in captions.items()}
+        return cls(classes, digests, prompts)
 
     def content(self, name: Callable[[int], str]) -> dict[str, Any]:
         """The content of a ``dataset.json``.
@@ -61,11 +74,17 @@ class ConditionTable:
             return [[name(seed), value] for seed, value in sorted(values.items())]
 
         content: dict[str, Any] = {"labels": rows(self.classes) if self.classes else None}
+        if self.prompts:  # in the form of data sets: several captions are possible
+            content["captions"] = rows({s: [p] if p else [] for s, p in self.prompts.items()})
         return {**content, "condition_digests": rows(self.digests)} if self.digests else content
 
     def merged(self, other: ConditionTable) -> ConditionTable:
         """This table with the rows of another one, which replace equal seeds."""
-        return ConditionTable(self.classes | other.classes, self.digests | other.digests)
+        return ConditionTable(
+            self.classes | other.classes,
+            self.digests | other.digests,
+            self.prompts | other.prompts,
+        )
 
     def check(self, there: ConditionTable, path: Path) -> None:
         """Compare with the table of the images that are there already.
@@ -82,6 +101,12 @@ class ConditionTable:
             raise ValueError(
                 f"{path} holds seed {other[0]} as class {there.classes[other[0]]}, not"
                 f" {self.classes[other[0]]}; choose another place for the images"
+            )
+        other = [s for s, prompt in self.prompts.items() if there.prompts.get(s, prompt) != prompt]
+        if other:
+            raise ValueError(
+                f"{path} holds seed {other[0]} of prompt {shortened(there.prompts[other[0]])}, not"
+                f" {shortened(self.prompts[other[0]])}; choose another place for the images"
             )
         other = [s for s, digest in self.digests.items() if there.digests.get(s, digest) != digest]
         if other:

@@ -18,6 +18,7 @@ from edm2lite.models.loading import Model
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import ClassLabel, described
 from edm2lite.network.told import values_of
+from edm2lite.sampling.prompts import reads_captions
 
 Classes = int | Literal["all"] | Sequence[int]
 """Class of every image, ``"all"`` for all classes in turn, or one class per seed."""
@@ -104,10 +105,10 @@ def _from_dataset(
     offered = {c.name: c for c in dataset.conditions}
     taken = [c for c in conditions if c.name in offered and c.name not in without]
     unequal = [c for c in taken if offered[c.name] != c]
-    if unequal or not taken:
+    if unequal or not (taken or reads_captions(model, dataset)):
         raise ValueError(
             f"{dataset.name} must have what {model.name} takes"
             f" ({described(unequal or conditions)}), it has {described(dataset.conditions)}"
         )
-    rows = dataset.conditioning([seed % len(dataset) for seed in seeds])
-    return rows.only([c.name for c in taken]).values
+    rows = [seed % len(dataset) for seed in seeds]
+    return dataset.conditioning(rows, names=[c.name for c in taken]).values

@@ -23,6 +23,7 @@ from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
 from edm2lite.sampling.image_folder import ImageFolder
 from edm2lite.sampling.images import ImageGenerator
+from edm2lite.sampling.prompts import captions_of_seeds, prompts_of_seeds
 from edm2lite.sampling.settings import Sampling
 
 Progress = Callable[[int, int], None]
@@ -34,8 +35,10 @@ image after image."""
 @overload
 def generate(
     model: Model | str | Path,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     *,
+    prompts: Sequence[str] | None = None,
+    negative_prompt: str = "",
     conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
@@ -51,8 +54,10 @@ def generate(
 @overload
 def generate(
     model: Model | str | Path,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     *,
+    prompts: Sequence[str] | None = None,
+    negative_prompt: str = "",
     conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
@@ -67,8 +72,10 @@ def generate(
 
 def generate(
     model: Model | str | Path,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     *,
+    prompts: Sequence[str] | None = None,
+    negative_prompt: str = "",
     conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
@@ -83,13 +90,18 @@ def generate(
 
     Args:
         model: The model, or its name as :func:`edm2lite.load` takes it.
-        seeds: Seeds of the images, each at least 0.
-        conditioning: What the network is told. [default: drawn from the seeds]
+        seeds: Seeds of the images, each at least 0. [default: one for each prompt, from 0 on]
+        prompts: Texts that describe the images, for a model that is told text: seed s gets prompt
+            s mod their number.
+        negative_prompt: Text to guide away from, in place of the model without its conditions.
+        conditioning: What the network is told besides prompts; captions of a data set are prompts
+            themselves. [default: drawn from the seeds]
         classes: Class of every image, ``"all"`` for all in turn, or one per seed; used in place of
             those in ``conditioning``.
         sampling: Sampler settings. [default: 32 steps of Heun's method]
         guide: Denoiser to guide away from: a model, its name, or ``"unconditional"`` for ``model``
-            without its conditions; with a weight in ``sampling.guidance``.
+            without its conditions, which is the default with prompts; with a weight in
+            ``sampling.guidance``.
         batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         compiled: Whether torch.compile makes kernels for the networks first.
@@ -117,8 +129,9 @@ def generate(
         (torch.Size([3, 1, 8, 8]), torch.uint8)
     """
     generator = image_generator(
-        model, seeds, conditioning=conditioning, classes=classes, sampling=sampling, guide=guide,
-        batch_size=batch_size, device=device, compiled=compiled,
+        model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
+        classes=classes, sampling=sampling, guide=guide, batch_size=batch_size, device=device,
+        compiled=compiled,
     )  # fmt: skip
     if out is None:
         return _collected(generator, progress)
@@ -138,8 +151,10 @@ def _collected(generator: ImageGenerator, progress: Progress | None) -> Tensor:
 
 def image_generator(
     model: Model | str | Path,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     *,
+    prompts: Sequence[str] | None = None,
+    negative_prompt: str = "",
     conditioning: ConditioningSource | None = None,
     classes: Classes | None = None,
     sampling: Sampling | None = None,
@@ -150,20 +165,33 @@ def image_generator(
 ) -> ImageGenerator:
     """The generator of images that :func:`generate` runs; see there for arguments and errors."""
     model = model if isinstance(model, Model) else load(model)
+    sampling = sampling or Sampling()
+    if seeds is None:
+        if prompts is None:
+            raise ValueError("seeds or prompts must be given; give at least one seed")
+        seeds = range(len(prompts))
     dataset = conditioning if isinstance(conditioning, ImageDataset) else None
     values = None if isinstance(conditioning, ImageDataset) else Conditioning.of(conditioning)
     conditioning = conditions_of_seeds(
         model, seeds, values=values, dataset=dataset, classes=classes
     )
+    if prompts is None:
+        texts = captions_of_seeds(model, dataset, seeds)
+    else:
+        texts = prompts_of_seeds(prompts, seeds)
+        if guide is None and sampling.guidance != 1:
+            guide = "unconditional"
     return ImageGenerator(
         model,
         seeds,
         conditioning,
-        sampling or Sampling(),
+        sampling,
         loaded_guide(guide),
         batch_size,
         processes.device() if device is None else torch.device(device),
         compiled,
+        texts,
+        negative_prompt,
     )
 
 
@@ -209,6 +237,7 @@ def _fill(
             generator.settings,
             generator.seeds,
             generator.seed_conditioning,
+            prompts=generator.prompts,
             earlier=generator.earlier_settings,
         )
         for generator, folder in zip(generators, folders, strict=True)

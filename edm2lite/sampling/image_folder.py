@@ -1,10 +1,10 @@
 """A folder or ZIP of generated images: what should be in it, what is, and what is missing.
 
-Images are ``<seed / 1000>/<seed>.png``. ``dataset.json`` has their classes and the digests of other
-conditions, ``settings.json`` the settings that they were made with. The processes of one command
-fill a folder together, each with seeds of its own: every file appears whole, and files that all of
-them write are equal. Another command has to wait. A ZIP file is filled as a folder beside it,
-``images.zip.parts``.
+Images are ``<seed / 1000>/<seed>.png``. ``dataset.json`` has their classes, prompts and digests of
+other conditions, ``settings.json`` the settings that they were made with. The processes of one
+command fill a folder together, each with seeds of its own: every file appears whole, and files that
+all of them write are equal. Another command has to wait. A ZIP file is filled as a folder beside
+it, ``images.zip.parts``.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class ImageFolder:
         seeds: Sequence[int],
         conditioning: Conditioning | None = None,
         *,
+        prompts: Sequence[str] | None = None,
         earlier: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Check that the place is free or holds images of these settings; begin to fill it.
@@ -82,6 +83,7 @@ class ImageFolder:
             settings: Settings that the images are made with, as JSON can hold them.
             seeds: Seeds of the images that should be there in the end.
             conditioning: What the network is told about each of them.
+            prompts: Prompt of each of them.
             earlier: Values by which earlier versions recorded some of the settings.
 
         Returns:
@@ -89,12 +91,12 @@ class ImageFolder:
 
         Raises:
             ValueError: If it holds images of other settings, or one of ``seeds`` that was made with
-                other conditions.
+                other conditions or another prompt.
         """
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds must be unique, got duplicates; leave them out")
         self._check_settings(json.loads(json.dumps(settings)), earlier or {})
-        self._table = ConditionTable.of(seeds, conditioning or Conditioning())
+        self._table = ConditionTable.of(seeds, conditioning or Conditioning(), prompts)
         self._table.check(self._table_there(), self.path)
         with self._archive() as archive:
             packed = set(archive.namelist()) if archive is not None else set()

@@ -26,6 +26,7 @@ from edm2lite.sampling.compatibility import Guide, check_sampling
 from edm2lite.sampling.conditions import class_indices, conditions_of_seeds
 from edm2lite.sampling.guidance import Conditioned, Guided, Network, Rescale
 from edm2lite.sampling.levels import first_state
+from edm2lite.sampling.prompts import text_conditions, text_encoder_of, with_prompts
 from edm2lite.sampling.settings import Sampling
 from edm2lite.sampling.solvers import Denoise, Stepwise
 from edm2lite.seeding import Purpose, normals, rng
@@ -68,9 +69,13 @@ class ImageGenerator:
         batch_size: Number of images at a time on a GPU; a CPU has its own number, see the module.
         device: Device that computes.
         compiled: Whether torch.compile makes kernels for the networks first.
+        prompts: Prompt of each seed, for a model that is told text; an empty one tells it nothing.
+            None for no prompts.
+        negative_prompt: What an unconditional guide is told in words, in place of nothing.
 
     Raises:
-        ValueError: If conditions or guide do not fit the model, or it cannot take the noise levels.
+        ValueError: If conditions, prompts or guide do not fit the model, or it cannot take the
+            noise levels.
 
     Example:
         >>> from edm2lite.diffusion.precond import Precond, PrecondConfig
@@ -92,6 +97,8 @@ class ImageGenerator:
     batch_size: int = 64
     device: torch.device = _CPU
     compiled: bool = False
+    prompts: Sequence[str] | None = None
+    negative_prompt: str = ""
 
     def __post_init__(self) -> None:
         if self.conditioning is None:
@@ -102,7 +109,13 @@ class ImageGenerator:
             check_conditioning(self.seed_conditioning, self._backbone.conditions, images)
         except ValueError as error:
             raise ValueError(f"{self.model.name}: {error}") from None
-        check_sampling(self.model, self.guide, self.sampling)
+        if self.prompts is None and {*text_conditions(self.model)} - {*self.seed_conditioning}:
+            object.__setattr__(self, "prompts", [""] * len(self.seeds))
+        if self.prompts is not None or self.negative_prompt:
+            encoder = text_encoder_of(self.model)
+            if any([*(self.prompts or ()), self.negative_prompt]):
+                encoder.opened()  # before anything is generated
+        check_sampling(self.model, self.guide, self.sampling, self.negative_prompt)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -139,9 +152,10 @@ class ImageGenerator:
         guide = self.guide.identity if isinstance(self.guide, Model) else self.guide
         rows = {"rows": self.rows} if self.device.type == "cpu" else {}
         compiled = {"compile": True} if self.compiled else {}
+        negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
         return {
             "weights": self.model.identity, **({"guide": guide} if guide else {}),
-            **self.sampling.changes(), **rows, **compiled,
+            **self.sampling.changes(), **rows, **compiled, **negative,
         }  # fmt: skip
 
     @property
@@ -153,9 +167,9 @@ class ImageGenerator:
     def part(self, positions: Sequence[int]) -> ImageGenerator:
         """A generator of some of the images, by their positions in :attr:`seeds`."""
         seeds = [self.seeds[i] for i in positions]
-        return dataclasses.replace(
-            self, seeds=seeds, conditioning=self.seed_conditioning.rows(positions)
-        )
+        told = self.seed_conditioning.rows(positions)
+        prompts = None if self.prompts is None else [self.prompts[i] for i in positions]
+        return dataclasses.replace(self, seeds=seeds, conditioning=told, prompts=prompts)
 
     def __len__(self) -> int:
         return math.ceil(len(self.seeds) / self.rows)
@@ -189,6 +203,8 @@ class ImageGenerator:
     def _batch(self, net: Network, other: Network | None, part: slice) -> GeneratedBatch:
         seeds = list(self.seeds[part])
         conditioning = self.seed_conditioning.rows(part)
+        if self.prompts is not None:
+            conditioning = with_prompts(self.model, conditioning, self.prompts[part])
         empty = self.rows - len(seeds)  # filled with copies of the last image
         generators = [rng(s, 0, Purpose.GENERATION) for s in seeds + seeds[-1:] * empty]
 
@@ -221,6 +237,10 @@ class ImageGenerator:
             guide = Conditioned(other, conditioning.only(names))
         else:
             guide = main.unconditional()
+            if self.negative_prompt:
+                texts = [self.negative_prompt] * self.rows
+                told = with_prompts(self.model, guide.conditioning, texts)
+                guide = Conditioned(net, told.to(self.device))
         sigma_data = self.model.net.config.sigma_data
         rescale = Rescale(share=s.rescale, sigma_data=sigma_data) if s.rescale else None
         return Guided(main, guide, s.guidance, s.interval, rescale, s.apg, s.guided_channels)

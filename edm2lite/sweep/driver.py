@@ -264,12 +264,13 @@ def _measurer(options: SweepOptions, run: str, progress: Callable[[int, int], ob
     place = processes.device() if options.device is None else options.device
     inputs = MetricInputs.of(
         options.ref, options.data, () if options.weights is None else (options.weights,),
-        options.batch_size, place,
+        options.batch_size, place, options.clip,
     )  # fmt: skip
     (metric,) = options.metric_class.create(inputs)
     generation = Generation(
         options.sampling, None, options.batch_size, inputs.device, options.first_seed,
         None if options.conditions is None else images_of(options.conditions), options.guide or "",
+        inputs.captions,
     )  # fmt: skip
     setting = Setting(metric.record_name, run, metric.record(generation))
     rank, world = processes.rank(), processes.world_size()

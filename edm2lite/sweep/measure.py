@@ -15,7 +15,8 @@ from edm2lite.ema import plan_targets
 from edm2lite.ema.building import build
 from edm2lite.ema.targets import MAX_ERROR, Reconstruction, check_error
 from edm2lite.metrics.image_source import Generation
-from edm2lite.metrics.metric import ImageRows, Metric
+from edm2lite.metrics.measurement import ImageRows
+from edm2lite.metrics.metric import Metric
 from edm2lite.metrics.moments import Array
 from edm2lite.metrics.rows import Rows
 from edm2lite.models.loading import Model, from_reconstruction, load
@@ -77,8 +78,14 @@ class Measurer:
                 self.ledger.wait(self.setting, cell, num)
                 continue
             parts = functools.partial(rows.parts, num)
-            num_classes = generation.num_classes(model) if self.metric.uses_images() else 0
-            measured = self.metric.measure(ImageRows(parts, num, num_classes, model.name))
+            table = ImageRows(parts, num, source=model.name)
+            if self.metric.uses_images():
+                num_classes, captions = (
+                    generation.num_classes(model),
+                    generation.captions(model, num),
+                )
+                table = ImageRows(parts, num, num_classes, model.name, captions)
+            measured = self.metric.measure(table)
             gamma, error = self._average(cell)
             result = Result(measured.value, gamma, error, dict(measured.details))
             self._keep_images(cell, num, rows.images())

@@ -45,6 +45,7 @@ class SweepOptions:
         groups: Groups of tensors to sweep alone, the others held at the best length, or "all".
         batch_size: Number of images at a time.
         weights: Weights file of the reference's extractor, if it was made with one.
+        clip: Folder of a transformers CLIPModel, for the metric ``clip_score``.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         out: Folder of the ledger. [default: the run]
 
@@ -76,6 +77,7 @@ class SweepOptions:
     groups: str | Sequence[str] = ()
     batch_size: int = 64
     weights: str | Path | None = None
+    clip: str | Path | None = None
     device: torch.device | str | None = None
     out: Path | None = None
 
@@ -103,6 +105,7 @@ class SweepOptions:
         for option, value, fits in (
             ("--ref", self.ref, kind.needs in ("reference", "reference features")),
             ("--data", self.data, not kind.uses_images()),
+            ("--clip", self.clip, kind.needs == "CLIP"),
         ):
             if fits != (value is not None):
                 verb = "takes" if fits else "does not take"

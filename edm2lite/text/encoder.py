@@ -106,6 +106,10 @@ class TextEncoder(abc.ABC):
         """This description with a place that holds wherever it is read."""
         return self
 
+    def agrees(self, other: TextEncoder | None) -> bool:
+        """Whether another description, or None, means the same numbers, wherever the files are."""
+        return other is not None and dataclasses.replace(other, source=self.source) == self
+
     @property
     def is_complete(self) -> bool:
         """Whether nothing is missing that :meth:`encode` needs."""
@@ -179,8 +183,8 @@ class TextEncoder(abc.ABC):
             ValueError: If the description is not complete, the encoder is not on this machine, or
                 its weights or tokenizer are others.
         """
-        model = self.opened()
-        states = [model.states(text) if text.strip() else None for text in texts]
+        model = self.opened() if any(text.strip() for text in texts) else None
+        states = [model.states(text) if model and text.strip() else None for text in texts]
         return Conditioning(
             {
                 "pooled": torch.stack([self.pooled_of(state) for state in states]),

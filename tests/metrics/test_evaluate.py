@@ -68,7 +68,7 @@ from edm2lite.metrics.extractors import Extractor
 from edm2lite.metrics.feature_stats import feature_stats
 from edm2lite.metrics.frechet import FID
 from edm2lite.metrics.influence import covariance
-from edm2lite.metrics.metric import ImageRows
+from edm2lite.metrics.measurement import ImageRows
 from edm2lite.metrics.rows import Rows
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from edm2lite.metrics.extrapolation import FIDInfinity, FrechetInfinity
 from edm2lite.metrics.frechet import FID, FrechetDistance, frechet_distance
 from edm2lite.metrics.influence import covariance
 from edm2lite.metrics.interval import normal_limits
-from edm2lite.metrics.metric import ImageRows
+from edm2lite.metrics.measurement import ImageRows
 from edm2lite.tools.edm2lite import main as edm2lite
 
 NAME = "made up"

@@ -13,7 +13,7 @@ from edm2lite.metrics.frechet import (
 )
 from edm2lite.metrics.influence import covariance, moments_of
 from edm2lite.metrics.interval import alike, judge, minimum, normal_limits, resample
-from edm2lite.metrics.metric import ImageRows
+from edm2lite.metrics.measurement import ImageRows
 from edm2lite.metrics.moments import RunningMoments
 from edm2lite.sweep.search import MOST, search
 

@@ -17,7 +17,7 @@ from edm2lite.metrics.manifold import (
     recall_without_blocks,
     share,
 )
-from edm2lite.metrics.metric import ImageRows, Measurement
+from edm2lite.metrics.measurement import ImageRows, Measurement
 
 
 def problem(seed, num, num_real, dim, scale=1.2, shift=0.2):

@@ -7,7 +7,7 @@ from scipy import stats
 from edm2lite.metrics import ImageMetric, Measurement, evaluate
 from edm2lite.metrics.frechet import distance_of, frechet_influences, square_root
 from edm2lite.metrics.influence import cautious_covariance, covariance
-from edm2lite.metrics.metric import ImageRows
+from edm2lite.metrics.measurement import ImageRows
 from edm2lite.metrics.moments import RunningMoments
 from edm2lite.metrics.tails import Tails
 

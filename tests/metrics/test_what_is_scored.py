@@ -6,7 +6,8 @@ from PIL import Image
 
 from edm2lite.dataset import open_dataset
 from edm2lite.metrics import evaluate
-from edm2lite.metrics.metric import ImageMetric, Measurement
+from edm2lite.metrics.measurement import Measurement
+from edm2lite.metrics.metric import ImageMetric
 from edm2lite.models.hub import save_pretrained
 from edm2lite.sampling import Sampling
 from edm2lite.tools.edm2lite import main as edm2lite

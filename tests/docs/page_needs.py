@@ -310,13 +310,13 @@ def text(page):
         name, color = list(colors.items())[i % 3]
         Image.new("RGB", (32, 32), color).save(f"squares/{i}.png")
         Path(f"squares/{i}.txt").write_text(f"a {name} square {i}")
-    changes = ("batch_size=8", "microbatch=8", "total_nimg=48", "status_nimg=16",
-               "snapshot_nimg=16", "checkpoint_nimg=48", "net.backbone.model_channels=16",
+    changes = ("batch_size=8", "microbatch=8", "total_nimg=48", "status_nimg=48",
+               "snapshot_nimg=24", "checkpoint_nimg=48", "net.backbone.model_channels=16",
                "net.backbone.head_channels=16")  # fmt: skip
     small = "".join(f" --set {change}" for change in changes)
 
     def shrink(line):
-        line = line.replace("--num 1918", "--num 12").replace("--num 500", "--num 12")
+        line = line.replace("--num 1918", "--num 12").replace("--seeds 0-499", "--seeds 0-11")
         line = line.replace("convert openmoji", "convert squares")
         line = line.replace("--data emoji.zip", "--data emoji.zip --samples 128")
         line = line.replace("--steps 16", "--steps 2").replace("--grid", "--steps 2 --grid")

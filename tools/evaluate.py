@@ -135,7 +135,8 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
 @click.option(
     "--conditions",
     metavar="DATASET",
-    help="Data set whose rows say in turn what a model is told. [default: its classes in turn]",
+    help="Data set whose rows say in turn what a model is told."
+    " [default: its classes in turn; of a model that is told text, the captions of --ref]",
 )
 @click.option(
     "--cache",

@@ -46,7 +46,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--conditions",
     metavar="DATASET",
-    help="Data set whose rows say in turn what the model is told. [default: its classes in turn]",
+    help="Data set whose rows say in turn what the model is told."
+    " [default: its classes in turn; of a model that is told text, the captions of --ref]",
 )
 @click.option(
     "--images",

@@ -74,7 +74,8 @@ def told_in_grid(
     """What the network is told about each image of a grid.
 
     Where all conditions can be gone through in turn (one class after the other), they are; if any
-    cannot, as an image, the conditions are those of the first images of the data set.
+    cannot, as an image or a text, the conditions are those of images evenly spread over the data
+    set.
 
     Args:
         conditions: What the network takes.
@@ -89,7 +90,8 @@ def told_in_grid(
     """
     if all(condition.in_turn(range(1)) is not None for condition in conditions):
         return values_of(conditions, "in_turn", range(count))
-    rows = [i % len(dataset) for i in range(count)]
+    size = len(dataset)
+    rows = [i % size if count > size else i * size // count for i in range(count)]
     return dataset.conditioning(rows, names=[condition.name for condition in conditions])
 
 

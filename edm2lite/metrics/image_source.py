@@ -78,10 +78,10 @@ class Generation:
         source = self.told_from(model)
         dataset = None if source is None else told_by(source, model.text_encoder)
         offered = [] if dataset is None else [c.name for c in dataset.conditions]
-        if missing := {*text_conditions(model)} - {*offered}:
+        if {*text_conditions(model)} - {*offered}:
             raise ValueError(
-                f"{model.name} is told text, its images need captions ({', '.join(missing)});"
-                " give --conditions DATASET, whose captions it is told in turn, or a reference with captions"
+                f"{model.name} is told text, its images need captions; give --conditions DATASET,"
+                " or a reference that states captions"
             )
         taken = model.net.config.backbone.conditions
         in_turn = values_of([c for c in taken if c.name not in offered], "in_turn", seeds)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CELL, _WIDE_CELL, _BELOW = 0.62, 1.0, 0.45  # inches
-_SHORT, _SHOWN = 6, 16  # characters
+_SHORT, _SHOWN = 6, 15  # characters
 
 
 def plot_images(
@@ -100,7 +100,7 @@ def plot_captioned(
 
 
 def wrapped(text: str) -> str:
-    """A caption as a picture shows it: at most three lines of sixteen characters.
+    """A caption as a picture shows it: at most three lines of fifteen characters.
 
     Example:
         >>> print(wrapped("a grinning face with big eyes and a very wide smile"))

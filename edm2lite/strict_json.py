@@ -7,13 +7,15 @@ these are a ValueError.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
+T = TypeVar("T")
 _LIMIT = 2**63
 
 
@@ -120,6 +122,37 @@ def check_fields(cls: type, values: Mapping[str, Any]) -> None:
             hint = hints[name]
             expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ValueError(f"{name} must be {expected}, found {shown(value)}")
+
+
+def from_fields(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass with given fields, its parts that are dataclasses included.
+
+    Args:
+        cls: The dataclass; a field may hold another dataclass, or None.
+        values: Values by the names of fields, as JSON has them: lists stand for tuples.
+
+    Raises:
+        ValueError: As :func:`check_fields`.
+        TypeError: If a field is missing.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Size:
+        ...     width: int
+        >>> from_fields(Size, {"width": 12})
+        Size(width=12)
+    """
+    check_fields(cls, values)
+    hints, fields = typing.get_type_hints(cls), dict(values)
+    for name, value in values.items():
+        if isinstance(value, list):
+            fields[name] = tuple(value)
+        elif isinstance(value, Mapping):
+            choices = typing.get_args(hints[name]) or (hints[name],)
+            part = next(filter(dataclasses.is_dataclass, choices), None)
+            fields[name] = value if part is None else from_fields(part, value)
+    return cls(**fields)
 
 
 def shown(value: object) -> str:

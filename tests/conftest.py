@@ -8,7 +8,7 @@ from tiny_run import tiny_config
 
 from edm2lite.training.trainer import Trainer
 
-pytest_plugins = ["data.fixtures"]
+pytest_plugins = ["data.fixtures", "text.fixtures"]
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start; tensors here are tiny
 torch.set_num_threads(1)
 

@@ -106,7 +106,7 @@ def test_the_digits_preset_standardizes_to_sigma_data():
 
 
 def test_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match="kind must be one of pixels, latents"):
+    with pytest.raises(ValueError, match="kind must be one of pixels, latents, patches"):
         encoder_from_json('{"kind": "magic"}')
 
 

@@ -10,6 +10,7 @@ import click
 from ._cli import CountBar, user_errors
 from .dataset_convert import main as convert
 from .dataset_encode import main as encode
+from .dataset_encode_captions import main as encode_captions
 from .dataset_info import main as info
 
 SOURCE = click.argument("source", metavar="DATASET")
@@ -99,4 +100,5 @@ def preview(source: str, out: Path, num: int, columns: int, seed: int, decode: b
 
 main.add_command(convert, "convert")
 main.add_command(encode, "encode")
+main.add_command(encode_captions, "encode-captions")
 main.add_command(info, "info")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--resolution", type=click.IntRange(1), help="Side in pixels. [default: unchanged]")
 @click.option(
@@ -85,20 +85,22 @@ if TYPE_CHECKING:
 )
 @user_errors
 def main(
-    source: Path, dest: Path, no_labels: bool, no_conditions: bool, no_captions: bool,
+    source: str, dest: Path, no_labels: bool, no_conditions: bool, no_captions: bool,
     normalize_like: Path | None, split: str, threads: int, background: str, **options: Any,
 ) -> None:  # fmt: skip
     """Convert SOURCE to DEST, a ZIP (if it ends in .zip) or a folder.
 
     SOURCE is a folder or ZIP of images (the class of an image is the folder it is in, or stands in
-    dataset.json), a CSV with columns path, label and condition, a JSONL with these keys, or
-    CIFAR-10 or MNIST as torchvision stores them. DEST has uncompressed PNGs and dataset.json, the
-    form that EDM and EDM2 read too if every image has a label or none has.
+    dataset.json), a CSV with columns path, label, condition and text, a JSONL with these keys,
+    CIFAR-10 or MNIST as torchvision stores them, or openmoji, emoji with their names (CC BY-SA
+    4.0). DEST has uncompressed PNGs and dataset.json, the form that EDM and EDM2 read too if every
+    image has a label or none has.
 
     \b
     Examples:
       edm2lite dataset convert photos photos-512.zip --resolution 512
       edm2lite dataset convert photos photos-ar.zip --resolution 512 --crop buckets
+      edm2lite dataset convert openmoji emoji-32.zip --resolution 32
       edm2lite dataset convert imagenet/train in64.zip --resolution 64 --transform dhariwal
     """
     from edm2lite.claim import claim_file
@@ -112,7 +114,7 @@ def main(
         "labeled": not no_labels, "conditions": not no_conditions, "captions": not no_captions
     }  # fmt: skip
     with claim_file(dest):  # a large folder takes minutes to list
-        images = open_collection(source, split, **carried)
+        images = open_collection(source, split, resolution=conversion.resolution, **carried)
         report = convert_images(images, dest, conversion, threads, CountBar("convert"))
     for line in _lines(report, dest):
         click.echo(line)

@@ -117,7 +117,7 @@ def _images(model: Model, data: str | None, num: int) -> tuple[Tensor, Condition
     import torch
 
     from edm2lite.dataset import open_dataset
-    from edm2lite.network.conditions import values_of
+    from edm2lite.network.told import values_of
 
     config = model.net.config
     network = config.backbone

@@ -8,7 +8,7 @@ import numpy as np
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.encoders import LatentEncoder
-from edm2lite.network.conditions import ClassLabel, described, missing
+from edm2lite.network.conditions import ClassLabel, ConditionImage, described, missing
 
 from .config import RunConfig
 from .data import make_order
@@ -53,11 +53,17 @@ def with_encoder(config: RunConfig, dataset: ImageDataset) -> RunConfig:
 def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
     """Raise ValueError unless the network takes the images and conditions of the data set."""
     network = config.net.backbone
-    channels = dataset.image_shape[0]
-    if channels != network.img_channels:
+    shape = config.encoder.shape(dataset.image_shape)
+    if shape[0] != network.img_channels:
         raise ValueError(
-            f"net.backbone.img_channels must be the {channels} channels of {dataset.name}, got"
+            f"net.backbone.img_channels must be the {shape[0]} channels of {dataset.name}, got"
             f" {network.img_channels}"
+        )
+    images = [c for c in network.conditions if isinstance(c, ConditionImage)]
+    if images and shape != dataset.image_shape:
+        raise ValueError(
+            f"encoder.kind must be pixels for a network that takes {described(images)}, got"
+            f" {config.encoder.kind}, which is for networks that are told no images"
         )
     _check_sizes(config, dataset)
     make_order(dataset, config.data, config.seed, config.batch_size)
@@ -69,6 +75,8 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
                 f"; to give the images of {dataset.name} classes, convert them from a folder per"
                 " class, or from a list, by edm2lite dataset convert"
             )
+        elif config.text is None and dataset.captions is not None:
+            advice = f"; to tell it the captions of {dataset.name}, set text.kind=static"
         raise ValueError(
             f"net.backbone must take what {dataset.name} has ({described(dataset.conditions)}) or"
             f" less, got {described(lacking)}{advice}"
@@ -78,7 +86,9 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
 def _check_sizes(config: RunConfig, dataset: ImageDataset) -> None:
     """Check that the resolution of the network is the longer side, or among several sizes."""
     network = config.net.backbone
-    sizes = np.unique(dataset.all_sizes(), axis=0)
+    channels = dataset.image_shape[0]
+    stored = np.unique(dataset.all_sizes(), axis=0).tolist()
+    sizes = np.array([config.encoder.shape((channels, h, w))[1:] for h, w in stored])
     factor = network.size_multiple
     low = sizes.min() if len(sizes) > 1 else sizes.max()
     odd = sizes[(sizes % factor).any(axis=1)]

@@ -22,6 +22,7 @@ from edm2lite.diffusion.weighting import Weighting
 from edm2lite.dtypes import Dtype
 from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.models.encoders import Encoder, PixelEncoder
+from edm2lite.text.encoder import TextEncoder
 
 from .data import DataConfig
 from .fields import FREE, Nimg, check_fields
@@ -106,6 +107,8 @@ class RunConfig:
         net: The denoiser.
         encoder: Encoder from what the data set stores to what the network sees, by its ``kind``:
             ``pixels`` or ``latents``.
+        text: Encoder of captions, by its ``kind``: ``static`` or ``transformers``. None for a
+            network that is told no text, or that of ``data.captions``.
         loss: Density of noise levels, by its ``kind`` (:mod:`edm2lite.diffusion.noise_density`).
         weighting: Weight of each noise level in the loss (:mod:`edm2lite.diffusion.weighting`).
         optim: Optimizer and learning rate.
@@ -145,6 +148,7 @@ class RunConfig:
     data: DataConfig
     net: PrecondConfig
     encoder: Encoder = field(default_factory=PixelEncoder)
+    text: TextEncoder | None = None
     loss: NoiseDensity = field(default_factory=LogNormal)
     weighting: Weighting = field(default_factory=Weighting)
     optim: OptimConfig = field(default_factory=OptimConfig)

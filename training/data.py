@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.dataset.order import Balanced, Bucketed, Order, Stream
+from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.seeding import Purpose, rng
 
@@ -34,6 +35,8 @@ class DataConfig:
         class_balanced: Show every class equally often, however many images it has.
         buckets: Allow images of several sizes: every batch has images of one size.
         label_dropout: Probability that the network is not told the conditions of a sample.
+        captions: Folder of encoded captions (``edm2lite dataset encode-captions``). Without it,
+            captions are encoded while training.
         workers: Number of threads per process that read and decode.
         prefetch: Number of batches prepared ahead.
     """
@@ -43,6 +46,7 @@ class DataConfig:
     class_balanced: bool = False
     buckets: bool = False
     label_dropout: float = 0.0
+    captions: str | None = field(default=None, metadata=FREE)
     workers: int = field(default=2, metadata=FREE)
     prefetch: int = field(default=2, metadata=FREE)
 
@@ -62,7 +66,7 @@ class Batch:
         images: [N, ...] as stored: pixels [C, H, W] uint8, or latents [2C, H, W] float32.
         conditioning: What the network is told about each image.
         z: [N] standard normal, from which the noise level is made.
-        noise: [N, C, H, W] standard normal.
+        noise: [N, C, H, W] standard normal, of the shape of what the network sees.
         latent_noise: [N, C, H, W] standard normal, with which latents are drawn; None for pixels.
         indices: [N] position of each sample in the run, counted from 0.
     """
@@ -141,6 +145,8 @@ class BatchSource:
         world_size: Number of processes.
         data: Options. [default: plain]
         names: Conditions that the network takes; others are not read. [default: all]
+        encoder: Encoder of the run, which decides the shape of the noise. [default: one that leaves
+            the shape of images as it is]
 
     Example:
         >>> from edm2lite.dataset import open_dataset
@@ -161,10 +167,12 @@ class BatchSource:
         world_size: int = 1,
         data: DataConfig | None = None,
         names: Collection[str] | None = None,
+        encoder: Encoder | None = None,
     ):
         self.data = data or DataConfig(source=dataset.name)
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
         self.microbatch, self._names = microbatch, names
+        self._encoder = encoder or PixelEncoder()
         self.local_batch_size = batch_size // world_size
         self.first = rank * self.local_batch_size
         self.order = make_order(dataset, self.data, seed, batch_size)
@@ -208,6 +216,7 @@ class BatchSource:
         stored = self.dataset.stored_shape[0]
         if self.dataset.sizes is not None:
             height, width = map(int, self.dataset.sizes[rows[0]])
+        seen = self._encoder.shape((channels, height, width))
         latents = self.dataset.encoder is not None
         count = len(indices)
         chunks = [range(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK)]
@@ -217,7 +226,7 @@ class BatchSource:
             ),
             conditioning=self._conditioning(indices, rows, chunks),
             z=_empty(count),
-            noise=_empty(count, channels, height, width),
+            noise=_empty(count, *seen),
             latent_noise=_empty(count, channels, height, width) if latents else None,
             indices=indices,
         )

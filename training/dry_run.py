@@ -13,8 +13,9 @@ from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import planning
 from edm2lite.network.backbone import BackboneConfig
-from edm2lite.network.conditions import described, examples
+from edm2lite.network.conditions import described
 from edm2lite.network.flops import count_macs
+from edm2lite.network.told import examples
 from edm2lite.units import format_bytes
 
 from .config import RunConfig

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from edm2lite.dataset import ImageDataset
@@ -50,9 +51,10 @@ class Outputs:
         self._metadata = {
             "model": config.net.to_json(),
             "encoder": config.encoder.to_json(),
+            **({} if config.text is None else {"text_encoder": config.text.to_json()}),
             "data": config.data.source,
             "label_dropout": repr(config.data.label_dropout),
-            **_unlabeled(dataset),
+            **_unlabeled(config, dataset),
         }
 
     def begin(self) -> None:
@@ -87,10 +89,13 @@ class Outputs:
                 logger.warning("%s differs from what the run wrote when it came by again", path)
 
 
-def _unlabeled(dataset: ImageDataset) -> dict[str, str]:
-    """Number of images without a class: what they show, the network sees unconditionally."""
-    labels = dataset.labels
-    if labels is None:
-        return {}
-    count = int(((labels < 0) if labels.ndim == 1 else (labels == 0).all(axis=1)).sum())
+def _unlabeled(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
+    """Number of images without a class or a caption, which the network sees unconditionally."""
+    told = []
+    labels, captions = dataset.labels, dataset.captions
+    if labels is not None and "label" in config.net.backbone.condition_names:
+        told.append((labels >= 0) if labels.ndim == 1 else (labels != 0).any(axis=1))
+    if config.text is not None and captions is not None:
+        told.append(np.array([bool(texts) for texts in captions.texts]))
+    count = int((~np.logical_or.reduce(told)).sum()) if told else 0
     return {"unlabeled": str(count)} if count else {}

@@ -16,6 +16,7 @@ from .hooks import all_hooks
 from .run_folder import check_run, check_world
 from .sink import Sink
 from .sinks import all_sinks
+from .text import with_captions, with_text_encoder
 
 
 class Prepared(NamedTuple):
@@ -57,7 +58,8 @@ def prepare(
         ImportError: If a sink needs a package that is not installed.
     """
     dataset = open_dataset(config.data.source)
-    config = with_encoder(config, dataset)
+    config = with_text_encoder(with_encoder(config, dataset), dataset, run_dir)
+    dataset = with_captions(config, dataset)
     check_fit(config, dataset)
     check_world(config, world_size)
     check_run(config, run_dir)

@@ -20,7 +20,8 @@ from edm2lite.image_grid import arrange, png
 from edm2lite.metrics.held_out_loss import evaluating
 from edm2lite.models.encoders import Encoder
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.conditions import Condition, values_of
+from edm2lite.network.conditions import Condition
+from edm2lite.network.told import values_of
 from edm2lite.sampling import heun, karras_sigmas
 from edm2lite.sampling.guidance import Conditioned
 from edm2lite.seeding import Purpose, normals, rng

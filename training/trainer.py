@@ -125,6 +125,7 @@ class Trainer:
             world_size=world_size,
             data=config.data,
             names=config.net.backbone.condition_names,
+            encoder=config.encoder,
         )
         self._open()
 

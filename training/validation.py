@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset, open_dataset
+from edm2lite.dataset.text import told_by
 from edm2lite.diffusion.precond import Precond
 from edm2lite.metrics.held_out_loss import LEVELS, DenoisingRows, check_dataset
 
@@ -56,7 +57,7 @@ class Validation(Hook):
         if self.every:
             with torch.device("meta"):
                 net = Precond(config.net)
-            check_dataset("this run", net, config.encoder, open_dataset(self.data))
+            check_dataset("this run", net, config.encoder, self._dataset(config))
 
     def start(self, trainer: Trainer) -> None:
         """Open the held-out images."""
@@ -64,7 +65,7 @@ class Validation(Hook):
             self._rows = DenoisingRows(
                 trainer.net,
                 trainer.config.encoder,
-                open_dataset(self.data),
+                self._dataset(trainer.config),
                 self.levels,
                 device=trainer.device,
                 batch=trainer.config.microbatch,
@@ -80,6 +81,9 @@ class Validation(Hook):
             at_levels[name] = dict(zip(levels, measured.tolist(), strict=True))
         trainer.report(self.name, means)
         trainer.report(f"{self.name}_at", at_levels)
+
+    def _dataset(self, config: RunConfig) -> ImageDataset:
+        return told_by(open_dataset(self.data), config.text)
 
     def _measure(self, weights: AbstractContextManager[None]) -> Tensor:
         """[levels] float64 mean loss, the same on every rank whatever their number.

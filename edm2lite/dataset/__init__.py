@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edm2lite.dataset.opening import open_dataset as open_dataset
     from edm2lite.dataset.preview import draw_preview as draw_preview
     from edm2lite.dataset.summary import summarize as summarize
+    from edm2lite.dataset.text import with_text as with_text
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -31,5 +32,6 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.dataset.opening": "open_dataset",
         "edm2lite.dataset.preview": "draw_preview",
         "edm2lite.dataset.summary": "summarize",
+        "edm2lite.dataset.text": "with_text",
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +22,19 @@ from edm2lite.dataset.condition_files import (
 from edm2lite.dataset.decoding import SUFFIXES, open_image
 from edm2lite.dataset.files import LARGEST, Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels
+from edm2lite.dataset.opening import FUNCTION, is_builtin
 from edm2lite.dataset.table import TABLE, read_table
 from edm2lite.dataset.torchvision_files import read_torchvision
+from edm2lite.kinds import Kinds
 from edm2lite.messages import one_line
 from edm2lite.strict_json import parse, shown
 
 Load = Callable[[int], Image.Image]
+
+COLLECTIONS: Kinds[Callable[[int | None], ImageCollection]] = Kinds(
+    "collection", {"openmoji": "edm2lite.dataset.openmoji:open_openmoji"}
+)
+"""Collections that a function of the resolution returns; one of yours is ``module:function``."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +65,31 @@ class ImageCollection:
 
 
 def open_collection(
-    path: str | Path,
+    source: str | Path,
     split: str = "train",
     *,
     labeled: bool = True,
     conditions: bool = True,
     captions: bool = True,
+    resolution: int | None = None,
 ) -> ImageCollection:
-    """The images of a folder, ZIP, CSV, JSONL, or of CIFAR-10's or MNIST's own files.
+    """The images of a folder, ZIP, CSV, JSONL, of CIFAR-10's or MNIST's own files, or OpenMoji's.
 
     Args:
-        path: Folder or file of the images.
+        source: Folder or file of the images; ``"openmoji"``, or ``module:function`` for a function
+            from the resolution to an :class:`ImageCollection`. A folder of that name is preferred
+            to a function, and makes ``"openmoji"`` ambiguous.
         split: ``"train"`` or ``"test"`` of CIFAR-10 and MNIST.
         labeled: Whether folders and ``dataset.json`` tell the class of an image.
         conditions: Whether condition images are taken over.
         captions: Whether captions are taken over.
+        resolution: Side in pixels of what is drawn for the occasion; others keep their size.
 
     Raises:
-        FileNotFoundError: If there is nothing at ``path``.
-        ValueError: If there are no images, or only some of them have labels or condition images.
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If the name is ambiguous, there are no images, or only some of them have labels
+            or condition images.
+        ImportError: If OpenMoji is wanted without the packages of the extra ``emoji``.
 
     Example:
         >>> import tempfile
@@ -89,7 +103,14 @@ def open_collection(
         >>> collection.names, collection.table.classes
         (['cat/1.png', 'dog/1.png'], ('cat', 'dog'))
     """
-    path = Path(path)
+    name, path = str(source), Path(source)
+    if is_builtin(source, among=COLLECTIONS) or (FUNCTION.fullmatch(name) and not path.exists()):
+        found = COLLECTIONS.find(name)(resolution)
+        if not isinstance(found, ImageCollection):
+            raise ValueError(
+                f"collection {name} must return an ImageCollection, got {type(found).__name__}"
+            )
+        return found if captions else dataclasses.replace(found, captions=None)
     if path.suffix.lower() in (".csv", ".jsonl"):
         return _from_list(path, conditions, captions)
     known = read_torchvision(path, split)

@@ -100,8 +100,8 @@ class EncodePlan:
             described = ", ".join(c.condition.describe() for c in dataset.extra_conditions)
             raise ValueError(
                 f"latent data sets hold labels and captions only, {dataset.name} also has"
-                f" {described}; leave that out by edm2lite dataset convert --no-conditions, or train"
-                " on pixels"
+                f" {described}; leave that out by edm2lite dataset convert --no-conditions, or"
+                " train on pixels"
             )
         expected = int(self.autoencoder.model.config.in_channels)
         if dataset.image_shape[0] not in (1, expected):

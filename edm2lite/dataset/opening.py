@@ -20,6 +20,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.captions import stated_captions
@@ -47,7 +48,7 @@ DATASETS: Kinds[Callable[[], ImageDataset]] = Kinds(
 MODEL_FILES = ("model.safetensors", "last.safetensors", "run.json")
 """A folder with one of these is an exported model or a run, and no data set."""
 
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def open_dataset(source: str | Path) -> ImageDataset:
@@ -75,7 +76,7 @@ def open_dataset(source: str | Path) -> ImageDataset:
         return DATASETS.find(name)()
     if path.exists():  # its name must not be that of another data set
         return _open_stored(path.absolute() if name in DATASETS else path)
-    if _FUNCTION.fullmatch(name):
+    if FUNCTION.fullmatch(name):
         return _from_function(name)
     raise FileNotFoundError(
         f"no data set at {path}; give a folder or ZIP of images or latents, 'digits' for"
@@ -83,7 +84,7 @@ def open_dataset(source: str | Path) -> ImageDataset:
     )
 
 
-def is_builtin(source: str | Path, *, or_model: bool = False) -> bool:
+def is_builtin(source: str | Path, *, or_model: bool = False, among: Kinds[Any] = DATASETS) -> bool:
     """Whether a name is that of a data set that comes with edm2lite, and cannot mean anything else.
 
     A :class:`~pathlib.Path` of something that exists is never such a name.
@@ -92,6 +93,7 @@ def is_builtin(source: str | Path, *, or_model: bool = False) -> bool:
         source: Name of a data set.
         or_model: Whether it may also be the name of a model. If not, the folder of a model is not
             what was meant.
+        among: Data sets that come with edm2lite.
 
     Raises:
         ValueError: If there is a file or folder of that name, which could be meant too.
@@ -101,14 +103,14 @@ def is_builtin(source: str | Path, *, or_model: bool = False) -> bool:
         (True, False, False)
     """
     name, path = str(source), Path(source)
-    if name not in DATASETS or (isinstance(source, Path) and path.exists()):
+    if name not in among or (isinstance(source, Path) and path.exists()):
         return False
     is_model = any((path / file).is_file() for file in MODEL_FILES)
     if path.exists() and (or_model or not is_model):
         raise ValueError(
             f"{name} must name one thing, it is a data set of edm2lite and"
             f" {'a folder' if path.is_dir() else 'a file'} here; write ./{name} for the latter, or"
-            f" {DATASETS.target(name)} for the data set"
+            f" {among.target(name)} for the data set"
         )
     return True
 

@@ -26,10 +26,10 @@ from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.messages import one_line
 from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.conditions import check_conditioning
 from edm2lite.network.kernels.dispatch import is_readable
 from edm2lite.network.kernels.prepared import prepared_copy
 from edm2lite.network.layers import mp_layers, normalize_weights_
+from edm2lite.network.told import check_conditioning
 from edm2lite.strict_json import check_fields, parse_object
 from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, save_tensors
 

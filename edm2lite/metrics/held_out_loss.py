@@ -81,7 +81,7 @@ class DenoisingRows:
         indices = list(images)
         filled = indices + indices[-1:] * (self.batch - len(indices))
         generators = [rng(i, 0, Purpose.EVALUATION) for i in filled]
-        shape, config = self.dataset.image_shape, self.net.config
+        shape, config = self.encoder.shape(self.dataset.image_shape), self.net.config
         device = self.device or next(self.net.parameters()).device
 
         def noise() -> Tensor:
@@ -140,15 +140,16 @@ def check_dataset(name: str, net: Precond, encoder: Encoder, dataset: ImageDatas
     """
     own = net.config.backbone
     shape = (own.img_channels, own.img_resolution, own.img_resolution)
-    if dataset.sizes is not None or tuple(dataset.image_shape) != shape:
+    if dataset.sizes is not None or encoder.shape(dataset.image_shape) != shape:
         raise ValueError(
             f"held-out data must be images of {list(shape)} for {name}, {dataset.name} has"
             f" {list(dataset.image_shape)}"
         )
-    stored = "pixels" if dataset.encoder is None else dataset.encoder.kind
-    if encoder.kind != stored:
+    needed = "latents" if encoder.is_random else "pixels"
+    stored = "pixels" if dataset.encoder is None else "latents"
+    if needed != stored:
         raise ValueError(
-            f"held-out data must be {encoder.kind} for {name}, {dataset.name} holds {stored}"
+            f"held-out data must be {needed} for {name}, {dataset.name} holds {stored}"
         )
     lacking = missing(own.conditions, dataset.conditions)
     if lacking:

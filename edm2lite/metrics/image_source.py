@@ -19,7 +19,8 @@ from edm2lite.metrics.metric import ImageMetric
 from edm2lite.metrics.rows import SHOWN, RowFactory
 from edm2lite.models.loading import Model
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.conditions import ClassLabel, values_of
+from edm2lite.network.conditions import ClassLabel
+from edm2lite.network.told import values_of
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import conditions_of_seeds
 from edm2lite.sampling.images import ImageGenerator

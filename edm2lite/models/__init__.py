@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edm2lite.models.hub import save_pretrained as save_pretrained
     from edm2lite.models.loading import Model as Model
     from edm2lite.models.loading import load as load
+    from edm2lite.models.patches import PatchEncoder as PatchEncoder
 
 __getattr__, __dir__, __all__ = exports(
     __name__,
@@ -22,5 +23,6 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.models.encoders": "Encoder LatentEncoder PixelEncoder",
         "edm2lite.models.hub": "from_pretrained push_to_hub save_pretrained",
         "edm2lite.models.loading": "Model load",
+        "edm2lite.models.patches": "PatchEncoder",
     },
 )

@@ -25,6 +25,7 @@ ENCODERS: Kinds[type[Encoder]] = Kinds(
     {
         "pixels": "edm2lite.models.encoders:PixelEncoder",
         "latents": "edm2lite.models.encoders:LatentEncoder",
+        "patches": "edm2lite.models.patches:PatchEncoder",
     },
 )
 """Encoders by ``kind``."""
@@ -56,6 +57,17 @@ class Encoder(abc.ABC):
     is_random: ClassVar[bool] = False
     """Whether the data set stores a distribution for each image, from which :meth:`encode` draws
     with the noise that it is given."""
+
+    def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of what the network sees of an image; encoders that change it say how.
+
+        Args:
+            image_shape: (C, H, W) of the image, or of its latents.
+
+        Raises:
+            ValueError: If images of that shape cannot be encoded.
+        """
+        return image_shape
 
     @abc.abstractmethod
     def encode(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:

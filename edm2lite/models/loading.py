@@ -29,6 +29,7 @@ from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
 from edm2lite.network.conditions import ClassLabel
 from edm2lite.strict_json import parse
 from edm2lite.tensorfile import load_tensors
+from edm2lite.text.encoder import TextEncoder, text_encoder_from_json
 from edm2lite.units import parse_count
 
 EXPORTED = "model.safetensors"
@@ -46,6 +47,7 @@ class Model:
         net: The denoiser, in evaluation mode.
         encoder: Encoder between images and what ``net`` works on.
         metadata: Metadata of its file: run, nimg, sigma_rel, ...
+        text_encoder: Encoder of prompts, or None for a network that is told no text.
 
     Example:
         >>> from edm2lite.diffusion.precond import PrecondConfig
@@ -61,6 +63,7 @@ class Model:
     net: Precond
     encoder: Encoder
     metadata: dict[str, str] = field(repr=False)
+    text_encoder: TextEncoder | None = field(repr=False, default=None)
 
     @property
     def num_classes(self) -> int:
@@ -139,9 +142,7 @@ def load(spec: str | Path) -> Model:
         >>> model.encoder, model.net.config.backbone.img_resolution
         (PixelEncoder(kind='pixels', shift=127.5, scale=127.5), 8)
     """
-    tensors, metadata = read(spec)
-    net = Precond.from_tensors(tensors, metadata, str(spec))
-    return Model(str(spec), net, _encoder(metadata, str(spec)), metadata)
+    return _assembled(str(spec), *read(spec))
 
 
 def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -195,8 +196,7 @@ def from_reconstruction(rebuilt: Reconstruction, name: str) -> Model:
         name: Name of the model.
     """
     assert rebuilt.state_dict is not None, name
-    net = Precond.from_tensors(rebuilt.state_dict, rebuilt.metadata, name)
-    return Model(name, net, _encoder(rebuilt.metadata, name), rebuilt.metadata)
+    return _assembled(name, rebuilt.state_dict, rebuilt.metadata)
 
 
 def _rebuild(run: str, query: str, text: str) -> Reconstruction:
@@ -234,5 +234,12 @@ def _number(key: str, value: str, text: str) -> float:
         raise ValueError(f"{key} in {text} must be a number, got {value!r}") from None
 
 
-def _encoder(metadata: dict[str, str], name: str) -> Encoder:
-    return encoder_from_json(metadata["encoder"], name) if "encoder" in metadata else PixelEncoder()
+def _assembled(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Model:
+    net = Precond.from_tensors(tensors, metadata, name)
+    encoder: Encoder = PixelEncoder()
+    if "encoder" in metadata:
+        encoder = encoder_from_json(metadata["encoder"], name)
+    text_encoder = None
+    if "text_encoder" in metadata:
+        text_encoder = text_encoder_from_json(metadata["text_encoder"], name)
+    return Model(name, net, encoder, metadata, text_encoder)

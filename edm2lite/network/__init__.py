@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edm2lite.network.conditions import ClassLabel as ClassLabel
     from edm2lite.network.conditions import Condition as Condition
     from edm2lite.network.conditions import ConditionImage as ConditionImage
+    from edm2lite.network.conditions import Tokens as Tokens
     from edm2lite.network.conditions import Vector as Vector
     from edm2lite.network.dit import DiTConfig as DiTConfig
     from edm2lite.network.ladder.config import LadderConfig as LadderConfig
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from edm2lite.network.operations import mp_silu as mp_silu
     from edm2lite.network.operations import mp_sum as mp_sum
     from edm2lite.network.operations import pixel_norm as pixel_norm
+    from edm2lite.network.text import TextConfig as TextConfig
+    from edm2lite.network.text import UNetText as UNetText
     from edm2lite.network.unet import UNet as UNet
     from edm2lite.network.unet import UNetConfig as UNetConfig
 
@@ -35,12 +38,13 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.network.backbone": "Backbone BackboneConfig",
         "edm2lite.network.block": "Block",
         "edm2lite.network.conditioning": "Conditioning",
-        "edm2lite.network.conditions": "ClassLabel Condition ConditionImage Vector",
+        "edm2lite.network.conditions": "ClassLabel Condition ConditionImage Tokens Vector",
         "edm2lite.network.dit": "DiTConfig",
         "edm2lite.network.ladder.config": "LadderConfig",
         "edm2lite.network.layers": "MPConv MPFourier normalize_weights_",
         "edm2lite.network.mp_dit": "MPDiTConfig",
         "edm2lite.network.operations": "mp_cat mp_join mp_silu mp_sum pixel_norm",
+        "edm2lite.network.text": "TextConfig UNetText",
         "edm2lite.network.unet": "UNet UNetConfig",
     },
 )

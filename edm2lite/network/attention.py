@@ -69,8 +69,17 @@ def cosine_attention(qkv: Tensor, num_heads: int) -> Tensor:
     return attend(q, k, v).transpose(1, 2).reshape(n, h, w, c3 // 3).permute(0, 3, 1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``softmax(q k^T / sqrt(C_head)) v`` of every head, all [N, heads, HW, C_head].
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``softmax(q k^T / sqrt(C_head)) v`` of every head.
+
+    Args:
+        q: [N, heads, HW, C_head].
+        k: [N, heads, T, C_head].
+        v: [N, heads, T, C_head].
+        mask: [N, 1, 1, T], True at keys to attend to, one at least; None for all.
+
+    Returns:
+        [N, heads, HW, C_head].
 
     Example:
         >>> x = torch.zeros(1, 2, 4, 8)
@@ -81,5 +90,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # and a CPU loses little, the products are written out.
     on_cpu = q.device.type in ("cpu", "meta") and torch.is_grad_enabled()
     if not torch.compiler.is_compiling() and (on_cpu or not own_kernels_allowed()):
-        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        logits = q @ k.mT / math.sqrt(q.shape[-1])
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -math.inf)
+        return logits.softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

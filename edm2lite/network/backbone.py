@@ -20,7 +20,7 @@ from edm2lite.kinds import Kinds
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition
 from edm2lite.network.layers import MPConv, MPFourier
-from edm2lite.strict_json import check_fields
+from edm2lite.strict_json import from_fields
 
 BACKBONES: Kinds[type[BackboneConfig]] = Kinds(
     "network",
@@ -102,8 +102,10 @@ class BackboneConfig(abc.ABC):
         return tuple(c.name for c in self.conditions)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON can hold them."""
-        return dataclasses.asdict(self)
+        """All fields, as JSON can hold them, but for those left at None."""
+        unset = {f.name for f in dataclasses.fields(self) if f.default is None}
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if v is not None or k not in unset}
 
 
 class Backbone(nn.Module, abc.ABC):
@@ -165,7 +167,5 @@ def backbone_from_dict(values: Mapping[str, Any], *, trusted: bool = False) -> B
         ()
     """
     cls: Any = BACKBONES.find_class(str(values["kind"]), BackboneConfig, trusted=trusted)
-    check_fields(cls, values)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    config: BackboneConfig = cls(**fields)
+    config: BackboneConfig = from_fields(cls, values)
     return config

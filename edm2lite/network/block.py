@@ -27,6 +27,7 @@ from edm2lite.network.operations import (
     pixel_norm,
     upsample,
 )
+from edm2lite.network.text import PixelTextAttention, Text
 
 
 class Block(nn.Module):
@@ -40,6 +41,7 @@ class Block(nn.Module):
             it beside the residual branch.
         resample: What happens to the resolution at the entry.
         num_heads: Number of heads of the self-attention after the convolutions; 0 for none.
+        text_attn: Attention to the tokens of a text after that; None for none.
         takes_skip: Whether the network joins the input with a skip connection of the encoder.
         res_balance: Share t of the residual branch in its sum with the main path.
         attn_balance: Share t of the attention in its sum with the main path.
@@ -61,6 +63,7 @@ class Block(nn.Module):
         flavor: Literal["enc", "dec"],
         resample: Literal["keep", "up", "down"] = "keep",
         num_heads: int = 0,
+        text_attn: PixelTextAttention | None = None,
         takes_skip: bool = False,
         res_balance: float = 0.3,
         attn_balance: float = 0.3,
@@ -91,13 +94,15 @@ class Block(nn.Module):
         self.attn_proj = (
             MPConv(out_channels, out_channels, (1, 1), out_rms=attn_share) if num_heads else None
         )
+        self.text_attn = text_attn
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, text: Text | None = None) -> Tensor:
         """The output of the block.
 
         Args:
             x: [N, C_in, H, W] features.
             emb: [N, C_emb] float32 embedding.
+            text: Tokens of a text, where the block attends to them.
 
         Returns:
             [N, C_out, H', W'] in the dtype of ``x``.
@@ -117,6 +122,8 @@ class Block(nn.Module):
         if self.attn_qkv is not None and self.attn_proj is not None:
             y = self.attn_proj(cosine_attention(self.attn_qkv(x), self.num_heads))
             x = mp_sum_of_shares(x, y, self.attn_balance)
+        if self.text_attn is not None:
+            x = self.text_attn(x, text)
         return clip(x, self.clip_act)
 
     def _widen(self, x: Tensor) -> Tensor:

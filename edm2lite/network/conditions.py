@@ -9,12 +9,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.kernels.dispatch import is_readable
 from edm2lite.seeding import Purpose, rng
 
@@ -214,6 +213,52 @@ class Vector(Condition):
         return f"{self.name}, a vector of {self.length} numbers"
 
 
+@dataclass(frozen=True)
+class Tokens(Condition):
+    """Tokens of a text, [N, T, length]; a token whose numbers are all 0 is padding.
+
+    T may be any number if what lies beyond ``num_tokens`` is padding. Padding alone is the null
+    form, so no mask goes with them.
+
+    Attributes:
+        num_tokens: Number of tokens that the network reads.
+        length: Length of the vector of a token.
+        name: Key in a Conditioning.
+
+    Example:
+        >>> tokens = Tokens(77, 768)
+        >>> tokens.describe()
+        '77 tokens of 768 numbers'
+        >>> tokens.check(torch.zeros(4, 100, 768), images=torch.zeros(4, 1, 8, 8))
+    """
+
+    num_tokens: int
+    length: int
+    name: str = "tokens"
+
+    def check(self, value: Tensor, images: Tensor) -> None:
+        """See :meth:`Condition.check`."""
+        if value.ndim != 3 or (len(value), value.shape[2]) != (len(images), self.length):
+            raise ValueError(
+                f"{self.name} must be [{len(images)}, T, {self.length}] here, got"
+                f" {list(value.shape)}"
+            )
+        beyond = value[:, self.num_tokens :]
+        if beyond.numel() and is_readable(beyond) and beyond.any():
+            raise ValueError(
+                f"{self.name} must be {self.num_tokens} or fewer for this network, got up to"
+                f" {len(value[0])}; cut the text"
+            )
+
+    def example(self, num: int, height: int, width: int) -> Tensor:
+        """See :meth:`Condition.example`."""
+        return torch.zeros(num, self.num_tokens, self.length)
+
+    def describe(self) -> str:
+        """See :meth:`Condition.describe`."""
+        return f"{self.num_tokens} {self.name} of {self.length} numbers"
+
+
 def described(conditions: Collection[Condition]) -> str:
     """Conditions in words: ``"10 classes and a condition image of 3 channels"``.
 
@@ -232,69 +277,3 @@ def missing(needed: Collection[Condition], offered: Collection[Condition]) -> li
         [ClassLabel(num_classes=10, name='label')]
     """
     return [c for c in needed if c not in offered]
-
-
-def check_conditioning(told: Conditioning, conditions: Sequence[Condition], images: Tensor) -> None:
-    """Raise ValueError unless a network with these conditions can be told that about the images.
-
-    Args:
-        told: What the network would be told.
-        conditions: What the network takes.
-        images: [N, C, H, W], of which the shape counts.
-
-    Example:
-        >>> told = Conditioning({"label": torch.tensor([3, 12])})
-        >>> check_conditioning(told, [ClassLabel(10)], torch.zeros(2, 1, 8, 8))
-        Traceback (most recent call last):
-        ValueError: class indices must be 0 to 9, or -1 for none, got 3 to 12
-    """
-    known = {c.name: c for c in conditions}
-    for name in told:
-        if name not in known:
-            takes = ", ".join(known) or "nothing"
-            raise ValueError(f"this network takes {takes} besides x and sigma, got {name}")
-        known[name].check(told[name], images)
-    absent = [c for c in conditions if c.is_required and c.name not in told]
-    if absent:
-        raise ValueError(f"{absent[0].name} must be given: the network needs {described(absent)}")
-
-
-def examples(conditions: Sequence[Condition], num: int, height: int, width: int) -> Conditioning:
-    """A value of the right shape for everything that a network takes, to count and to measure.
-
-    Args:
-        conditions: What the network takes.
-        num: Number of images.
-        height: Height of the images.
-        width: Width of the images.
-
-    Example:
-        >>> examples([ClassLabel(10), ConditionImage(3)], num=2, height=8, width=8)
-        Conditioning(label: [2], image: [2, 3, 8, 8])
-    """
-    return Conditioning({c.name: c.example(num, height, width) for c in conditions})
-
-
-def values_of(conditions: Sequence[Condition], method: str, numbers: Sequence[int]) -> Conditioning:
-    """Values of all conditions that can make some by themselves: at random, or in turn.
-
-    Args:
-        conditions: What the network takes.
-        method: ``"drawn"`` with seeds, or ``"in_turn"`` with indices.
-        numbers: The seeds or indices.
-
-    Raises:
-        ValueError: If the network cannot go without a condition that has to be given.
-
-    Example:
-        >>> values_of([ClassLabel(3)], "in_turn", range(5))["label"]
-        tensor([0, 1, 2, 0, 1])
-    """
-    values: dict[str, Any] = {c.name: getattr(c, method)(numbers) for c in conditions}
-    for condition in conditions:
-        if condition.is_required and values[condition.name] is None:
-            raise ValueError(
-                f"{condition.name} must be given, the network needs {condition.describe()};"
-                " take conditions from a data set"
-            )
-    return Conditioning({name: value for name, value in values.items() if value is not None})

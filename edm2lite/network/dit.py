@@ -22,10 +22,12 @@ from edm2lite.network.dit_layers import (
     LabelEmbedding,
     Linear,
     PatchEmbedding,
+    TextAttention,
     TimeEmbedding,
     modulated_norm,
 )
 from edm2lite.network.patches import sine_positions, unpatchify
+from edm2lite.network.text import Text, pooled_of, text_of
 from edm2lite.network.transformer import TransformerConfig
 
 
@@ -73,6 +75,8 @@ class DiTConfig(TransformerConfig):
 class DiTBlock(nn.Module):
     """A block: attention, then two layers on every token, each modulated and gated.
 
+    Attention to text, where there is any, stands between the two, and begins silent.
+
     Args:
         config: Configuration of the network.
 
@@ -86,15 +90,18 @@ class DiTBlock(nn.Module):
         super().__init__()
         width = config.width
         self.attn = Attention(width, config.num_heads)
+        length = config.text.tokens if config.text else 0
+        self.text_attn = TextAttention(width, length, config.num_heads) if length else None
         self.mlp = MLP(width, config.mlp_ratio * width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, text: Text | None = None) -> Tensor:
         """The output of the block.
 
         Args:
             x: [N, T, C] tokens.
             emb: [N, C] float32 embedding.
+            text: Tokens of a text, where the network takes them.
 
         Returns:
             [N, T, C] in the dtype of ``x``.
@@ -102,6 +109,8 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(emb).chunk(6, dim=1)
         y = self.attn(modulated_norm(x, shift1, scale1))
         x = torch.addcmul(x, gate1[:, None].to(x.dtype), y)
+        if self.text_attn is not None:
+            x = x + self.text_attn(x, text)
         y = self.mlp(modulated_norm(x, shift2, scale2))
         return torch.addcmul(x, gate2[:, None].to(x.dtype), y)
 
@@ -158,11 +167,15 @@ class DiT(Backbone):
         self.vector_embedders = nn.ModuleDict(
             {name: nn.Linear(n, width, bias=False) for name, n in config.vectors.items()}
         )
+        pooled = config.text.pooled if config.text else 0
+        self.pooled_embedder = nn.Linear(pooled + 1, width, bias=False) if pooled else None
         self.layers = nn.ModuleList(self.block_class(config) for _ in range(config.num_blocks))
         self.final_layer = FinalLayer(config)
         self.apply(_initialize_)
         for block in self.layers:
             _zero_(block.get_submodule("adaLN_modulation.1"))
+            if block.text_attn is not None:
+                _zero_(block.text_attn.proj)
         _zero_(self.final_layer.adaLN_modulation[1])
         _zero_(self.final_layer.linear)
 
@@ -171,7 +184,7 @@ class DiT(Backbone):
         return list(self.layers)
 
     def embed(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """Embedding of noise level, class and vectors, which modulates every block.
+        """Embedding of noise level, class, vectors and pooled text, which modulates every block.
 
         Args:
             c_noise: [N] float32.
@@ -189,6 +202,8 @@ class DiT(Backbone):
         for name, layer in self.vector_embedders.items():
             if name in conditioning:
                 emb = emb + layer(conditioning[name].to(emb.dtype))
+        if self.pooled_embedder is not None and self.config.text is not None:
+            emb = emb + self.pooled_embedder(pooled_of(conditioning, self.config.text, emb))
         return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
@@ -211,8 +226,10 @@ class DiT(Backbone):
         height, width = x.shape[2] // patch, x.shape[3] // patch
         where = sine_positions(height, width, self.config.side, self.config.width, x.device)
         tokens = self.x_embedder(x) + where.to(x.dtype)
+        text = text_of(conditioning, self.config.text, x)
+        told = (emb,) if text is None else (emb, text)
         for block in self.layers:
-            tokens = block(tokens, emb)
+            tokens = block(tokens, *told)
         values = self.final_layer(tokens, emb)  # [N, T, (row, column, channel)]
         values = values.unflatten(2, (patch**2, -1)).transpose(2, 3).flatten(2)
         return unpatchify(values, patch, height, width)

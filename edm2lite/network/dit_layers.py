@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edm2lite.network.attention import attend
 from edm2lite.network.conditions import ClassLabel
+from edm2lite.network.text import Text
 
 NUM_FREQUENCIES = 128
 """Number of sines, and of cosines, that the noise level is embedded in."""
@@ -141,6 +142,39 @@ class Attention(nn.Module):
         parts = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # each [N, heads, T, C_head]
         y: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return y
+
+
+class TextAttention(nn.Module):
+    """Attention from tokens of an image to those of a text, as in PixArt (arXiv 2310.00426).
+
+    Args:
+        width: Number of channels.
+        length: Length of a token of the text.
+        num_heads: Number of heads.
+
+    Example:
+        >>> from edm2lite.network.conditioning import Conditioning
+        >>> from edm2lite.network.text import TextConfig, text_of
+        >>> x = torch.randn(1, 5, 32)
+        >>> text = text_of(Conditioning(), TextConfig(tokens=6), x)
+        >>> TextAttention(32, length=6, num_heads=2)(x, text).shape
+        torch.Size([1, 5, 32])
+    """
+
+    def __init__(self, width: int, length: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.kv = Linear(width, width), Linear(length + 1, 2 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        """[N, T, C] -> [N, T, C]."""
+        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(text.tokens).unflatten(2, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, C_head]
+        y = attend(q, k, v, text.is_visible[:, None, None])
+        y = self.proj(y.transpose(1, 2).flatten(2))
         return y
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm2lite.network.backbone import BackboneConfig
-from edm2lite.network.conditions import examples
 from edm2lite.network.layers import MPConv, mp_layers
+from edm2lite.network.told import examples
 
 
 @dataclass(frozen=True)

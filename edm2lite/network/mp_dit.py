@@ -36,6 +36,7 @@ from edm2lite.network.patches import (
     rotations,
     unpatchify,
 )
+from edm2lite.network.text import Text, TextAttention, pooled_of, text_of
 from edm2lite.network.transformer import TransformerConfig
 
 
@@ -136,7 +137,8 @@ def scaled(x: Tensor, s: Tensor) -> Tensor:
 class MPDiTBlock(nn.Module):
     """A block: attention, then two layers on every token, each scaled and joined by an angle.
 
-    An angle has a value of its own per channel, and one that the embedding adds.
+    An angle has a value of its own per channel, and one that the embedding adds. Attention to text,
+    where there is any, stands between the two.
 
     Args:
         config: Configuration of the network.
@@ -153,18 +155,21 @@ class MPDiTBlock(nn.Module):
         super().__init__()
         width = config.width
         self.attn = MPAttention(width, config.num_heads)
+        length = config.text.tokens if config.text else 0
+        self.text_attn = TextAttention(width, length, config.num_heads) if length else None
         self.mlp = MPMLP(width, config.mlp_ratio * width)
         self.modulation = MPConv(width, 4 * width)
         self.gains = nn.Parameter(torch.zeros(4))
         self.angles = nn.Parameter(torch.zeros(2, width))
 
-    def forward(self, x: Tensor, emb: Tensor, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, turns: Tensor, text: Text | None = None) -> Tensor:
         """The output of the block.
 
         Args:
             x: [N, T, C] tokens.
             emb: [N, C] float32 embedding.
             turns: [T, C_head / 2] angles of the tokens' positions.
+            text: Tokens of a text, where the network takes them.
 
         Returns:
             [N, T, C] in the dtype of ``x``, each token of magnitude 1.
@@ -173,6 +178,8 @@ class MPDiTBlock(nn.Module):
         scale1, scale2, *_ = told.unbind(1)
         angle1, angle2 = (told[:, 2:] + self.angles).unbind(1)  # each [N, C]
         x = mp_join(x, self.attn(scaled(x, scale1), turns), angle1[:, None])
+        if self.text_attn is not None:
+            x = self.text_attn(x, text)
         x = mp_join(x, self.mlp(scaled(x, scale2)), angle2[:, None])
         return unit_rms(x, dim=2)  # see Note [pixel norm]
 
@@ -207,6 +214,8 @@ class MPDiT(Backbone):
         self.emb_vectors = nn.ModuleDict(
             {name: MPConv(length, width) for name, length in config.vectors.items()}
         )
+        pooled = config.text.pooled if config.text else 0
+        self.emb_pooled = MPConv(pooled + 1, width) if pooled else None
         self.layers = nn.ModuleList(self.block_class(config) for _ in range(config.num_blocks))
         self.out_modulation = MPConv(width, width)
         self.out_modulation_gain = nn.Parameter(torch.zeros(1))
@@ -218,7 +227,7 @@ class MPDiT(Backbone):
         return list(self.layers)
 
     def embed(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """Embedding of noise level, class and vectors, which modulates every block.
+        """Embedding of noise level, class, vectors and pooled text, which modulates every block.
 
         Args:
             c_noise: [N] float32.
@@ -240,6 +249,9 @@ class MPDiT(Backbone):
         for name, layer in self.emb_vectors.items():
             if name in conditioning:
                 emb, num = emb + layer(conditioning[name].to(emb.dtype)), num + 1
+        if self.emb_pooled is not None and self.config.text is not None:
+            pooled = pooled_of(conditioning, self.config.text, emb)
+            emb, num = emb + self.emb_pooled(pooled), num + 1
         return mp_silu(emb / math.sqrt(num))
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
@@ -253,7 +265,9 @@ class MPDiT(Backbone):
         ones = torch.ones_like(tokens[..., :1])
         tokens = self.emb_patch(torch.cat([tokens, ones, where.expand(len(x), -1, -1)], 2))
         tokens = unit_rms(tokens, dim=2)
+        text = text_of(conditioning, config.text, x)
+        told = (emb, turns) if text is None else (emb, turns, text)
         for block in self.layers:
-            tokens = block(tokens, emb, turns)
+            tokens = block(tokens, *told)
         tokens = scaled(tokens, self.out_modulation(emb, gain=self.out_modulation_gain))
         return unpatchify(self.out_linear(tokens, gain=self.out_gain), patch, height, width)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.conditions import ClassLabel, Condition, Vector
+from edm2lite.network.text import TextConfig
 
 T = TypeVar("T", bound="TransformerConfig")
 
@@ -38,6 +39,7 @@ class TransformerConfig(BackboneConfig):
         img_channels: Number of channels of images or latents.
         label_dim: Number of classes, or length of vectors of norm 1 in their place; 0 for none.
         vectors: Name -> length of vectors that the network is told besides; 0 is their null form.
+        text: Text that the network is told, or None; every block attends to its tokens.
         patch_size: Side of a patch.
         width: Number of channels of a token.
         num_blocks: Number of blocks.
@@ -56,6 +58,7 @@ class TransformerConfig(BackboneConfig):
 
     label_dim: int = 0
     vectors: Mapping[str, int] = field(default_factory=dict)
+    text: TextConfig | None = None
     patch_size: int = 2
     width: int = 384
     num_blocks: int = 12
@@ -63,6 +66,7 @@ class TransformerConfig(BackboneConfig):
     mlp_ratio: int = 4
 
     groups: ClassVar[Mapping[str, str]] = {
+        "text": r"backbone\.(emb_pooled|pooled_embedder)|\.text_attn\.",
         "embedding": r"backbone\.(emb_|[txy]_embedder|vector_)",
         "modulation": r"modulation|\.(gains|angles)$",
         "attention": r"\.attn\.",
@@ -120,6 +124,7 @@ class TransformerConfig(BackboneConfig):
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """A class label and vectors, where there are any."""
+        """A class label, vectors and text, where there are any."""
         label = (ClassLabel(self.label_dim),) if self.label_dim else ()
-        return (*label, *(Vector(name, length) for name, length in self.vectors.items()))
+        vectors = (Vector(name, length) for name, length in self.vectors.items())
+        return (*label, *vectors, *(self.text.conditions if self.text else ()))

@@ -3,7 +3,7 @@
 Wiring (paper, Figs. 21 and 22): an encoder of residual blocks, each of whose outputs is kept; a
 decoder that takes them back in reverse order by MP-Cat; attention at the low resolutions; one
 embedding of noise level and class, which modulates every block. Tensor names follow the released
-EDM2 networks.
+EDM2 networks. Text may be told besides (:mod:`edm2lite.network.text`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import ClassLabel, Condition, ConditionImage
 from edm2lite.network.layers import MPConv, MPFourier
 from edm2lite.network.operations import mp_cat, mp_silu, mp_sum
+from edm2lite.network.text import PixelTextAttention, UNetText, pooled_of, text_of
 from edm2lite.network.wiring import Place, UNetShape, check_ranges
 
 _RANGES = {
@@ -47,7 +48,8 @@ class UNetConfig(UNetShape):
         attn_resolutions: Resolutions whose blocks have attention.
         head_channels: Number of channels of an attention head.
         dropout: Probability of dropout within the residual branches.
-        label_balance: Share t of the class in the embedding.
+        text: Text that the network is told, or None.
+        label_balance: Share t of the class in the embedding, or of class and text together.
         concat_balance: Share t of the skip connection where the decoder takes it back.
         res_balance: Share t of the convolutions of a block in its sum with the main path.
         attn_balance: Share t of the attention of a block in its sum with the main path.
@@ -64,6 +66,7 @@ class UNetConfig(UNetShape):
 
     kind: Literal["unet"] = "unet"
     cond_channels: int = 0
+    text: UNetText | None = None
     label_balance: float = 0.5
     concat_balance: float = 0.5
     res_balance: float = 0.3
@@ -76,6 +79,7 @@ class UNetConfig(UNetShape):
         " [arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
     )
     groups: ClassVar[Mapping[str, str]] = {
+        "text": r"unet\.emb_pooled|\.text_attn\.",
         "embedding": r"unet\.emb_|emb_(linear|gain)",
         "attention": r"\.attn_",
         "encoder": r"unet\.enc\.",
@@ -86,13 +90,24 @@ class UNetConfig(UNetShape):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, _RANGES)
+        levels = [self.img_resolution >> level for level in range(len(self.channel_mult))]
+        if unknown := sorted({*self.text_resolutions} - {*levels}):
+            raise ValueError(
+                f"text.attn_resolutions must be among the resolutions {levels} of the network, got"
+                f" {unknown[0]}"
+            )
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """A class label, a condition image, both or none."""
+        """A class label, a condition image and text, where there are any."""
         label = (ClassLabel(self.label_dim),) if self.label_dim else ()
         image = (ConditionImage(self.cond_channels),) if self.cond_channels else ()
-        return (*label, *image)
+        return (*label, *image, *(self.text.conditions if self.text else ()))
+
+    @property
+    def text_resolutions(self) -> tuple[int, ...]:
+        """Resolutions whose blocks attend to the tokens of a text."""
+        return self.text.attn_resolutions if self.text else ()
 
     def build(self) -> UNet:
         """The network, with random weights."""
@@ -129,6 +144,8 @@ class UNet(Backbone):
         self.emb_fourier = MPFourier(config.model_channels)
         self.emb_noise = MPConv(config.model_channels, config.emb_channels)
         self.emb_label = MPConv(config.label_dim, config.emb_channels) if config.label_dim else None
+        pooled = config.text.pooled if config.text else 0
+        self.emb_pooled = MPConv(pooled + 1, config.emb_channels) if pooled else None
         self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
         inputs = config.img_channels + config.cond_channels + 1  # ones, in place of biases
@@ -142,14 +159,18 @@ class UNet(Backbone):
 
     def _block(self, place: Place, flavor: Literal["enc", "dec"]) -> Block:
         """The block at a place, with what all blocks of the network have in common."""
-        config = self.config
+        config, num_heads = self.config, place.out_channels // self.config.head_channels
+        text_attn = None
+        if config.text and place.text:
+            text_attn = PixelTextAttention(place.out_channels, config.text.tokens, num_heads)
         return self.block_class(
             place.in_channels,
             place.out_channels,
             emb_channels=config.emb_channels,
             flavor=flavor,
             resample=place.resample,
-            num_heads=place.out_channels // config.head_channels if place.attention else 0,
+            num_heads=num_heads if place.attention else 0,
+            text_attn=text_attn,
             takes_skip=place.takes_skip,
             res_balance=config.res_balance,
             attn_balance=config.attn_balance,
@@ -163,29 +184,35 @@ class UNet(Backbone):
         return [*encoder, *self.dec.values()]
 
     def embed(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """Embedding of noise level and class, which modulates every block.
+        """Embedding of noise level, class and pooled text, which modulates every block.
 
         Args:
             c_noise: [N] float32.
             conditioning: What the network is told. Without ``label`` a conditional network sees the
-                zero vector, as in EDM2.
+                zero vector, as in EDM2; without ``pooled``, the null form of text.
 
         Returns:
             [N, C_emb] float32, of magnitude 1.
         """
-        emb = self.emb_noise(self.emb_fourier(c_noise))
+        emb, told = self.emb_noise(self.emb_fourier(c_noise)), None
         if self.emb_label is not None:
             label = conditioning.get("label")
             vectors = emb.new_zeros(1, self.config.label_dim)
             if label is not None:
                 vectors = ClassLabel(self.config.label_dim).vectors(label)
-            label_emb = self.emb_label(vectors * math.sqrt(self.config.label_dim))
-            emb = mp_sum(emb, label_emb.expand_as(emb), self.config.label_balance)
+            told = self.emb_label(vectors * math.sqrt(self.config.label_dim))
+        if self.emb_pooled is not None and self.config.text is not None:
+            text_emb = self.emb_pooled(pooled_of(conditioning, self.config.text, emb))
+            told = text_emb if told is None else mp_sum(told, text_emb, 0.5)
+        if told is not None:
+            emb = mp_sum(emb, told.expand_as(emb), self.config.label_balance)
         return mp_silu(emb)
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""
         emb = self.embed(c_noise, conditioning)
+        text = text_of(conditioning, self.config.text, x)
+        told = (emb,) if text is None else (emb, text)
         image = conditioning.get("image")
         inputs = [x] if image is None else [x, image.to(x.dtype)]
         x = torch.cat([*inputs, torch.ones_like(x[:, :1])], dim=1)
@@ -194,11 +221,11 @@ class UNet(Backbone):
         x = stem(x)
         skips = [x]
         for block in encoder:
-            x = block(x, emb)
+            x = block(x, *told)
             skips.append(x)
         for block in self.dec.values():
             if block.takes_skip:
                 x = mp_cat(x, skips.pop(), self.config.concat_balance)
-            x = block(x, emb)
+            x = block(x, *told)
         F_x: Tensor = self.out_conv(x, gain=self.out_gain)
         return F_x

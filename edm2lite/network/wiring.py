@@ -30,6 +30,7 @@ class Place:
         resample: What happens to the resolution at its entry.
         attention: Whether it attends.
         takes_skip: Whether its input is joined with a skip connection of the encoder.
+        text: Whether it attends to the tokens of a text.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Place:
     resample: Literal["keep", "up", "down"] = "keep"
     attention: bool = False
     takes_skip: bool = False
+    text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class UNetShape(BackboneConfig):
                 f" {len(self.channel_mult)} entries in channel_mult, got {self.img_resolution}"
             )
         for place in [*self.encoder(), *self.decoder()]:
-            if place.attention and place.out_channels % self.head_channels:
+            if (place.attention or place.text) and place.out_channels % self.head_channels:
                 raise ValueError(
                     f"a level that attends must have a multiple of head_channels ="
                     f" {self.head_channels} channels, got {place.out_channels}; change"
@@ -104,6 +106,11 @@ class UNetShape(BackboneConfig):
         """2 to the number of times that the resolution is halved."""
         return 1 << (len(self.channel_mult) - 1)
 
+    @property
+    def text_resolutions(self) -> tuple[int, ...]:
+        """Resolutions whose blocks attend to the tokens of a text."""
+        return ()
+
     def encoder(self) -> list[Place]:
         """The blocks after the first convolution, from full resolution downwards."""
         places, channels = [], self.model_channels
@@ -118,6 +125,7 @@ class UNetShape(BackboneConfig):
                         channels,
                         width,
                         attention=res in self.attn_resolutions,
+                        text=res in self.text_resolutions,
                     )
                 )
                 channels = width
@@ -130,7 +138,10 @@ class UNetShape(BackboneConfig):
         for level, multiple in reversed(list(enumerate(self.channel_mult))):
             res, width = self.img_resolution >> level, self.model_channels * multiple
             if level == len(self.channel_mult) - 1:
-                places.append(Place(f"{res}x{res}_in0", channels, channels, attention=True))
+                text = res in self.text_resolutions
+                places.append(
+                    Place(f"{res}x{res}_in0", channels, channels, attention=True, text=text)
+                )
                 places.append(Place(f"{res}x{res}_in1", channels, channels))
             else:
                 places.append(Place(f"{res}x{res}_up", channels, channels, "up"))
@@ -142,6 +153,7 @@ class UNetShape(BackboneConfig):
                         width,
                         attention=res in self.attn_resolutions,
                         takes_skip=True,
+                        text=res in self.text_resolutions,
                     )
                 )
                 channels = width

@@ -16,7 +16,8 @@ from torch import Tensor
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.loading import Model
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.conditions import ClassLabel, described, values_of
+from edm2lite.network.conditions import ClassLabel, described
+from edm2lite.network.told import values_of
 
 Classes = int | Literal["all"] | Sequence[int]
 """Class of every image, ``"all"`` for all classes in turn, or one class per seed."""

@@ -21,7 +21,7 @@ from edm2lite.diffusion.variance import WithVariance, predicts_variance
 from edm2lite.models.loading import Model
 from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.network.conditions import check_conditioning, examples
+from edm2lite.network.told import check_conditioning, examples
 from edm2lite.sampling.compatibility import Guide, check_sampling
 from edm2lite.sampling.conditions import class_indices, conditions_of_seeds
 from edm2lite.sampling.guidance import Conditioned, Guided, Network, Rescale

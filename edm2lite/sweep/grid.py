@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from edm2lite.models.loading import load
 from edm2lite.sweep.cells import Cell, Point, best_average
+from edm2lite.sweep.groups import group_of
 from edm2lite.sweep.measure import Measurer
 from edm2lite.sweep.options import SweepOptions
 from edm2lite.sweep.search import search
@@ -85,14 +86,17 @@ def group_names(options: SweepOptions) -> list[str]:
     """
     if not options.groups:
         return []
-    known = load(options.run).net.config.backbone.groups
+    net = load(options.run).net
+    groups = net.config.backbone.groups
+    used = {group_of(name, groups) for name in net.state_dict()}
+    known = [group for group in groups if group in used]
     named = options.groups.split(",") if isinstance(options.groups, str) else list(options.groups)
     unknown = [name for name in named if name not in (*known, "all")]
     if not known:
         raise ValueError(f"--groups needs a network with groups of tensors, {options.run} has none")
     if unknown:
         raise ValueError(f"groups are {', '.join(known)}, or all; got {unknown[0]!r}")
-    return list(known) if "all" in named else named
+    return known if "all" in named else named
 
 
 def grouped(

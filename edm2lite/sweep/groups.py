@@ -36,4 +36,5 @@ def mixed(rest: Model, own: Model, group: str) -> Model:
     inputs = json.dumps([group, own.identity, rest.identity])
     metadata = {**rest.metadata, "inputs": inputs}
     name = f"{own.name} in {group}, {rest.name} elsewhere"
-    return Model(name, Precond.from_tensors(tensors, metadata, name), rest.encoder, metadata)
+    net = Precond.from_tensors(tensors, metadata, name)
+    return Model(name, net, rest.encoder, metadata, rest.text_encoder)

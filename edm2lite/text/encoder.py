@@ -1,0 +1,284 @@
+"""Text encoders: descriptions of how a caption becomes what a network is told.
+
+A text encoder is a description, like :class:`edm2lite.models.encoders.Encoder`: where the weights
+are, their digest, and statistics of the training captions. It travels as JSON in every model file.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from edm2lite.kinds import Kinds
+from edm2lite.messages import one_line
+from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import Condition, Tokens, Vector
+from edm2lite.strict_json import check_fields, parse_object
+from edm2lite.text.model import TextModel, TextStates
+from edm2lite.text.statistics import MEASURED, Moments, distinct
+
+TEXT_ENCODERS: Kinds[type[TextEncoder]] = Kinds(
+    "text encoder",
+    {
+        "static": "edm2lite.text.static:StaticTextEncoder",
+        "transformers": "edm2lite.text.transformers:TransformersTextEncoder",
+    },
+)
+"""Text encoders by ``kind``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder(abc.ABC):
+    """Description of the way from a text to tokens and a pooled vector.
+
+    A network is told ``(state - mean) / std`` per channel, with statistics of the training
+    captions. Padding is zero, and so is everything that is made of an empty text: not told.
+
+    Attributes:
+        kind: Name in :data:`TEXT_ENCODERS`, or ``module:Class`` of an encoder of yours.
+        source: Place of the encoder.
+        num_tokens: Number of tokens after which a text is cut off.
+        digest: Digest of weights and tokenizer, checked on loading; None for any.
+        mean: Mean of each channel of the tokens.
+        std: Standard deviation of each channel of the tokens.
+        pooled_mean: Mean of each channel of the pooled vector.
+        pooled_std: Standard deviation of each channel of the pooled vector.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Letters(TextEncoder):
+        ...     kind: str = "my_module:Letters"
+        ...     def load(self, device="cpu", download=False):
+        ...         def codes(text):
+        ...             values = torch.tensor([[float(ord(c))] for c in text[: self.num_tokens]])
+        ...             return TextStates(values, values.mean(0))
+        ...         return TextModel("letters", "0", codes, self.num_tokens)
+        >>> encoder = Letters(num_tokens=3).measured(["ab", "c"])
+        >>> encoder.mean, encoder.pooled_mean
+        ((98.0,), (98.25,))
+        >>> encoder.encode(["b", ""])["tokens"].flatten(1)
+        tensor([[0., 0., 0.],
+                [0., 0., 0.]])
+    """
+
+    kind: str
+    source: str = ""
+    num_tokens: int = 77
+    digest: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    pooled_mean: tuple[float, ...] = ()
+    pooled_std: tuple[float, ...] = ()
+
+    kinds: ClassVar[Kinds[type[TextEncoder]]] = TEXT_ENCODERS
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ValueError(f"text.num_tokens must be at least 1, got {self.num_tokens}")
+        for prefix in ("", "pooled_"):
+            mean, std = getattr(self, f"{prefix}mean"), getattr(self, f"{prefix}std")
+            if len(mean) != len(std):
+                raise ValueError(
+                    f"text.{prefix}mean and text.{prefix}std must have one value per channel each,"
+                    f" got {len(mean)} and {len(std)}"
+                )
+            if not all(value > 0 for value in std):
+                raise ValueError(f"text.{prefix}std must be positive, got {min(std)}")
+
+    @abc.abstractmethod
+    def load(self, device: str = "cpu", download: bool = False) -> TextModel:
+        """The encoder in memory, whatever its digest.
+
+        Args:
+            device: Device that computes.
+            download: Whether it may come from the Hub, because a person has named it.
+        """
+
+    def located(self) -> TextEncoder:
+        """This description with a place that holds wherever it is read."""
+        return self
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing that :meth:`encode` needs."""
+        return self.digest is not None and bool(self.mean) and bool(self.pooled_mean)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What a network is told of a text; the encoder must be complete."""
+        return (
+            Vector("pooled", len(self.pooled_mean)),
+            Tokens(self.num_tokens, len(self.mean)),
+        )
+
+    def opened(self, device: str = "cpu", download: bool = False) -> TextModel:
+        """The encoder in memory.
+
+        Args:
+            device: Device that computes.
+            download: Whether it may come from the Hub, because a person has named it.
+
+        Raises:
+            ValueError: If there is no such encoder, or its weights or tokenizer are others.
+            ImportError: If a package that it needs is not installed.
+        """
+        model = self.load(device, download)
+        if self.digest is not None and model.digest != self.digest:
+            raise ValueError(
+                f"the text encoder {model.name} must be the one of digest {self.digest}, its"
+                f" weights and tokenizer have {model.digest}; name the right one"
+            )
+        return model
+
+    def measured(self, texts: Iterable[str], *, download: bool = False) -> TextEncoder:
+        """The same encoder with its digest, and with statistics of these captions.
+
+        Args:
+            texts: Captions. Each counts once, empty ones do not; of more than :data:`MEASURED`,
+                those of the lowest digests are taken.
+            download: Whether the encoder may come from the Hub, because a person has named it.
+
+        Raises:
+            ValueError: If there is no such encoder, or the captions do not differ.
+        """
+        model = self.opened(download=download)
+        return self.with_statistics_of(model.digest, model.each(distinct(texts)[:MEASURED]))
+
+    def with_statistics_of(self, digest: str, states: Iterable[TextStates]) -> TextEncoder:
+        """The same encoder with a digest, and with statistics of these states."""
+        tokens, pooled = Moments(), Moments()
+        for state in states:
+            if len(state.tokens):
+                tokens.add(state.tokens)
+                pooled.add(state.pooled[None])
+        mean, std = tokens.statistics()
+        pooled_mean, pooled_std = pooled.statistics()
+        return dataclasses.replace(
+            self.located(), digest=digest,
+            mean=mean, std=std, pooled_mean=pooled_mean, pooled_std=pooled_std,
+        )  # fmt: skip
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """What a network is told of each text.
+
+        Args:
+            texts: Captions or prompts; an empty one is not told.
+
+        Returns:
+            ``pooled`` [N, P] and ``tokens`` [N, num_tokens, D], float32.
+
+        Raises:
+            ValueError: If the description is not complete, the encoder is not on this machine, or
+                its weights or tokenizer are others.
+        """
+        model = self.opened()
+        states = [model.states(text) if text.strip() else None for text in texts]
+        return Conditioning(
+            {
+                "pooled": torch.stack([self.pooled_of(state) for state in states]),
+                "tokens": torch.stack([self.tokens_of(state) for state in states]),
+            }
+        )
+
+    def pooled_of(self, states: TextStates | None) -> Tensor:
+        """The pooled vector [P] of one text, standardized; zero if there is no text."""
+        _, _, mean, std = self._statistics
+        if states is None or not len(states.tokens):
+            return torch.zeros_like(mean)
+        return (states.pooled - mean) / std
+
+    def tokens_of(self, states: TextStates | None) -> Tensor:
+        """The tokens [num_tokens, D] of one text, standardized; padding is zero."""
+        mean, std, _, _ = self._statistics
+        tokens = torch.zeros(self.num_tokens, len(mean))
+        if states is not None:
+            tokens[: len(states.tokens)] = (states.tokens - mean) / std
+        return tokens
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if not self.is_complete:
+            raise ValueError(
+                "a text encoder must have a digest and statistics of captions to encode, this one"
+                " has none; take them from captions by measured(texts)"
+            )
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return mean, std, torch.tensor(self.pooled_mean), torch.tensor(self.pooled_std)
+
+    def to_json(self) -> str:
+        """The description that travels in every model file."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+
+def named_text_encoder(name: str, num_tokens: int = 77) -> TextEncoder:
+    """The encoder that a command names: ``static``, ``static:PATH`` or ``transformers:PATH``.
+
+    Args:
+        name: Kind, and where it is.
+        num_tokens: Number of tokens after which a text is cut off.
+
+    Raises:
+        ValueError: If there is no such kind, or the place is missing.
+
+    Example:
+        >>> named_text_encoder("transformers:openai/clip-vit-large-patch14").source
+        'openai/clip-vit-large-patch14'
+    """
+    kind, _, source = name.partition(":")
+    cls: Any = TEXT_ENCODERS.find(kind if kind in TEXT_ENCODERS else name)
+    options = {"source": source} if source and kind in TEXT_ENCODERS else {}
+    encoder: TextEncoder = cls(num_tokens=num_tokens, **options)
+    return encoder
+
+
+def text_encoder_from_json(text: str, origin: str = "this") -> TextEncoder:
+    """The text encoder that a model file describes.
+
+    Args:
+        text: Description, as :meth:`TextEncoder.to_json` gives it.
+        origin: Name of the file in messages.
+
+    Raises:
+        ValueError: If this version does not know the kind or a setting.
+
+    Example:
+        >>> text_encoder_from_json('{"kind": "static", "num_tokens": 16}').num_tokens
+        16
+    """
+    try:
+        return text_encoder_from_dict(parse_object(text))
+    except ValueError as error:
+        raise ValueError(
+            f"the text encoder of {origin} must be one this version knows, but"
+            f" {one_line(error, 300)}; the file may be damaged or of a newer version"
+        ) from error
+
+
+def text_encoder_from_dict(values: dict[str, Any]) -> TextEncoder:
+    """The text encoder of a parsed description; see :func:`text_encoder_from_json`.
+
+    Args:
+        values: Fields of the encoder, with its ``kind``.
+
+    Raises:
+        ValueError: If this version does not know the kind or a setting.
+
+    Example:
+        >>> text_encoder_from_dict({"kind": "static", "mean": [0.5], "std": [2.0]}).std
+        (2.0,)
+    """
+    kind = str(values.get("kind"))
+    cls: Any = TEXT_ENCODERS.find_class(kind, TextEncoder, trusted=False, name="text encoder kind")
+    check_fields(cls, values)
+    encoder: TextEncoder = cls(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+    return encoder

@@ -1,0 +1,119 @@
+"""A loaded text encoder: from one text to its states, with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import xxhash
+from torch import Tensor
+
+from edm2lite.threads import map_in_threads
+
+CACHE_BYTES = 2**28
+"""Bytes of states that a loaded encoder keeps, at the longest text."""
+
+
+class TextStates(NamedTuple):
+    """What an encoder makes of one text, before it is standardized.
+
+    Attributes:
+        tokens: [t, D] float32, a row per token; t is 0 where nothing is left of a text.
+        pooled: [P] float32, a vector of the whole text.
+
+    Example:
+        >>> tokens = torch.tensor([[1.0], [3.0]])
+        >>> TextStates(tokens, tokens.mean(0)).pooled
+        tensor([2.])
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+
+
+class TextModel:
+    """A text encoder in memory.
+
+    Every text passes through it alone and on one thread: its states do not depend on what else is
+    encoded, nor on the number of cores.
+
+    Args:
+        name: Name in messages.
+        digest: Digest of weights and tokenizer.
+        compute: Function from a text to its states.
+        num_tokens: Largest number of tokens that ``compute`` returns.
+
+    Example:
+        >>> def letters(text):
+        ...     codes = torch.tensor([[float(ord(letter))] for letter in text])
+        ...     return TextStates(codes, codes.mean(0))
+        >>> model = TextModel("letters", "0", letters, num_tokens=77)
+        >>> model.states("ab").pooled
+        tensor([97.5000])
+    """
+
+    def __init__(
+        self, name: str, digest: str, compute: Callable[[str], TextStates], num_tokens: int
+    ):
+        self.name, self.digest = name, digest
+        size = 4 * num_tokens * max(1, compute("a").tokens.shape[1])
+        self._cached = lru_cache(max(1, CACHE_BYTES // size))(self._computed)
+        self._compute = compute
+
+    def states(self, text: str) -> TextStates:
+        """The states of one text.
+
+        Raises:
+            ValueError: If they are not finite.
+        """
+        return self._cached(text)
+
+    def each(self, texts: Iterable[str]) -> Iterator[TextStates]:
+        """The states of several texts in order, not kept, computed on all threads."""
+        return map_in_threads(self._checked, texts, torch.get_num_threads())
+
+    def _computed(self, text: str) -> TextStates:
+        (states,) = map_in_threads(self._checked, [text], 1)
+        return states
+
+    def _checked(self, text: str) -> TextStates:
+        states = self._compute(text)
+        if not (states.tokens.isfinite().all() and states.pooled.isfinite().all()):
+            raise ValueError(
+                f"{self.name} must make finite numbers of every text, it made NaN or infinity of"
+                f" {shortened(text)}; use another text encoder"
+            )
+        return states
+
+
+def plain(text: str) -> str:
+    """A text as encoders take it: halves of characters, which no file can hold, become ``?``.
+
+    Example:
+        >>> plain("half: " + chr(0xD83D))
+        'half: ?'
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
+def text_digest(text: str) -> int:
+    """xxh3-64 of a text as a signed integer, under which its states are stored.
+
+    Example:
+        >>> text_digest("red heart")
+        6250642377008447687
+    """
+    return xxhash.xxh3_64_intdigest(plain(text).encode()) - 2**63
+
+
+def shortened(text: str) -> str:
+    """A text as messages show it: on one line, with at most 60 characters.
+
+    Example:
+        >>> len(shortened("a" * 100)), shortened("two\\nlines")
+        (62, "'two lines'")
+    """
+    shown = " ".join(plain(text).split())
+    return repr(shown if len(shown) <= 60 else f"{shown[:57]}...")

@@ -53,10 +53,11 @@ class Results:
     def __init__(self, out: Path, num: int, changes: list[str]):
         self.out, self.num, self.changes = out, num, changes
         out.mkdir(parents=True, exist_ok=True)
-        self.reference, weights = out / "reference.safetensors", out / "classifier.safetensors"
+        self.reference = out / "reference.safetensors"
+        self.weights = out / "classifier.safetensors"
         if not self.reference.is_file():
-            train_classifier(weights)
-            write_statistics("digits", self.reference, "digits", weights=weights)
+            train_classifier(self.weights)
+            write_statistics("digits", self.reference, "digits", weights=self.weights)
 
     def run(self, name: str, seed: int) -> Path:
         """The folder of a finished run: of a network, or of MP-DiT with another part."""
@@ -77,7 +78,7 @@ class Results:
             click.echo(f"measuring {run.name}", err=True)
             sweep_ema(
                 run, LENGTHS, ref=self.reference, num=self.num, sampling=SAMPLING, batch_size=250,
-                out=run / "lengths",
+                out=run / "lengths", weights=self.weights,
             ).write(picture=False)  # fmt: skip
         return read_csv(run / "lengths" / "sweep.csv")
 

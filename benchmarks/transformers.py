@@ -166,7 +166,7 @@ def samples(results: Results, path: Path) -> None:
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default="runs/transformers")
-@click.option("--num", default=1000, show_default=True, help="Images per EMA length.")
+@click.option("--num", default=600, show_default=True, help="Images per EMA length.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder for the figures.")
 @click.option("--set", "changes", multiple=True, help="Change the configurations, to try it out.")
 def main(out: Path, num: int, images: Path | None, changes: tuple[str, ...]) -> None:

@@ -68,7 +68,10 @@ class Results:
         if not (folder / "last.safetensors").is_file():
             config = load_config(preset, [*CHANGES, *changes, *self.changes])
             click.echo(f"training {folder.name}", err=True)
-            Trainer(config, folder, hooks=[Measured(every=config.status_nimg)]).train()
+            trainer = Trainer(config, folder, hooks=[Measured(every=config.status_nimg)])
+            trainer.train()
+            if trainer.stopped_by:
+                sys.exit(f"stopped by {trainer.stopped_by}; the same command continues")
         return folder
 
     def sweep(self, name: str, seed: int) -> list[Point]:

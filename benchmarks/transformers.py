@@ -16,14 +16,16 @@ import sys
 from pathlib import Path
 
 import click
+import mp_dit_variants as mp_dit_variants  # the kind of network in files of the ablation
 import numpy as np
 from ladder import SEEDS, Measured, of_length, row
-from plot_ladder import plot_lengths, plot_magnitudes
+from plot_ladder import plot_lengths
 
 from edm2lite.metrics import write_statistics
 from edm2lite.metrics.digits_classifier import train_classifier
 from edm2lite.network.flops import count_macs
 from edm2lite.network.magnitudes import by_bucket, read_log
+from edm2lite.plotting.figure import new_figure, save_figure
 from edm2lite.plotting.images import plot_images
 from edm2lite.sampling.generation import generate
 from edm2lite.sampling.settings import Sampling
@@ -156,6 +158,27 @@ def is_block(name: str) -> bool:
     return name.count(".") == 2 and name.split(".")[1] in ("layers", "enc", "dec")
 
 
+def plot_blocks(results: Results, path: Path) -> None:
+    """Draw the magnitude of every block over training, of MP-DiT also without its norm."""
+    names = (*NETWORKS, PARTS[-1])
+    figure = new_figure((2.6 * len(names), 3.2))
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        log = block_magnitudes(results, name)
+        num = len(log[0][1])
+        for block in range(num):
+            color = f"{0.75 * (1 - block / (num - 1)):.2f}"
+            axes.plot([n / 1000 for n, *_ in log], [b[block] for _, b, _ in log], color=color)
+        axes.axhspan(0.7, 1.4, color="C2", alpha=0.12, lw=0)
+        axes.set_title(f"MP-DiT, {name}" if name in PARTS else name, fontsize=10)
+        axes.set_xlabel("thousand images seen")
+        axes.set_yscale("log", base=2)
+        axes.set_yticks([0.7, 1, 1.4, 2], ["0.7", "1", "1.4", "2"])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+    figure.axes[0].set_ylabel("RMS after a block; dark: late ones")
+    save_figure(path, figure)
+
+
 def samples(results: Results, path: Path) -> None:
     """Draw three digits of each class per network."""
     rows, names = [], []
@@ -186,8 +209,7 @@ def main(out: Path, num: int, images: Path | None, changes: tuple[str, ...]) -> 
     is_bounded = magnitudes(results)
     curves = {n: [of_length(results.sweep(n, s)) for s in SEEDS] for n in NETWORKS}
     plot_lengths(folder / "transformers-lengths.png", curves)
-    logs = {n: [read_log(results.run(n, s) / "measured.jsonl") for s in SEEDS] for n in NETWORKS}
-    plot_magnitudes(folder / "transformers-magnitudes.png", logs)
+    plot_blocks(results, folder / "transformers-magnitudes.png")
     samples(results, folder / "transformers-samples.png")
     sys.exit(not (is_near and is_bounded))
 

@@ -240,7 +240,10 @@ def main(out: Path, num: int, images: Path | None, only_time: bool) -> None:
     holds = trends(results)
     curves = {r: [of_length(results.sweep(r, s)) for s in SEEDS] for r in RUNGS}
     plot_lengths(folder / "ladder-lengths.png", curves)
-    logs = {r: [read_log(results.run(r, s) / "measured.jsonl") for s in SEEDS] for r in TRENDS}
+    logs = {
+        f"config {r}": [read_log(results.run(r, s) / "measured.jsonl") for s in SEEDS]
+        for r in TRENDS
+    }
     plot_magnitudes(folder / "ladder-magnitudes.png", logs)
     groups = {r: [results.sweep(r, s, groups=True) for s in SEEDS] for r in "EG"}
     plot_groups(folder / "ladder-groups.png", groups)

@@ -1,4 +1,4 @@
-"""The figures of ``ladder.py``: FD over EMA length, magnitudes over training, groups of tensors."""
+"""Figures of ``ladder.py`` and ``transformers.py``: FD over EMA length, magnitudes, groups."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ Log = Sequence[tuple[int, Sequence[Magnitude]]]
 
 
 def plot_lengths(path: Path, curves: Mapping[str, Sequence[Curve]]) -> None:
-    """All rungs in one picture, as the paper's Figure 5a; bands are the extremes of the seeds."""
+    """All networks in one picture, as the paper's Figure 5a; bands are the extremes of the seeds.
+
+    A name with a comma, as "A, noise of B", is dashed in the color of what stands before it.
+    """
     figure = new_figure((7.5, 4.8))
     axes = figure.add_subplot()
+    colors = list(dict.fromkeys(name.partition(",")[0] for name in curves))
     for rung, seeds in curves.items():
         lengths = sorted(seeds[0])
         means = [statistics.mean(c[s] for c in seeds) for s in lengths]
         style = "--" if "," in rung else "-"
-        color = f"C{'ABCDEFG'.index(rung[0])}"
+        color = f"C{colors.index(rung.partition(',')[0])}"
         axes.plot([100 * s for s in lengths], means, style, color=color, label=rung)
         low, high = ([edge(c[s] for c in seeds) for s in lengths] for edge in (min, max))
         axes.fill_between([100 * s for s in lengths], low, high, color=color, alpha=0.12, lw=0)
@@ -43,7 +47,7 @@ def plot_magnitudes(path: Path, logs: Mapping[str, Sequence[Log]]) -> None:
     """Activations and weights over training, as in Figures 3 and 15; means of the seeds."""
     figure = new_figure((2.1 * len(logs), 5.0))
     panels = figure.subplots(2, len(logs), sharex=True, sharey="row")
-    for column, (rung, seeds) in enumerate(logs.items()):
+    for column, (name, seeds) in enumerate(logs.items()):
         nimg = [n / 1000 for n, _ in seeds[0]]
         upper, lower = panels[:, column]
         for bucket in by_bucket(seeds[0][0][1]):
@@ -57,7 +61,7 @@ def plot_magnitudes(path: Path, logs: Mapping[str, Sequence[Log]]) -> None:
                 for i in range(len(nimg))
             ]
             lower.plot(nimg, weights, "--" if bucket.startswith("dec") else "-", label=bucket)
-        upper.set_title(f"config {rung}", fontsize=10)
+        upper.set_title(name, fontsize=10)
         for axes in (upper, lower):
             axes.grid(alpha=0.25)
     panels[0, 0].set_ylabel("activations of blocks (RMS)")

@@ -220,7 +220,7 @@ class MPDiT(Backbone):
         self.out_modulation = MPConv(width, width)
         self.out_modulation_gain = nn.Parameter(torch.zeros(1))
         self.out_linear = MPConv(width, patch)
-        self.out_gain = nn.Parameter(torch.zeros(1))
+        self.out_gain = nn.Parameter(torch.ones(1))
 
     def blocks(self) -> list[nn.Module]:
         """The blocks, in their order."""
@@ -255,7 +255,7 @@ class MPDiT(Backbone):
         return mp_silu(emb / math.sqrt(num))
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""
+        """F_x of input of unit variance, see :meth:`Backbone.forward`."""
         config, patch = self.config, self.config.patch_size
         emb = self.embed(c_noise, conditioning)
         height, width = x.shape[2] // patch, x.shape[3] // patch

@@ -110,6 +110,12 @@ class TextEncoder(abc.ABC):
         """Whether another description, or None, means the same numbers, wherever the files are."""
         return other is not None and dataclasses.replace(other, source=self.source) == self
 
+    def unmeasured(self) -> TextEncoder:
+        """This description without digest and statistics."""
+        return dataclasses.replace(
+            self, digest=None, mean=(), std=(), pooled_mean=(), pooled_std=()
+        )
+
     @property
     def is_complete(self) -> bool:
         """Whether nothing is missing that :meth:`encode` needs."""

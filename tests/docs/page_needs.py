@@ -303,6 +303,40 @@ def transformers(page):
     assert page.names["trained"] == 32_865_056
 
 
+def text(page):
+    colors = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+    Path("squares").mkdir()
+    for i in range(40):  # in place of the emoji
+        name, color = list(colors.items())[i % 3]
+        Image.new("RGB", (32, 32), color).save(f"squares/{i}.png")
+        Path(f"squares/{i}.txt").write_text(f"a {name} square {i}")
+    changes = ("batch_size=8", "microbatch=8", "total_nimg=48", "status_nimg=48",
+               "snapshot_nimg=24", "checkpoint_nimg=48", "net.backbone.model_channels=16",
+               "net.backbone.head_channels=16")  # fmt: skip
+    small = "".join(f" --set {change}" for change in changes)
+
+    def shrink(line):
+        line = line.replace("--num 1918", "--num 12").replace("--seeds 0-499", "--seeds 0-11")
+        line = line.replace("convert openmoji", "convert squares")
+        line = line.replace("--data emoji.zip", "--data emoji.zip --samples 128")
+        line = line.replace("--steps 16", "--steps 2").replace("--grid", "--steps 2 --grid")
+        return line + small if "-m edm2lite.training" in line else line
+
+    page.small = shrink
+    yield
+    for name in ("two", "hearts", "face"):
+        with Image.open(f"{name}.png") as picture:
+            assert picture.width > 100
+    assert page.names["images"].shape == (2, 3, 32, 32)
+    assert load("runs/emoji@sigma_rel=0.10").text_encoder == load("runs/stored").text_encoder
+    assert [p.sigma_rel for p in read_csv(Path("sweeps/fd/sweep.csv"))][1:] == [
+        0.05,
+        0.1,
+        0.15,
+        0.2,
+    ]
+
+
 def num_parameters(config):
     with torch.device("meta"):
         return sum(p.numel() for p in config.build().parameters())
@@ -320,5 +354,6 @@ NEEDS = {
     "objectives.md": objectives,
     "sampling.md": sampling,
     "sweep.md": sweep,
+    "text.md": text,
     "training.md": training,
 }

@@ -77,6 +77,7 @@ def made(generators: Sequence[ImageGenerator]) -> Rows:
     total = sum(len(generator.seeds) for generator in generators)
     rows: list[list[NDArray[np.uint8]]] = [[] for _ in generators]
     with ImageBar("generate") as bar:
+        bar(0, total)
         for generator, row in zip(generators, rows, strict=True):
             for batch in generator:
                 row += list(batch.images.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -30,7 +31,9 @@ MOMENTS = 2
 
 
 def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
-    """The complete configuration and a table of costs; nothing is written, no device is used.
+    """The configuration and a table of costs; nothing is written, no device is used.
+
+    The configuration is complete but for statistics of captions.
 
     Args:
         config: Configuration of the run.
@@ -61,6 +64,8 @@ def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {text}" for name, text in rows]
+    if config.text is not None:  # hundreds of numbers, which anyone can measure again
+        config = dataclasses.replace(config, text=config.text.unmeasured())
     return config.to_yaml() + "\n" + "\n".join(lines)
 
 

@@ -91,12 +91,8 @@ def _recorded(encoder: TextEncoder, run_dir: Path) -> TextEncoder | None:
     found = load_config(str(run_dir)).text
     if found is None or not found.is_complete:
         return None
-    is_same = _unmeasured(found) == _unmeasured(encoder.located())
+    is_same = found.unmeasured() == encoder.located().unmeasured()
     return found if is_same and encoder.digest in (None, found.digest) else None
-
-
-def _unmeasured(encoder: TextEncoder) -> TextEncoder:
-    return dataclasses.replace(encoder, digest=None, mean=(), std=(), pooled_mean=(), pooled_std=())
 
 
 def _measured(encoder: TextEncoder, dataset: ImageDataset) -> TextEncoder:

@@ -129,7 +129,15 @@ def _is_required(cls: Any, name: str) -> bool:
 
 def dump(config: Any) -> str:
     """Text form of a dataclass, complete; :func:`load` of it gives an equal object."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    return yaml.dump(_plain(dataclasses.asdict(config)), Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes long lists of numbers, as statistics of channels are, side by side."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+        is_long = len(sequence) > 8 and all(isinstance(value, float) for value in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=is_long or flow_style)
 
 
 def flatten(config: Any) -> Mapping[str, Any]:

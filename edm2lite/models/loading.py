@@ -242,4 +242,12 @@ def _assembled(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     text_encoder = None
     if "text_encoder" in metadata:
         text_encoder = text_encoder_from_json(metadata["text_encoder"], name)
+        taken = {c.name: c for c in net.config.backbone.conditions}
+        other = [c for c in text_encoder.conditions if taken.get(c.name, c) != c]
+        if other:
+            raise ValueError(
+                f"the text encoder of {name} must give what the network takes,"
+                f" {taken[other[0].name].describe()}, it gives {other[0].describe()}; the file was"
+                " altered"
+            )
     return Model(name, net, encoder, metadata, text_encoder)

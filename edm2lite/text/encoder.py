@@ -35,6 +35,9 @@ TEXT_ENCODERS: Kinds[type[TextEncoder]] = Kinds(
 """Text encoders by ``kind``."""
 
 
+LONGEST = 4096  # tokens of a text
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder(abc.ABC):
     """Description of the way from a text to tokens and a pooled vector.
@@ -81,8 +84,10 @@ class TextEncoder(abc.ABC):
     kinds: ClassVar[Kinds[type[TextEncoder]]] = TEXT_ENCODERS
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1:
-            raise ValueError(f"text.num_tokens must be at least 1, got {self.num_tokens}")
+        if not 1 <= self.num_tokens <= LONGEST:
+            raise ValueError(
+                f"text.num_tokens must lie between 1 and {LONGEST}, got {self.num_tokens}"
+            )
         for prefix in ("", "pooled_"):
             mean, std = getattr(self, f"{prefix}mean"), getattr(self, f"{prefix}std")
             if len(mean) != len(std):
@@ -110,6 +115,12 @@ class TextEncoder(abc.ABC):
         """Whether another description, or None, means the same numbers, wherever the files are."""
         return other is not None and dataclasses.replace(other, source=self.source) == self
 
+    def unmeasured(self) -> TextEncoder:
+        """This description without digest and statistics."""
+        return dataclasses.replace(
+            self, digest=None, mean=(), std=(), pooled_mean=(), pooled_std=()
+        )
+
     @property
     def is_complete(self) -> bool:
         """Whether nothing is missing that :meth:`encode` needs."""
@@ -118,10 +129,8 @@ class TextEncoder(abc.ABC):
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """What a network is told of a text; the encoder must be complete."""
-        return (
-            Vector("pooled", len(self.pooled_mean)),
-            Tokens(self.num_tokens, len(self.mean)),
-        )
+        pooled = Vector("pooled", len(self.pooled_mean))
+        return pooled, Tokens(self.num_tokens, len(self.mean))
 
     def opened(self, device: str = "cpu", download: bool = False) -> TextModel:
         """The encoder in memory.
@@ -139,6 +148,12 @@ class TextEncoder(abc.ABC):
             raise ValueError(
                 f"the text encoder {model.name} must be the one of digest {self.digest}, its"
                 f" weights and tokenizer have {model.digest}; name the right one"
+            )
+        stated = len(self.mean), len(self.pooled_mean)
+        if self.is_complete and stated != model.widths:
+            raise ValueError(
+                f"statistics of the text encoder {model.name} must be of its {model.widths[0]} and"
+                f" {model.widths[1]} channels, got {stated[0]} and {stated[1]}; measure them again"
             )
         return model
 
@@ -185,12 +200,9 @@ class TextEncoder(abc.ABC):
         """
         model = self.opened() if any(text.strip() for text in texts) else None
         states = [model.states(text) if model and text.strip() else None for text in texts]
-        return Conditioning(
-            {
-                "pooled": torch.stack([self.pooled_of(state) for state in states]),
-                "tokens": torch.stack([self.tokens_of(state) for state in states]),
-            }
-        )
+        pooled = torch.stack([self.pooled_of(state) for state in states])
+        tokens = torch.stack([self.tokens_of(state) for state in states])
+        return Conditioning({"pooled": pooled, "tokens": tokens})
 
     def pooled_of(self, states: TextStates | None) -> Tensor:
         """The pooled vector [P] of one text, standardized; zero if there is no text."""

@@ -39,6 +39,11 @@ class TextModel:
     Every text passes through it alone and on one thread: its states do not depend on what else is
     encoded, nor on the number of cores.
 
+    Attributes:
+        name: Name in messages.
+        digest: Digest of weights and tokenizer.
+        widths: Number of channels of the tokens, and of the pooled vector.
+
     Args:
         name: Name in messages.
         digest: Digest of weights and tokenizer.
@@ -58,7 +63,9 @@ class TextModel:
         self, name: str, digest: str, compute: Callable[[str], TextStates], num_tokens: int
     ):
         self.name, self.digest = name, digest
-        size = 4 * num_tokens * max(1, compute("a").tokens.shape[1])
+        states = compute("a")
+        self.widths = states.tokens.shape[1], len(states.pooled)
+        size = 4 * num_tokens * max(1, self.widths[0])
         self._cached = lru_cache(max(1, CACHE_BYTES // size))(self._computed)
         self._compute = compute
 

@@ -1,6 +1,7 @@
 """Models that are told text, in metrics, magnitudes and exports: captions are prompts."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -94,6 +95,20 @@ def test_an_exported_model_keeps_its_text_encoder_and_says_so(file, encoder, tmp
     card = (folder / "README.md").read_text()
     assert f"digest `{encoder.digest}`, at most 6 tokens" in card
     assert 'edm2lite generate FOLDER --prompt "..." --guidance 2 --out images' in card
+
+
+def test_a_text_encoder_of_other_sizes_than_the_network_is_refused_in_one_line(file, tmp_path):
+    model = load(file)
+    encoder, one = model.text_encoder, (1.0,)
+    changes = {"num_tokens": 7}, {"mean": one, "std": one}, {"num_tokens": 10**12}
+    for change in changes:
+        metadata = {**model.metadata}
+        metadata["text_encoder"] = json.dumps({**json.loads(encoder.to_json()), **change})
+        path = model.net.save(tmp_path / "model.safetensors", metadata)
+        with pytest.raises(ValueError, match=r"must give what the network takes|must lie between"):
+            load(path)
+    with pytest.raises(ValueError, match="must be of its 8 and 8 channels, got 1 and 8"):
+        dataclasses.replace(encoder, mean=one, std=one).encode(["cat"])
 
 
 def test_a_file_with_an_unknown_text_encoder_is_refused_in_one_line(file, encoder, tmp_path):

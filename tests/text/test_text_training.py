@@ -1,5 +1,6 @@
 """Training on captions: what a run records, resumes and draws, on the fly and from a store."""
 
+import dataclasses
 import itertools
 import json
 
@@ -84,7 +85,7 @@ def test_a_run_continues_with_the_statistics_that_it_has(text_run, table, monkey
         raise AssertionError("captions were measured again")
 
     monkeypatch.setattr(StaticTextEncoder, "measured", refuse)
-    assert "continued from nimg = 1280" in report(text_config(table), text_run, 1)
+    assert "continued from nimg = 640" in report(text_config(table), text_run, 1)
     with pytest.raises(AssertionError, match="measured again"):
         report(text_config(table, num_tokens=3), text_run, 1)
 
@@ -109,7 +110,17 @@ def test_grids_and_held_out_loss_are_told_captions(table, tmp_path):
 def test_a_dry_run_says_what_the_network_is_told(table, tmp_path):
     text = report(text_config(table), tmp_path / "run", 1)
     assert "10 classes and pooled, a vector of 8 numbers and 6 tokens of 8 numbers" in text
+    assert len(text.splitlines()) < 150  # without the statistics
     assert not (tmp_path / "run").exists()
+
+
+def test_the_file_of_a_run_has_the_statistics_side_by_side(text_run, table):
+    lines = (text_run / "config.yaml").read_text().splitlines()
+    assert len(lines) < 150
+    wide = StaticTextEncoder(num_tokens=4).measured(["red heart", "blue car"])
+    config = dataclasses.replace(text_config(table), text=wide)
+    text = config.to_yaml()
+    assert len(text.splitlines()) < 300 and max(map(len, text.splitlines())) < 100
 
 
 @pytest.mark.parametrize(

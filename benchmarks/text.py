@@ -29,7 +29,7 @@ from edm2lite.plotting.images import plot_images
 
 LENGTHS = (0.05, 0.10, 0.15, 0.20)
 WEIGHTS = (1.0, 2.0, 4.0)
-KNOWN = ("red heart", "grinning face", "pizza", "dog face", "rainbow", "flag of Japan", "rocket",
+KNOWN = ("red heart", "grinning face", "pizza", "dog face", "rainbow", "flag of japan", "rocket",
          "four leaf clover")  # fmt: skip
 UNSEEN = ("purple car", "green cat", "blue apple", "yellow heart with a face", "red fish")
 Rows = list[NDArray[np.uint8]]

@@ -150,8 +150,8 @@ def from_fields(cls: type[T], values: Mapping[str, Any]) -> T:
             fields[name] = tuple(value)
         elif isinstance(value, Mapping):
             choices = typing.get_args(hints[name]) or (hints[name],)
-            part = next(filter(dataclasses.is_dataclass, choices), None)
-            fields[name] = value if part is None else from_fields(part, value)
+            parts = [c for c in choices if isinstance(c, type) and dataclasses.is_dataclass(c)]
+            fields[name] = from_fields(parts[0], value) if parts else value
     return cls(**fields)
 
 

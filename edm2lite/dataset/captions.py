@@ -7,12 +7,14 @@ the text file beside each image, ``photo.txt`` beside ``photo.jpg``, with a capt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from edm2lite.dataset.files import Files
@@ -58,6 +60,11 @@ class Captions:
     def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> Captions:
         """The captions of some images, in that order."""
         return Captions([self.texts[int(i)] for i in indices])
+
+    @property
+    def digest(self) -> str:
+        """Hash of all texts, which tells captions apart."""
+        return xxhash.xxh3_64_hexdigest(json.dumps(self.texts).encode())
 
     def describe(self) -> str:
         """What there is, in one line.

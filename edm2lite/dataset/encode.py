@@ -153,7 +153,7 @@ def finish(plan: EncodePlan, poll_sec: float = 0.5) -> None:
         label_dim=table.label_dim if table else None,
         classes=table.classes if table else (),
         settings={"source": plan.dataset.name, **plan.settings},
-        captions=captions and save_captions(plan.dest, captions.rows(rows)),
+        captions=None if captions is None else save_captions(plan.dest, captions.rows(rows)),
     ).write(plan.dest, table.values if table else None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -203,7 +202,7 @@ def fingerprint(dataset: ImageDataset) -> str:
         if array is not None:
             state.update(np.ascontiguousarray(array).data)
     if dataset.captions is not None:
-        state.update(json.dumps(dataset.captions.texts).encode())
+        state.update(dataset.captions.digest.encode())
     for index in np.unique(np.linspace(0, len(dataset) - 1, PROBES).astype(int)):
         state.update(np.ascontiguousarray(dataset.read(int(index))).data)
     return state.hexdigest()

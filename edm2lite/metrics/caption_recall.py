@@ -7,7 +7,6 @@ rank k or better.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -72,7 +71,7 @@ class CaptionRecall5(FeatureMetric):
         """See :attr:`edm2lite.metrics.Metric.protocol`."""
         assert self.reference.features is not None and self.reference.captions is not None
         state = xxhash.xxh3_64(self.reference.features.tobytes())
-        state.update(json.dumps(self.reference.captions.texts).encode())
+        state.update(self.reference.captions.digest.encode())
         return {**super().protocol, "captions": state.hexdigest()}
 
     def measure(self, rows: ImageRows) -> Measurement:

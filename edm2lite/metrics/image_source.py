@@ -60,13 +60,20 @@ class Generation:
     @property
     def record(self) -> dict[str, Any]:
         """What a ledger keeps of this, as JSON can hold it; the weight of guidance is not in it."""
-        told = {} if self.conditions is None else {"conditions": identity(self.conditions)}
         return {
             "guide": recorded_guide(self.guide_name),
             "first_seed": self.first_seed,
-            **told,
+            **self._told,
             **{k: v for k, v in self.sampling.changes().items() if k != "guidance"},
         }
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What networks are told, as JSON can hold it; nothing where that follows from the seed."""
+        if self.conditions is not None:
+            return {"conditions": identity(self.conditions)}
+        captions = self.reference_captions
+        return {} if captions is None else {"captions": captions.digest}
 
     def conditioning(self, model: Model, seeds: Sequence[int]) -> Conditioning:
         """What the network of a model is told of the images of these seeds.
@@ -134,8 +141,7 @@ class Generation:
                 shown.append(batch.images[:SHOWN])
             return torch.cat(rows), torch.cat(shown)[:SHOWN]
 
-        told = {} if self.conditions is None else {"conditions": identity(self.conditions)}
-        key = {**self.generator(model, range(1)).settings, **metric.row_key, **told}
+        key = {**self.generator(model, range(1)).settings, **metric.row_key, **self._told}
         if "guide" in key:
             key["guide"] = recorded_guide(key["guide"])
         return key | {"classes": self.num_classes(model), "first_seed": self.first_seed}, make

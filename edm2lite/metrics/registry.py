@@ -18,14 +18,14 @@ METRICS: Kinds[type[Metric]] = Kinds(
         "kid": "edm2lite.metrics.kernel:KID",
         "precision": "edm2lite.metrics.manifold:Precision",
         "recall": "edm2lite.metrics.manifold:Recall",
-        "caption_recall_1": "edm2lite.metrics.caption_recall:CaptionRecall1",
-        "caption_recall_5": "edm2lite.metrics.caption_recall:CaptionRecall5",
-        "clip_score": "edm2lite.metrics.clip_score:CLIPScore",
         "loss": "edm2lite.metrics.held_out_loss:HeldOutLoss",
         "fd": "edm2lite.metrics.frechet:FrechetDistance",
         "fid_infinity": "edm2lite.metrics.extrapolation:FIDInfinity",
         "fd_infinity": "edm2lite.metrics.extrapolation:FrechetInfinity",
         "fd_dinov2_infinity": "edm2lite.metrics.extrapolation:FDDinov2Infinity",
+        "caption_recall_1": "edm2lite.metrics.caption_recall:CaptionRecall1",
+        "caption_recall_5": "edm2lite.metrics.caption_recall:CaptionRecall5",
+        "clip_score": "edm2lite.metrics.clip_score:CLIPScore",
     },
 )
 """Metrics by name: short ones of edm2lite's, or ``module:Class`` of your own."""

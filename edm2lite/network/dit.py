@@ -174,8 +174,8 @@ class DiT(Backbone):
         self.apply(_initialize_)
         for block in self.layers:
             _zero_(block.get_submodule("adaLN_modulation.1"))
-            if block.text_attn is not None:
-                _zero_(block.text_attn.proj)
+            if config.text and config.text.tokens:
+                _zero_(block.get_submodule("text_attn.proj"))
         _zero_(self.final_layer.adaLN_modulation[1])
         _zero_(self.final_layer.linear)
 

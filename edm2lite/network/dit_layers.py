@@ -174,8 +174,8 @@ class TextAttention(nn.Module):
         kv = self.kv(text.tokens).unflatten(2, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, C_head]
         y = attend(q, k, v, text.is_visible[:, None, None])
-        y = self.proj(y.transpose(1, 2).flatten(2))
-        return y
+        projected: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return projected
 
 
 class MLP(nn.Module):

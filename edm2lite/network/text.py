@@ -231,4 +231,5 @@ class PixelTextAttention(TextAttention):
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W], see :meth:`TextAttention.forward`."""
-        return super().forward(x.flatten(2).mT, text).mT.unflatten(2, x.shape[2:])
+        y: Tensor = super().forward(x.flatten(2).mT, text).mT.unflatten(2, x.shape[2:])
+        return y

@@ -216,7 +216,7 @@ class ToldPictures(ImageDataset):
     def conditions(self):
         return (ConditionImage(channels=1),)
 
-    def conditioning(self, indices):
+    def conditioning(self, indices, names=None):
         values = torch.tensor([i + 1.0 for i in indices])[:, None, None, None]
         return Conditioning({"image": values.expand(-1, 1, 8, 8)})
 

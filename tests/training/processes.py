@@ -70,6 +70,8 @@ def interrupt_in(function: str) -> None:
 def child(job: dict, rank: int, port: int) -> None:
     code = 1
     try:
+        # the first call after a fork renews the pool of threads, and must not come from two threads
+        torch.set_num_threads(torch.get_num_threads())
         if job["ranks"] > 1:
             os.environ |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["ranks"]),

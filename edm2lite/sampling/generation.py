@@ -21,6 +21,7 @@ from edm2lite.models.loading import Model, load
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
+from edm2lite.sampling.edit import Edit
 from edm2lite.sampling.image_folder import ImageFolder
 from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.prompts import captions_of_seeds, prompts_of_seeds
@@ -43,6 +44,7 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -62,6 +64,7 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -80,6 +83,7 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -102,6 +106,7 @@ def generate(
         guide: Denoiser to guide away from: a model, its name, or ``"unconditional"`` for ``model``
             without its conditions, which is the default with prompts; with a weight in
             ``sampling.guidance``.
+        edit: Images to begin with, and which part of them is made, in place of noise alone.
         batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         compiled: Whether torch.compile makes kernels for the networks first.
@@ -130,8 +135,8 @@ def generate(
     """
     generator = image_generator(
         model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
-        classes=classes, sampling=sampling, guide=guide, batch_size=batch_size, device=device,
-        compiled=compiled,
+        classes=classes, sampling=sampling, guide=guide, edit=edit, batch_size=batch_size,
+        device=device, compiled=compiled,
     )  # fmt: skip
     if out is None:
         return _collected(generator, progress)
@@ -159,6 +164,7 @@ def image_generator(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -192,6 +198,7 @@ def image_generator(
         compiled,
         texts,
         negative_prompt,
+        edit,
     )
 
 

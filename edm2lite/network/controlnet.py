@@ -60,6 +60,28 @@ class Control:
         return ConditionImage(self.channels, self.name)
 
 
+class Join(nn.Module):
+    """``cos(phi) x + sin(phi) y`` with y a 1x1 convolution of other features, phi 0 at the start.
+
+    Args:
+        width: Number of channels.
+
+    Example:
+        >>> join, x = Join(8), torch.randn(1, 8, 4, 4)
+        >>> join(x, torch.randn(1, 8, 4, 4)).equal(x)
+        True
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = MPConv(width, width, (1, 1))
+        self.angles = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """[N, C, H, W], of magnitude 1."""
+        return mp_join(x, self.conv(features), self.angles[:, None, None])
+
+
 class ControlBranch(nn.Module):
     """The copy of an encoder, the layers of the hint, and the joins into the skip connections.
 
@@ -84,11 +106,10 @@ class ControlBranch(nn.Module):
         super().__init__()
         self.hint0 = MPConv(channels + 1, widths[0], (3, 3))  # ones, in place of biases
         self.hint1 = MPConv(widths[0], widths[0], (3, 3))
-        self.hint_angles = nn.Parameter(torch.full((widths[0],), HINT_ANGLE))
+        self.hint_phi = nn.Parameter(torch.full((widths[0],), HINT_ANGLE))
         self.stem, self.enc = stem, nn.ModuleDict(blocks)
-        joined = [*widths, widths[-1]]  # the last one is where the decoder begins
-        self.outputs = nn.ModuleList(MPConv(width, width, (1, 1)) for width in joined)
-        self.angles = nn.ParameterList(torch.zeros(width) for width in joined)
+        # the last one is where the decoder begins
+        self.joins = nn.ModuleList(Join(width) for width in [*widths, widths[-1]])
 
     def forward(
         self, x: Tensor, told: tuple[Tensor, ...], hint: Tensor, skips: Sequence[Tensor]
@@ -103,17 +124,13 @@ class ControlBranch(nn.Module):
         """
         hint = torch.cat([hint.to(x.dtype), torch.ones_like(x[:, :1])], dim=1)
         y = self.hint1(mp_silu(self.hint0(hint)))
-        y = mp_join(self.stem(x), y, _per_channel(self.hint_angles))
+        y = mp_join(self.stem(x), y, self.hint_phi[:, None, None])
         features = [y]
         for block in self.enc.values():
             y = block(y, *told)
             features.append(y)
-        joined = [
-            mp_join(skip, output(y), _per_channel(angles))
-            for skip, output, y, angles in zip(
-                [*skips, skips[-1]], self.outputs, [*features, y], self.angles, strict=True
-            )
-        ]
+        skips, features = [*skips, skips[-1]], [*features, y]
+        joined = [join(x, y) for join, x, y in zip(self.joins, skips, features, strict=True)]
         return joined[:-1], joined[-1]
 
     def copy_encoder_(self, enc: nn.ModuleDict) -> None:
@@ -125,7 +142,3 @@ class ControlBranch(nn.Module):
         stem, *blocks = enc.values()
         for own, other in zip((self.stem, *self.enc.values()), (stem, *blocks), strict=True):
             own.load_state_dict(other.state_dict())
-
-
-def _per_channel(angles: Tensor) -> Tensor:
-    return angles[:, None, None]

@@ -64,8 +64,8 @@ def test_skips_and_the_start_of_the_decoder_are_joined_by_angles():
     _, net = built(CONTROLS[:1])
     net.double()
     branch = net.controls["image"]
-    for angles in branch.angles:
-        angles.data.uniform_(-1, 1)
+    for join in branch.joins:
+        join.angles.data.uniform_(-1, 1)
     x, c_noise, told = inputs()
     told = Conditioning({"label": told["label"], "image": told["image"].double()})
     x = x.double()
@@ -83,11 +83,9 @@ def test_skips_and_the_start_of_the_decoder_are_joined_by_angles():
     for block in branch.enc.values():
         y.append(block(y[-1], emb))
     joined = []
-    for skip, feature, output, angles in zip(
-        [*skips, skips[-1]], [*y, y[-1]], branch.outputs, branch.angles, strict=True
-    ):
-        phi = angles.double().reshape(1, -1, 1, 1)
-        joined.append(torch.cos(phi) * skip + torch.sin(phi) * output(feature))
+    for skip, feature, join in zip([*skips, skips[-1]], [*y, y[-1]], branch.joins, strict=True):
+        phi = join.angles.reshape(1, -1, 1, 1)
+        joined.append(torch.cos(phi) * skip + torch.sin(phi) * join.conv(feature))
     x = joined.pop()
     for block in net.dec.values():
         if block.takes_skip:
@@ -110,7 +108,7 @@ def test_every_parameter_of_the_control_has_a_gradient_by_the_second_step():
         net(x, c_noise, told).square().mean().backward()
         silent = [name for name, p in own.items() if p.grad is None or not p.grad.any()]
         if step == 0:
-            assert all(net.controls["image"].angles[i].grad.any() for i in range(4))
+            assert all(join.angles.grad.any() for join in net.controls["image"].joins)
         optimizer.step()
         normalize_weights_(net.controls)
     assert not silent
@@ -120,8 +118,8 @@ def test_every_parameter_of_the_control_has_a_gradient_by_the_second_step():
 def test_a_strength_multiplies_the_angles_and_keeps_magnitudes(strength):
     plain, net = built(CONTROLS[:1])
     branch = net.controls["image"]
-    for angles in branch.angles:
-        angles.data.fill_(0.8 * strength)
+    for join in branch.joins:
+        join.angles.data.fill_(0.8 * strength)
     x, c_noise, told = inputs(64)
     seen = []
     for block in net.dec.values():

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -207,12 +208,11 @@ def magnitudes(model: Model, dataset: ImageDataset) -> NDArray[np.float64]:
             for join in control.joins:
                 join.angles.data.mul_(angles)
         seen: list[float] = []
-        hooks = [
-            block.register_forward_pre_hook(
-                lambda module, args: seen.append(float(args[0].square().mean().sqrt()))
-            )
-            for block in net.backbone.dec.values()
-        ]
+
+        def note(module: torch.nn.Module, args: Any, seen: list[float] = seen) -> None:
+            seen.append(float(args[0].square().mean().sqrt()))
+
+        hooks = [block.register_forward_pre_hook(note) for block in net.backbone.dec.values()]
         for sigma in (0.1, 0.5, 2.0):
             net(images + sigma * noise, torch.tensor(sigma), told)
         for hook in hooks:

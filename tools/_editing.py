@@ -1,4 +1,4 @@
-"""Options of ``edm2lite generate`` for images to begin with, and what they describe."""
+"""Options of ``edm2lite generate`` for images to begin with and to follow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from edm2lite.dataset import ImageDataset
     from edm2lite.sampling.edit import Edit
 
 _PLACE = click.Path(path_type=Path, exists=True)
 _OPTIONS: dict[str, dict[str, Any]] = {
+    "control": {
+        "type": _PLACE,
+        "multiple": True,
+        "metavar": "FILE|FOLDER",
+        "help": "Image that the network is told, such as an outline to follow; of a folder with M"
+        " images, seed s gets image s mod M. Repeatable, for networks that take several.",
+    },
     "init-image": {
         "type": _PLACE,
         "metavar": "FILE|FOLDER",
@@ -53,7 +61,7 @@ def editing_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def take_edit(values: dict[str, Any]) -> Edit | None:
     """What the options describe; their values are removed from ``values``."""
-    names = [name.replace("-", "_") for name in _OPTIONS]
+    names = [name.replace("-", "_") for name in _OPTIONS if name != "control"]
     given = {n: value for n in names if (value := values.pop(n)) is not None}
     if not given:
         return None
@@ -68,3 +76,13 @@ def take_edit(values: dict[str, Any]) -> Edit | None:
         mask=open_pictures(given["mask"]) if "mask" in given else None,
         resample=given.get("resample", 1),
     )
+
+
+def take_controls(values: dict[str, Any]) -> list[ImageDataset]:
+    """The images to follow; their option is removed from ``values``."""
+    places = values.pop("control")
+    if not places:
+        return []
+    from edm2lite.sampling.edit import open_pictures
+
+    return [open_pictures(place) for place in places]

@@ -12,7 +12,7 @@ from edm2lite import processes
 from edm2lite.extras import require
 
 from ._cli import CLASS, GUIDE, SEEDS, plugin_option, user_errors
-from ._editing import editing_options, take_edit
+from ._editing import editing_options, take_controls, take_edit
 from ._generation import draw, filled, list_recipes, made, read_prompts
 from ._notes import note_raw_weights, note_sampling
 from ._sampling import from_recipe, sampling_options, take_sampling
@@ -155,7 +155,7 @@ def main(
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)
-    options["edit"] = take_edit(options)
+    options["edit"], options["controls"] = take_edit(options), take_controls(options)
     from edm2lite.sampling.image_folder import ImageFolder
 
     with nullcontext() if out is None else ImageFolder(out).claim():  # before models are loaded

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from edm2lite.dataset.buckets import MAX_ERROR, Buckets
-from edm2lite.dataset.condition_files import Normalization
+from edm2lite.dataset.conditions import Normalization
 from edm2lite.dataset.crop import Transform, cover, shorter_side
 from edm2lite.dataset.decoding import Exif, check_background, upright
 from edm2lite.dataset.hints import find_hint

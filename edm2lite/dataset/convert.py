@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 from edm2lite.dataset.buckets import Buckets
 from edm2lite.dataset.collection import ImageCollection
-from edm2lite.dataset.condition_files import Normalization, PixelSums
+from edm2lite.dataset.condition_files import PixelSums
+from edm2lite.dataset.conditions import Normalization
 from edm2lite.dataset.conversion import COMPUTED, Conversion
 from edm2lite.dataset.crop import is_gray, kept_area
 from edm2lite.dataset.files import writing

@@ -77,9 +77,9 @@ class Edit:
             raise ValueError(f"sigma to begin at must be positive and finite, got {self.sigma:g}")
         if self.resample < 1:
             raise ValueError(f"resample must be at least 1, got {self.resample}")
-        object.__setattr__(self, "images", _pixels(self.images, "images to begin with"))
+        object.__setattr__(self, "images", as_dataset(self.images, "images to begin with"))
         if self.mask is not None:
-            object.__setattr__(self, "mask", _pixels(self.mask, "masks"))
+            object.__setattr__(self, "mask", as_dataset(self.mask, "masks"))
 
     def start(self, levels: Tensor) -> tuple[int, Tensor]:
         """The number of steps that are left out, and the levels of the others.
@@ -250,8 +250,20 @@ def open_pictures(path: Path) -> ImageDataset:
     return ImageDataset(str(path), 1, _shape(pixels), lambda index: pixels, names=[path.name])
 
 
-def _pixels(pictures: Pictures, what: str) -> ImageDataset:
-    """Images as a data set; ValueError unless they are pixels."""
+def as_dataset(pictures: Pictures, what: str) -> ImageDataset:
+    """Images as a data set of pixels.
+
+    Args:
+        pictures: The images.
+        what: Noun for messages.
+
+    Raises:
+        ValueError: If they are latents, or a tensor of another form.
+
+    Example:
+        >>> len(as_dataset(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), "masks"))
+        3
+    """
     if isinstance(pictures, ImageDataset):
         if pictures.encoder is not None:
             raise ValueError(f"{what} must be pixels, {pictures.name} holds latents")

@@ -21,7 +21,8 @@ from edm2lite.models.loading import Model, load
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
-from edm2lite.sampling.edit import Edit
+from edm2lite.sampling.controls import control_values
+from edm2lite.sampling.edit import Edit, Pictures, as_dataset
 from edm2lite.sampling.image_folder import ImageFolder
 from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.prompts import captions_of_seeds, prompts_of_seeds
@@ -45,6 +46,7 @@ def generate(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -65,6 +67,7 @@ def generate(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -84,6 +87,7 @@ def generate(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -107,6 +111,8 @@ def generate(
             without its conditions, which is the default with prompts; with a weight in
             ``sampling.guidance``.
         edit: Images to begin with, and which part of them is made, in place of noise alone.
+        controls: Images for each condition image that the network takes, uint8 [M, C, H, W] or a
+            data set; seed s is told image s mod M. They are normalized as in training.
         batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         compiled: Whether torch.compile makes kernels for the networks first.
@@ -135,7 +141,8 @@ def generate(
     """
     generator = image_generator(
         model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
-        classes=classes, sampling=sampling, guide=guide, edit=edit, batch_size=batch_size,
+        classes=classes, sampling=sampling, guide=guide, edit=edit,
+        controls=controls, batch_size=batch_size,
         device=device, compiled=compiled,
     )  # fmt: skip
     if out is None:
@@ -165,6 +172,7 @@ def image_generator(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     device: torch.device | str | None = None,
     compiled: bool = False,
@@ -178,6 +186,10 @@ def image_generator(
         seeds = range(len(prompts))
     dataset = conditioning if isinstance(conditioning, ImageDataset) else None
     values = None if isinstance(conditioning, ImageDataset) else Conditioning.of(conditioning)
+    if controls:
+        sources = [as_dataset(images, "control images") for images in controls]
+        known = {} if values is None else values.values
+        values = Conditioning({**known, **control_values(model, sources, seeds)})
     conditioning = conditions_of_seeds(
         model, seeds, values=values, dataset=dataset, classes=classes
     )

@@ -30,10 +30,7 @@ from edm2lite.messages import one_line
 from edm2lite.network.adapters import Factors, add_deltas
 from edm2lite.network.backbone import backbone_from_dict
 from edm2lite.strict_json import parse_object
-from edm2lite.tensorfile import all_finite, as_bytes, load_tensors, save_tensors
-
-ADAPTER_FORMAT = "edm2lite.adapter/1"
-"""``format`` in the metadata of files that hold the factors of an adapter."""
+from edm2lite.tensorfile import ADAPTER_FORMAT, all_finite, as_bytes, load_tensors, save_tensors
 
 _SOURCE = (
     "run", "nimg", "average", "sigma_rel", "gamma", "profile", "predicted_error", "solver",
@@ -61,10 +58,10 @@ class Adapter:
 
     Example:
         >>> import torch
-        >>> tensors = {"unet.emb_noise.down": torch.ones(2, 8), "unet.emb_noise.up": torch.ones(4, 2)}
-        >>> adapter = Adapter("a", "lora", tensors, scales={"unet.emb_noise": 0.5})
-        >>> adapter.ranks, adapter.deltas()["unet.emb_noise"][0, 0]
-        ({'unet.emb_noise': 2}, tensor(1.))
+        >>> tensors = {"0.down": torch.ones(2, 8), "0.up": torch.ones(4, 2)}
+        >>> adapter = Adapter("a", "lora", tensors, scales={"0": 0.5})
+        >>> adapter.ranks, adapter.deltas()["0"][0, 0]
+        ({'0': 2}, tensor(1.))
     """
 
     name: str

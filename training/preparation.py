@@ -15,9 +15,9 @@ from .fields import check_fields
 from .hook import Hook
 from .hooks import all_hooks
 from .run_folder import check_base, check_run, check_world
+from .selection import selected
 from .sink import Sink
 from .sinks import all_sinks
-from .selection import selected
 from .text import with_captions, with_text_encoder
 from .tuning import with_tuning
 

@@ -27,7 +27,7 @@ from edm2lite.models.loading import Model, read_metadata
 from edm2lite.network.adapters import LayerRank, add_low_rank, low_rank_layers
 from edm2lite.strict_json import parse_object
 
-from .tuned import Added, Factored, Tuned, Whole
+from .tuned import Factored, Tuned, Whole
 
 if TYPE_CHECKING:
     from .config import RunConfig

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
-from edm2lite.network.adapters import Factors, add_deltas
+from edm2lite.network.adapters import add_deltas
 from edm2lite.network.backbone import backbone_from_dict
+from edm2lite.network.low_rank import Factors
 from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import ADAPTER_FORMAT, all_finite, as_bytes, load_tensors, save_tensors
 
@@ -111,9 +112,7 @@ class Adapter:
             for name, value in self.tensors.items()
             if name.endswith(".delta")
         }
-        factors = self.factors().items()
-        return {**{n: Factors(f.down.float(), f.up.float(), f.scale).delta() for n, f in factors},
-                **dense}  # fmt: skip
+        return {**{layer: f.delta() for layer, f in self.factors().items()}, **dense}
 
     @property
     def own_tensors(self) -> dict[str, Tensor]:

@@ -30,6 +30,9 @@ class DataConfig:
 
     Attributes:
         source: ``digits``, or a folder or ZIP of images or latents.
+        classes: Classes whose images are used, which keep their numbers. [default: all images]
+        per_class: Number of images of each class, the first ones. [default: all of them]
+        as_class: Class of the network that all images are told, in place of their own.
         flip: Mirror half of the images, drawn anew each time; condition images are mirrored too
             (pixels only).
         class_balanced: Show every class equally often, however many images it has.
@@ -45,6 +48,9 @@ class DataConfig:
     """
 
     source: str
+    classes: tuple[int, ...] | None = None
+    per_class: int | None = None
+    as_class: int | None = None
     flip: bool = False
     class_balanced: bool = False
     buckets: bool = False
@@ -60,6 +66,10 @@ class DataConfig:
         for name, share in self.condition_dropout.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"condition_dropout.{name} must lie in [0, 1], got {share}")
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(f"per_class must be at least 1, got {self.per_class}")
+        if self.classes is not None and not self.classes:
+            raise ValueError("classes must hold at least one class, got none; leave it out")
         for name in ("workers", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -17,7 +17,8 @@ from torch import Tensor
 from edm2lite import processes
 from edm2lite.claim import Claim
 from edm2lite.dataset import ImageDataset
-from edm2lite.models.loading import Model, load
+from edm2lite.models.adapters import Adapter
+from edm2lite.models.loading import Model, load, with_adapters
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
@@ -48,6 +49,7 @@ def generate(
     edit: Edit | None = None,
     controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: None = None,
@@ -69,6 +71,7 @@ def generate(
     edit: Edit | None = None,
     controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: str | Path,
@@ -89,6 +92,7 @@ def generate(
     edit: Edit | None = None,
     controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: str | Path | None = None,
@@ -114,6 +118,7 @@ def generate(
         controls: Images for each condition image that the network takes, uint8 [M, C, H, W] or a
             data set; seed s is told image s mod M. They are normalized as in training.
         batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
+        adapters: Adapters of the model, or their files with a strength each: ``FILE:0.5``.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         compiled: Whether torch.compile makes kernels for the networks first.
         out: Folder, or ZIP file, to write to; images that are there already are kept. Under
@@ -124,7 +129,7 @@ def generate(
         [N, C, H, W] uint8 images on the CPU; or ``out``, if it is given.
 
     Raises:
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If there is no such model, or adapter.
         ValueError: If the arguments do not fit the model, or ``out`` holds other images or is being
             written by another process.
 
@@ -141,9 +146,8 @@ def generate(
     """
     generator = image_generator(
         model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
-        classes=classes, sampling=sampling, guide=guide, edit=edit,
-        controls=controls, batch_size=batch_size,
-        device=device, compiled=compiled,
+        classes=classes, sampling=sampling, guide=guide, edit=edit, controls=controls,
+        batch_size=batch_size, device=device, adapters=adapters, compiled=compiled,
     )  # fmt: skip
     if out is None:
         return _collected(generator, progress)
@@ -174,11 +178,12 @@ def image_generator(
     edit: Edit | None = None,
     controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
 ) -> ImageGenerator:
     """The generator of images that :func:`generate` runs; see there for arguments and errors."""
-    model = model if isinstance(model, Model) else load(model)
+    model = with_adapters(model if isinstance(model, Model) else load(model), adapters)
     sampling = sampling or Sampling()
     if seeds is None:
         if prompts is None:

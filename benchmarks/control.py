@@ -25,7 +25,7 @@ from PIL import Image
 from sklearn.svm import SVC
 from torch import Tensor
 
-from edm2lite import evaluate, generate, load, open_dataset
+from edm2lite import evaluate, generate, load, open_dataset, reconstruct
 from edm2lite.dataset import Conversion, ImageDataset, convert_images, open_collection
 from edm2lite.dataset.hints import outline
 from edm2lite.metrics import write_statistics
@@ -146,18 +146,19 @@ def followed(page: Page) -> None:
     base = f"{base_run}@sigma_rel={LENGTH}"
     source = f"data.source={page.out / 'outlines.zip'}"
     run = page.run("control", "digits-control", f"init={base}", source)
+    (rebuilt,) = reconstruct(run, sigma_rel=[LENGTH], out=page.out / "averages")
+    net = rebuilt.path
     rng = np.random.default_rng(0)
     rows = [int(row) for row in rng.integers(len(outlines), size=page.num)]
     assert outlines.labels is not None
     classes = [int(outlines.labels[row]) for row in rows]
     hints = np.stack([_condition(outlines, row) for row in rows])
     told = outlines.conditioning(rows)
-    print(
-        "\n| strength | outline agrees | right class | magnitudes | with sums |\n|---|---|---|---|---|"
-    )
+    print("\n| strength | outline agrees | right class | magnitudes | with sums |")
+    print("|---|---|---|---|---|")
     made, right, spread = {}, {}, {}
     for strength in STRENGTHS:
-        model = followed_model(run, base, strength)
+        model = load(base, [f"{net}:{strength}"])
         own = told if strength else told.only(["label"])
         made[strength] = generate(model, range(page.num), conditioning=own, sampling=SAMPLING)
         agrees = agreement(made[strength].numpy(), hints)
@@ -177,13 +178,6 @@ def followed(page: Page) -> None:
     shown = {"outline": hints[:SHOWN], "real": real}
     shown |= {f"strength {s:g}": images[:SHOWN].numpy() for s, images in made.items()}
     page.draw("strengths", shown, [str(c) for c in classes[:SHOWN]])
-
-
-def followed_model(run: Path, base: str, strength: float) -> Model:
-    """The model that follows outlines at a strength; at 0 the one that it was trained on."""
-    if not strength:
-        return load(base)
-    raise NotImplementedError(run)
 
 
 def agreement(images: Pixels, hints: Pixels) -> float:

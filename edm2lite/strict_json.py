@@ -151,7 +151,8 @@ def from_fields(cls: type[T], values: Mapping[str, Any]) -> T:
         def part(value: Any, parts: list[Any] = parts) -> Any:
             return from_fields(parts[0], value) if parts and isinstance(value, Mapping) else value
 
-        fields[name] = tuple(map(part, value)) if isinstance(value, list) else part(value)
+        is_list = isinstance(value, list | tuple)
+        fields[name] = tuple(map(part, value)) if is_list else part(value)
     return cls(**fields)
 
 

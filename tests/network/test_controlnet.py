@@ -91,7 +91,9 @@ def test_skips_and_the_start_of_the_decoder_are_joined_by_angles():
         if block.takes_skip:
             x = mp_cat(x, joined.pop(), 0.5)
         x = block(x, emb)
-    torch.testing.assert_close(found, net.out_conv(x, gain=net.out_gain), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        found, net.out_conv(x, gain=net.out_gain), rtol=0, atol=1e-7
+    )  # weights are normalized in float32
 
 
 def test_every_parameter_of_the_control_has_a_gradient_by_the_second_step():

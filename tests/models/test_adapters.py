@@ -20,13 +20,13 @@ from edm2lite.sampling.settings import Sampling
 from edm2lite.tensorfile import save_tensors
 from edm2lite.tools.generate import main
 
-LAYERS = {"unet.emb_noise": (64, 16), "unet.enc.8x8_block0.conv_res1": (16, 16, 3, 3)}
+LAYERS = ("unet.emb_noise", "unet.enc.8x8_block0.conv_res1")
 
 
 def adapter(base, seed=0, **parts):
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for layer, (out, *rest) in LAYERS.items():
+    for layer in LAYERS:
         shape = base.net.get_submodule(layer).weight.shape
         tensors[f"{layer}.down"] = torch.randn(2, *shape[1:], generator=generator)
         tensors[f"{layer}.up"] = torch.randn(shape[0], 2, generator=generator)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from training_runs import digests
+from training_runs import digests, run_jobs
 
 from edm2lite import load
 from edm2lite.ema import list_snapshots
@@ -184,3 +184,32 @@ def test_a_run_is_not_continued_with_another_model(run_dir, tmp_path):
     base.unlink()
     with pytest.raises(FileNotFoundError, match="which must be there to load it"):
         load(out)
+
+
+@pytest.mark.slow
+def test_processes_share_fine_tuning_or_say_why_not(run_dir, tmp_path):
+    config = write(tmp_path / "t.yaml", run_dir)
+    train(config, tmp_path / "one")
+
+    def job(name, *changes):
+        sets = [part for change in changes for part in ("--set", change)]
+        return {"args": [config, "--out", str(tmp_path / name), *sets], "ranks": 2}
+
+    codes, text = run_jobs(
+        job("two"),
+        job("sharded", "parallel=fsdp"),
+        job("whole", "parallel=fsdp", "tune={kind: full, freeze_uncertainty: true}"),
+        job("both", "tune={kind: full, freeze_uncertainty: true}"),
+    )
+    assert codes == [[0, 0], [1, 1], [0, 0], [0, 0]], text
+    assert (
+        "parallel must be ddp to train an adapter" in text and not (tmp_path / "sharded").exists()
+    )
+    for one, other in (("one", "two"), ("both", "whole")):
+        expected, _ = load_tensors(tmp_path / one / "last.safetensors")
+        found, _ = load_tensors(tmp_path / other / "last.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():  # four steps of Adam on sums taken in other orders
+            torch.testing.assert_close(
+                found[name], value, rtol=0, atol=2e-3 * float(value.abs().max())
+            )

@@ -21,7 +21,7 @@ class Tuned(abc.ABC):
 
     @abc.abstractmethod
     def tracker(self, sigma_rels: Sequence[float]) -> PowerFunctionEMA:
-        """Averages of it, of these lengths; the network is on its device."""
+        """Averages of it, of these lengths; the network is on its device by now."""
 
     @abc.abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.ema.model_tensors import Source, named_tensors
 from edm2lite.models.adapters import Adapter
+from edm2lite.models.model import Model
 from edm2lite.network.adapters import deltas_of, low_rank_layers
 
 
@@ -21,11 +22,15 @@ class Tuned(abc.ABC):
 
     @abc.abstractmethod
     def tracker(self, sigma_rels: Sequence[float]) -> PowerFunctionEMA:
-        """Averages of it, of these lengths; the network is on its device."""
+        """Averages of it, of these lengths; the network is on its device by now."""
 
     @abc.abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
         """What the file of the last weights holds, live."""
+
+    @abc.abstractmethod
+    def averaged(self) -> Mapping[str, Tensor]:
+        """What snapshots hold averages of, as it is now."""
 
     @abc.abstractmethod
     def metadata(self) -> dict[str, str]:
@@ -49,6 +54,10 @@ class Whole(Tuned):
     def tensors(self) -> Mapping[str, Tensor]:
         """The state of the network."""
         return named_tensors(self._net)
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The trained parameters."""
+        return {name: p for name, p in self._net.named_parameters() if p.requires_grad}
 
     def metadata(self) -> dict[str, str]:
         """Its configuration."""
@@ -74,6 +83,10 @@ class Added(Tuned):
         """The parameters by their names in the network."""
         return {name: p for name, p in self._net.named_parameters() if p.requires_grad}
 
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The parameters."""
+        return self.tensors()
+
     def metadata(self) -> dict[str, str]:
         """The description of an adapter."""
         return {"adapter": self._adapter.to_metadata()["adapter"]}
@@ -92,6 +105,10 @@ class Factored(Added):
         for name, layer in low_rank_layers(self._net).items():
             found[f"{name}.down"], found[f"{name}.up"] = layer.down, layer.up
         return found
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """What is added to the weights."""
+        return _named_deltas(self._net)
 
 
 class DeltaEMA(PowerFunctionEMA):
@@ -147,3 +164,31 @@ class DeltaEMA(PowerFunctionEMA):
 
 def _named_deltas(net: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.delta": delta for name, delta in deltas_of(net).items()}
+
+
+def new_adapter(kind: str, base: Model, **parts: Any) -> Adapter:
+    """The description of an adapter that is to be trained.
+
+    Args:
+        kind: Its kind.
+        base: The model that it belongs to.
+        **parts: Further attributes.
+    """
+    return Adapter(kind, kind, {}, base=base.name, base_identity=base.identity, **parts)
+
+
+def added(
+    net: Precond, part: nn.Module, kind: str, base: Model, fields: Mapping[str, Any]
+) -> Tuned:
+    """A part of the network as all that is trained.
+
+    Args:
+        net: The denoiser.
+        part: The part.
+        kind: Kind of the adapter.
+        base: The model that the adapter belongs to.
+        fields: Fields of the network's configuration that make room for the part.
+    """
+    net.requires_grad_(False)
+    part.requires_grad_(True)
+    return Added(net, new_adapter(kind, base, backbone=dict(fields)))

@@ -6,7 +6,7 @@ kind                what is trained
 ``lora``            W0 + s B A in place of the weight W0 of layers, before normalization
 ``embedding``       the vector of a class that the model is to learn
 ``hypernetwork``    two layers beside the embedding of noise level and class, joined by an angle
-``controlnet``      a second encoder, which follows an image that the network is told
+``controlnet``      a second encoder, which follows an image (:mod:`.control_tuning`)
 ``full``            everything, or everything but u(sigma)
 ==================  ================================================================================
 
@@ -21,16 +21,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
+
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.kinds import Kinds
-from edm2lite.models.adapters import Adapter
 from edm2lite.models.loading import Model, read_metadata
 from edm2lite.network.adapters import LayerRank, add_low_rank, low_rank_layers
-from edm2lite.network.controlnet import Control
-from edm2lite.network.unet import UNetConfig
 from edm2lite.strict_json import parse_object
 
-from .tuned import Added, Factored, Tuned, Whole
+from .tuned import Factored, Tuned, Whole, added, new_adapter
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -41,7 +40,7 @@ TUNINGS: Kinds[type[Tuning]] = Kinds(
         "lora": "edm2lite.training.tuning:LoRA",
         "embedding": "edm2lite.training.tuning:Embedding",
         "hypernetwork": "edm2lite.training.tuning:Hypernetwork",
-        "controlnet": "edm2lite.training.tuning:ControlNet",
+        "controlnet": "edm2lite.training.control_tuning:ControlNet",
         "full": "edm2lite.training.tuning:Full",
     },
 )
@@ -124,60 +123,80 @@ class LoRA(Tuning):
         chosen = self.layers or (LayerRank(rank=self.rank, alpha=self.alpha),)
         add_low_rank(net, chosen, seed=seed, prefix=f"{net.config.backbone.tensor_prefix}.")
         scales = {name: layer.scale for name, layer in low_rank_layers(net).items()}
-        return Factored(net, _adapter("lora", base, scales=scales))
+        return Factored(net, new_adapter("lora", base, scales=scales))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNet(Tuning):
-    """Train a copy of the encoder, beside the frozen network, that follows an image.
+class Embedding(Tuning):
+    """Train the vector of a class, and nothing else: other classes stay as they are.
 
     Attributes:
-        condition: Name of the condition image in the data set.
-        channels: Number of its channels.
-
-    Raises:
-        ValueError: If the name is no identifier, or there are no channels.
-
-    Example:
-        >>> ControlNet(channels=3).control.condition.describe()
-        'a condition image of 3 channels'
+        label: Number of the class; one that the network has is replaced. [default: the next one]
+        start: Class whose vector it begins with. [default: the mean of all]
     """
 
-    kind: Literal["controlnet"] = "controlnet"
-    condition: str = "image"
-    channels: int = 1
-
-    def __post_init__(self) -> None:
-        _ = self.control  # checks
-
-    @property
-    def control(self) -> Control:
-        """The image that the network is to follow."""
-        return Control(name=self.condition, channels=self.channels)
+    kind: Literal["embedding"] = "embedding"
+    label: int | None = None
+    start: int | None = None
 
     def fields(self, net: PrecondConfig) -> dict[str, Any]:
-        """See :meth:`Tuning.fields`."""
-        if not isinstance(net.backbone, UNetConfig):
+        """The class, as one that was learned."""
+        known = getattr(net.backbone, "label_dim", 0)
+        if not known or not hasattr(net.backbone, "learned_classes"):
             raise ValueError(
-                "tune.kind=controlnet needs a network of the kind unet, which has an encoder, got"
-                f" {net.backbone.kind}"
+                "tune.kind=embedding needs a network of kind unet, dit or mp_dit with classes, got"
+                f" {net.backbone.kind} with {known}"
             )
-        others = [c for c in net.backbone.controls or () if c != self.control]
-        return {"controls": (*others, self.control)}
+        return {"learned_classes": (known if self.label is None else self.label,)}
 
     def begin(self, net: Precond, base: Model, seed: int) -> Tuned:
-        """See :meth:`Tuning.begin`."""
-        backbone: Any = net.backbone
-        branch = backbone.controls[self.condition]
-        branch.copy_encoder_(backbone.enc)
-        net.requires_grad_(False)
-        branch.requires_grad_(True)
-        added = [dataclasses.asdict(self.control)]
-        return Added(net, _adapter("controlnet", base, backbone={"controls": added}))
+        """See :meth:`Tuning.begin`.
+
+        Raises:
+            ValueError: If there is no class to begin with, or the model has learned one already.
+        """
+        network: Any = net.backbone
+        known = network.config.label_dim
+        if getattr(base.net.config.backbone, "learned_classes", None):
+            raise ValueError(f"{base.name} has learned a class already; adapt the model before it")
+        if self.start is not None and not 0 <= self.start < known:
+            raise ValueError(f"tune.start must be one of the {known} classes, got {self.start}")
+        with torch.no_grad():
+            vectors = network.known_classes(torch.eye(known))
+        network.emb_learned.start_(vectors if self.start is None else vectors[[self.start]])
+        return added(net, network.emb_learned, "embedding", base, self.fields(net.config))
 
 
-def _adapter(kind: str, base: Model, **parts: Any) -> Adapter:
-    return Adapter(kind, kind, {}, base=base.name, base_identity=base.identity, **parts)
+@dataclass(frozen=True, kw_only=True)
+class Hypernetwork(Tuning):
+    """Train two layers beside the embedding of noise level and class, joined by angles.
+
+    Attributes:
+        ratio: Width of the hidden layer over that of the embedding.
+    """
+
+    kind: Literal["hypernetwork"] = "hypernetwork"
+    ratio: int = 1
+
+    def fields(self, net: PrecondConfig) -> dict[str, Any]:
+        """The width of the hidden layer."""
+        if not hasattr(net.backbone, "hypernetwork"):
+            raise ValueError(
+                "tune.kind=hypernetwork needs a network of kind unet, dit or mp_dit, got"
+                f" {net.backbone.kind}"
+            )
+        return {"hypernetwork": self.ratio}
+
+    def begin(self, net: Precond, base: Model, seed: int) -> Tuned:
+        """See :meth:`Tuning.begin`.
+
+        Raises:
+            ValueError: If the model has a hypernetwork already.
+        """
+        if getattr(base.net.config.backbone, "hypernetwork", None):
+            raise ValueError(f"{base.name} has a hypernetwork already; adapt the model before it")
+        network: Any = net.backbone
+        return added(net, network.emb_hyper, "hypernetwork", base, self.fields(net.config))
 
 
 def begin(config: RunConfig, net: Precond, base: Model | None) -> Tuned:
@@ -202,7 +221,8 @@ def begin(config: RunConfig, net: Precond, base: Model | None) -> Tuned:
             f"net must be the network of {base.name}, they differ in {(other or lacking)[0]}; leave"
             " net out"
         )
-    net.load_state_dict(given, strict=False)
+    if not next(net.parameters()).is_meta:  # where only sizes are asked for
+        net.load_state_dict(given, strict=False)
     return (config.tune or Full()).begin(net, base, config.seed)
 
 

@@ -3,7 +3,7 @@
 A low-rank adapter is added to stored weights, before normalization
 (:mod:`edm2lite.network.adapters`); a learned class or a hypernetwork brings tensors of its own, and
 the fields of the network's configuration that make room for them. Adapters are merged when a model
-is loaded, so sampling costs what it costs without.
+is loaded (:mod:`edm2lite.models.merging`), so sampling costs what it costs without.
 
 The file is safetensors. Of a layer it holds the factors, ``LAYER.down`` and ``LAYER.up``, or the
 whole of what is added, ``LAYER.delta``, as averages do; every other tensor belongs to the network.
@@ -15,10 +15,9 @@ and ``base_identity``, a hash of where its weights come from), ``scales`` of the
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,10 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
-from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
-from edm2lite.network.adapters import add_deltas
-from edm2lite.network.backbone import backbone_from_dict
-from edm2lite.network.low_rank import Factors
+from edm2lite.network.low_rank import Factors, factorize
 from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import ADAPTER_FORMAT, all_finite, as_bytes, load_tensors, save_tensors
-
-NORMALIZATION = "condition_normalization"
-"""Key in the metadata of a model: how its condition images were normalized in training."""
-
-_SOURCE = (
-    "run", "nimg", "average", "sigma_rel", "gamma", "profile", "predicted_error", "solver",
-    "solver_revision", "inputs", "tool", "digest", "header_digest", "adapters",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,12 +162,48 @@ def save_adapter(path: str | Path, adapter: Adapter) -> Path:
     return save_tensors(Path(path), adapter.tensors, adapter.to_metadata())
 
 
+def factorized(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """An adapter with the best factors of a rank for what it adds to each layer, and their error.
+
+    What an average adds has no low rank, although each product in it has.
+
+    Args:
+        adapter: The adapter.
+        rank: Largest rank of a layer.
+
+    Returns:
+        The adapter, and the L2 norm of what it lacks over that of what was there, over all layers.
+
+    Example:
+        >>> import torch
+        >>> whole = Adapter("a", "lora", {"0.delta": torch.diag(torch.tensor([4.0, 3.0]))})
+        >>> thin, error = factorized(whole, rank=1)
+        >>> thin.ranks, round(error, 4)
+        ({'0': 1}, 0.6)
+    """
+    tensors, lost, there = dict(adapter.own_tensors), 0.0, 0.0
+    for layer, delta in adapter.deltas().items():
+        found, size = factorize(delta, rank=rank), delta.double().square().sum().item()
+        down, up = found.change.down.contiguous(), found.change.up.contiguous()
+        tensors |= {f"{layer}.down": down, f"{layer}.up": up}
+        lost, there = lost + found.error**2 * size, there + size
+    error = math.sqrt(lost / there) if there else 0.0
+    rest_of = {k: v for k, v in adapter.metadata.items() if k not in ("digest", "header_digest")}
+    metadata = {**rest_of, "rank_error": repr(error)}
+    return dataclasses.replace(adapter, tensors=tensors, scales={}, metadata=metadata), error
+
+
 def read_adapter(path: str | Path) -> Adapter:
     """The adapter in a file.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, is not an adapter, or holds a value that is not finite.
+
+    Example:
+        >>> read_adapter("nowhere.safetensors")
+        Traceback (most recent call last):
+        FileNotFoundError: no adapter at nowhere.safetensors; give the file of an adapter, or a run
     """
     file = Path(path)
     file = file / "last.safetensors" if file.is_dir() else file
@@ -198,6 +222,11 @@ def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
 
     Raises:
         ValueError: If there is no description or it is damaged, or the tensors do not fit it.
+
+    Example:
+        >>> metadata = {"adapter": '{"kind": "lora", "base": "", "base_identity": ""}'}
+        >>> adapter_of({}, metadata, "a").kind
+        'lora'
     """
     if "adapter" not in metadata:
         raise ValueError(f"{name} must be an adapter, it is something else; load models by load()")
@@ -235,87 +264,3 @@ def parse_strength(text: str) -> tuple[str, float]:
     if not math.isfinite(strength):
         raise ValueError(f"the strength of an adapter must be finite, got {text}")
     return path, strength
-
-
-def merged(
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    adapters: Sequence[tuple[Adapter, float]],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a model with adapters.
-
-    Args:
-        tensors: State dict of the model.
-        metadata: Metadata of the model, with its configuration under ``model``.
-        adapters: Adapters and their strengths.
-
-    Raises:
-        ValueError: If an adapter does not fit the model, or another adapter.
-    """
-    found, fields = dict(tensors), dict[str, Any]()
-    config = PrecondConfig.from_json(metadata["model"])
-    told = parse_object(metadata.get(NORMALIZATION, "{}"))
-    for adapter, strength in adapters:
-        adapter = _beside(adapter, config, fields)
-        found = add_deltas(found, adapter.deltas(), strength, adapter.name)
-        found |= {name: _scaled(name, t, strength) for name, t in adapter.own_tensors.items()}
-        told |= parse_object(adapter.metadata.get(NORMALIZATION, "{}"))
-        new = dict(adapter.backbone)
-        if controls := [*fields.pop("controls", ()), *new.pop("controls", ())]:
-            new["controls"] = controls
-        if taken := [key for key in new if key in fields]:
-            raise ValueError(
-                f"adapters must add different parts, {adapter.name} has {taken[0]} as another one"
-                " has; use one of them"
-            )
-        fields |= new
-    own = getattr(config.backbone, "controls", None) or ()
-    if own and "controls" in fields:
-        fields["controls"] = [*map(dataclasses.asdict, own), *fields["controls"]]
-    used = json.dumps([{"digest": a.digest, "strength": s} for a, s in adapters])
-    described = {**metadata, "model": _with_fields(config, fields).to_json(), "adapters": used}
-    return found, described | ({NORMALIZATION: json.dumps(told)} if told else {})
-
-
-def _beside(adapter: Adapter, config: PrecondConfig, fields: Mapping[str, Any]) -> Adapter:
-    """The adapter, its controls under names that neither the network nor another adapter has.
-
-    The second image is told as ``image2``.
-    """
-    taken = {c.name for c in config.backbone.conditions}
-    taken |= {control["name"] for control in fields.get("controls", ())}
-    tensors, controls = dict(adapter.tensors), []
-    told = parse_object(adapter.metadata.get(NORMALIZATION, "{}"))
-    for control in adapter.backbone.get("controls", ()):
-        name = control["name"]
-        free = next(
-            n for i in itertools.count(1) if (n := f"{name}{i if i > 1 else ''}") not in taken
-        )
-        old, new = f".controls.{name}.", f".controls.{free}."
-        tensors = {key.replace(old, new): value for key, value in tensors.items()}
-        if name in told:
-            told[free] = told.pop(name)
-        controls.append({**control, "name": free})
-        taken.add(free)
-    if not controls:
-        return adapter
-    metadata = {**adapter.metadata, NORMALIZATION: json.dumps(told)}
-    backbone = {**adapter.backbone, "controls": controls}
-    return dataclasses.replace(adapter, tensors=tensors, backbone=backbone, metadata=metadata)
-
-
-def _scaled(name: str, value: Tensor, strength: float) -> Tensor:
-    """A tensor of a hypernetwork or class at a strength: angles grow with it, others do not."""
-    return value * strength if name.endswith("angles") else value
-
-
-def _with_fields(config: PrecondConfig, fields: Mapping[str, Any]) -> PrecondConfig:
-    if not fields:
-        return config
-    backbone = backbone_from_dict({**config.backbone.to_dict(), **fields})
-    return dataclasses.replace(config, backbone=backbone)
-
-
-def without_source(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a model without what says where its weights come from."""
-    return {key: value for key, value in metadata.items() if key not in _SOURCE}

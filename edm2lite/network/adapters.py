@@ -145,10 +145,8 @@ def adaptable_layers(net: nn.Module) -> dict[str, nn.Module]:
 def _stored(module: nn.Module) -> Tensor | None:
     """The parameter ``weight`` of a layer, without what adapters add."""
     if parametrize.is_parametrized(module, "weight"):
-        found = module.get_submodule("parametrizations.weight")._parameters.get("original")
-    else:
-        found = module._parameters.get("weight")
-    return found
+        return module.get_submodule("parametrizations.weight")._parameters.get("original")
+    return module._parameters.get("weight")
 
 
 def add_low_rank(
@@ -198,13 +196,12 @@ def _adapted(layer: nn.Module, entry: LayerRank, seed: int, name: str) -> LowRan
     assert weight is not None, name
     fan_in = weight[0].numel()
     rank = min(entry.rank, len(weight), fan_in)
-    is_mp = isinstance(layer, MPConv)
     adapter = LowRank(
         weight,
         rank,
         entry.scale(rank),
-        row_norm=math.sqrt(fan_in) if is_mp else 1.0,
-        is_fixed=is_mp and layer.has_fixed_length,
+        row_norm=math.sqrt(fan_in) if isinstance(layer, MPConv) else 1.0,
+        is_fixed=isinstance(layer, MPConv) and layer.has_fixed_length,
         generator=rng(seed, zlib.crc32(name.encode()), Purpose.ADAPTER),
     )
     parametrize.register_parametrization(layer, "weight", adapter)
@@ -220,11 +217,8 @@ def low_rank_layers(net: nn.Module) -> dict[str, LowRank]:
         >>> {name: adapter.down.shape for name, adapter in low_rank_layers(net).items()}
         {'0': torch.Size([4, 4])}
     """
-    found = {}
-    for name, module in net.named_modules():
-        if isinstance(module, LowRank):
-            found[name.partition(".parametrizations.")[0]] = module
-    return found
+    named = [(name, m) for name, m in net.named_modules() if isinstance(m, LowRank)]
+    return {name.partition(".parametrizations.")[0]: module for name, module in named}
 
 
 def deltas_of(net: nn.Module) -> dict[str, Tensor]:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
 from edm2lite.dataset.conditions import Normalization
-from edm2lite.models.adapters import NORMALIZATION
+from edm2lite.models.control_names import normalization_of
 from edm2lite.models.loading import Model
 from edm2lite.network.conditions import ConditionImage, described
-from edm2lite.strict_json import parse_object
 
 
 def control_values(
@@ -37,7 +36,7 @@ def control_values(
         >>> from edm2lite.network.unet import UNetConfig
         >>> unet = UNetConfig(img_resolution=8, img_channels=1, cond_channels=1, model_channels=8,
         ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=8)
-        >>> stated = {NORMALIZATION: '{"image": {"mean": 100, "std": 50}}'}
+        >>> stated = {"condition_normalization": '{"image": {"mean": 100, "std": 50}}'}
         >>> model = Model("tiny", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), stated)
         >>> gray = np.full((1, 8, 8), 150, np.uint8)
         >>> told = control_values(model, [ImageDataset("g", 1, (1, 8, 8), lambda i: gray)], [0, 1])
@@ -51,7 +50,7 @@ def control_values(
             f"control images must be given for each condition image that {model.name} takes"
             f" ({described(taken)}), got {len(sources)}"
         )
-    stated = parse_object(model.metadata.get(NORMALIZATION, "{}"))
+    stated = normalization_of(model.metadata)
     found = {}
     for condition, source in zip(taken, sources, strict=True):
         if condition.name not in stated:

@@ -121,10 +121,12 @@ def test_averages_of_any_length_are_controls_too(control, base, outlines, tmp_pa
     assert found.equal(named)
 
 
-def test_what_does_not_go_together_is_refused_in_one_line(control, base, outlines, names, tmp_path):
+def test_what_does_not_go_together_is_refused_in_one_line(
+    control, base, outlines, run_dir, tmp_path
+):
     out = ("--seeds", "0-3", "--steps", 2, "--out", tmp_path / "images")
     net = ("--control-net", control / "last.safetensors")
-    assert "must be used with the model that it was trained on" in fail(names[1], *net, *out)
+    assert "must be used with the model that it was trained on" in fail(run_dir, *net, *out)
     assert "must be given" in fail(base, *net, *out)
     with pytest.raises(ValueError, match="net.backbone must take what digits has"):
         Trainer(config(base, outlines, "data.source=digits", "data.condition_dropout={}"),

@@ -22,6 +22,7 @@ from edm2lite.network.adapters import (
 )
 from edm2lite.network.ladder.config import LadderConfig
 from edm2lite.network.layers import MPConv, MPUpConv, normalize_weights_
+from edm2lite.network.magnitudes import Meter, copies, relative_updates
 
 SHAPE = {
     "img_resolution": 8, "img_channels": 2, "label_dim": 5, "model_channels": 16,
@@ -125,9 +126,10 @@ def test_an_adapted_convolution_is_that_of_the_formula():
 
 @pytest.mark.parametrize("make", [lambda: MPConv(4, 40, (3, 3)), lambda: MPUpConv(4, 40)])
 def test_at_full_rank_a_step_of_sgd_is_that_on_the_whole_weight(make):
-    """dL/dB = s G A^T, so B A moves by -lr s^2 G A^T A = -lr G where A^T A = fan_in and s^2 = 1 / fan_in.
+    """dL/dB = s G A^T, so s B A moves by -lr s^2 G A^T A, which is -lr G.
 
-    A has no gradient at B = 0. The weights then are equal, and so are the outputs.
+    For A^T A is fan_in, and s^2 is 1 / fan_in. A has no gradient at B = 0. The weights then are
+    equal, and so are the outputs.
     """
     whole = nn.Sequential(make())
     factored = copy.deepcopy(whole)
@@ -177,6 +179,26 @@ def test_a_network_of_ones_own_is_adapted_too():
     expected = before + hidden @ adapter.factors.delta().T
     torch.testing.assert_close(net(index), expected)
     assert not parametrize.is_parametrized(net[1]) and list(low_rank_layers(net)) == [name]
+
+
+def test_adapted_layers_are_measured_like_others():
+    net = awake(BACKBONES["unet"])
+    before, weights = len(layer_magnitudes(net)), copies(net)
+    adapters = adapted(net)
+    found = layer_magnitudes(net)
+    assert len(found) == before and set(weights) == set(copies(net))
+    updates = relative_updates(net, weights)
+    assert set(updates) >= set(adapters)
+    layer = "unet.enc.4x4_block0.conv_res0"
+    step = net.get_submodule(layer).weight - weights[layer]
+    expected = step.square().mean().sqrt() / weights[layer].square().mean().sqrt()
+    assert updates[layer] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def layer_magnitudes(net):
+    with Meter(net) as meter:
+        output(net)
+    return [m for m in meter.magnitudes({}) if not m.is_block]
 
 
 def test_deltas_for_other_layers_are_refused():

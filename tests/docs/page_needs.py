@@ -340,7 +340,7 @@ def control(page):
         Image.fromarray(pixels).save(f"{name}.png")
 
     def shrink(line):
-        line = line.replace("--steps 18", "--steps 2").replace("000032000", "000001280")
+        line = line.replace("--steps 18", "--steps 2").replace("0000032000", "0000001280")
         if "-m edm2lite.training" not in line:
             return line
         is_tuned = "digits-control" in line

@@ -1,0 +1,333 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): W + s B A in place of the stored weight of a layer.
+
+The sum stands where the stored weight stood, so a magnitude-preserving layer normalizes it as ever
+(Eq. 47): rows turn and do not grow, and magnitudes stay 1. That is DoRA with its magnitudes frozen.
+A layer is adapted by a parametrization of torch, whatever its class: a linear layer, a convolution,
+or one of yours with a ``weight`` [out, in, ...].
+
+Note [scale of A]
+    Rows of A are orthogonal and as long as rows of the weight are by design: of RMS 1 in
+    magnitude-preserving layers, where forced weight normalization holds them at that, of L2 norm 1
+    in plain ones. A step of Adam in B then turns every row by about as much, whatever its length;
+    and at full rank with s = 1 / sqrt(fan_in), the first step of SGD is that on W itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from edm2lite.network.layers import MPConv
+from edm2lite.seeding import Purpose, rng
+
+_ORIGINAL = ".parametrizations.weight.original"
+
+
+class Factors(NamedTuple):
+    """The two factors of what is added to a weight, ``scale * up @ down``.
+
+    Attributes:
+        down: A, [r, in] of a linear layer or [r, in, k, k] of a convolution.
+        up: B, [out, r]; [out, r, 1, 1] means the same.
+        scale: Factor s of the product, alpha / r.
+
+    Example:
+        >>> Factors(torch.ones(1, 2), torch.tensor([[1.0], [2.0]]), scale=0.5).delta()
+        tensor([[0.5000, 0.5000],
+                [1.0000, 1.0000]])
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def delta(self) -> Tensor:
+        """s B A, of the shape of the weight that it is added to."""
+        product = self.up.flatten(1) @ self.down.flatten(1)
+        return (product * self.scale).reshape(len(self.up), *self.down.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRank:
+    """Rank and scale of the adapters of some layers.
+
+    Attributes:
+        pattern: Regular expression that is found in the names of the layers; empty for all.
+        rank: Largest rank r; a layer has no higher one than its weight can have.
+        alpha: Numerator of the scale s = alpha / r. [default: r, so that s = 1]
+
+    Raises:
+        ValueError: If the pattern is no regular expression, or a number is out of range.
+
+    Example:
+        >>> LayerRank(pattern="attn_", rank=4, alpha=8).scale(rank=4)
+        2.0
+    """
+
+    pattern: str = ""
+    rank: int = 4
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(
+                f"pattern must be a regular expression, got {self.pattern!r} ({error})"
+            ) from None
+        if not 1 <= self.rank <= 65536:
+            raise ValueError(f"rank must lie between 1 and 65536, got {self.rank}")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+
+    def scale(self, rank: int) -> float:
+        """s of a layer of this rank."""
+        return 1.0 if self.alpha is None else self.alpha / rank
+
+
+class LowRank(nn.Module):
+    """The parametrization ``W -> W + s B A`` of a weight; B is 0 at the start.
+
+    Args:
+        weight: [out, in, ...] weight to adapt, of which shape, device and type count.
+        rank: Rank r, at most that of the weight.
+        scale: Factor s.
+        row_norm: L2 norm of the rows of A, see Note [scale of A].
+        is_fixed: Whether :func:`edm2lite.network.layers.normalize_weights_` holds rows of A at
+            RMS 1.
+        generator: Source of the random numbers in A.
+
+    Example:
+        >>> layer = MPConv(8, 4)
+        >>> adapter = LowRank(layer.weight, 2, 1.0, row_norm=8**0.5)
+        >>> adapter.down.shape, adapter.up.shape, bool(adapter(layer.weight).equal(layer.weight))
+        (torch.Size([2, 8]), torch.Size([4, 2]), True)
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        rank: int,
+        scale: float,
+        *,
+        row_norm: float = 1.0,
+        is_fixed: bool = False,
+        generator: np.random.Generator | None = None,
+    ):
+        super().__init__()
+        self.scale, self.is_fixed = scale, is_fixed
+        generator = generator or np.random.default_rng(0)
+        columns = generator.standard_normal((weight[0].numel(), rank))
+        rows = torch.from_numpy(np.linalg.qr(columns)[0].T * row_norm)
+        self.down = nn.Parameter(rows.reshape(rank, *weight.shape[1:]).to(weight))
+        self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
+        self.average: Tensor | None = None  # stands for s B A while it is set
+
+    @property
+    def factors(self) -> Factors:
+        """A, B and s."""
+        return Factors(self.down, self.up, self.scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """[out, in, ...] -> the same shape: the weight that the layer computes with."""
+        delta = self.factors.delta() if self.average is None else self.average
+        return weight + delta.to(weight.dtype)
+
+    def fixed_length_weights(self) -> list[nn.Parameter]:
+        """A, if its rows have a fixed length."""
+        return [self.down] if self.is_fixed else []
+
+
+def adaptable_layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Name -> layer of every linear layer and convolution, adapted or not.
+
+    These are the modules with a parameter ``weight`` [out, in] or [out, in, k, k], but for tables
+    of embeddings.
+
+    Example:
+        >>> list(adaptable_layers(nn.Sequential(nn.Linear(4, 8), nn.SiLU(), MPConv(8, 4))))
+        ['0', '2']
+    """
+    return {
+        name: module
+        for name, module in net.named_modules()
+        if not isinstance(module, nn.Embedding | parametrize.ParametrizationList)
+        and (weight := _stored(module)) is not None
+        and weight.ndim >= 2
+    }
+
+
+def _stored(module: nn.Module) -> Tensor | None:
+    """The parameter ``weight`` of a layer, without what adapters add."""
+    if parametrize.is_parametrized(module, "weight"):
+        found = module.get_submodule("parametrizations.weight")._parameters.get("original")
+    else:
+        found = module._parameters.get("weight")
+    return found
+
+
+def add_low_rank(
+    net: nn.Module, layers: Sequence[LayerRank] = (LayerRank(),), *, seed: int = 0, prefix: str = ""
+) -> dict[str, LowRank]:
+    """Adapt layers of a network, and freeze everything else; the output stays as it is.
+
+    Args:
+        net: The network, whose parameters require no gradient afterwards.
+        layers: Which layers get which rank: the first entry whose pattern is found in the name of a
+            layer decides, and a layer that none is found in is not adapted.
+        seed: Seed of the random numbers in A.
+        prefix: What names of layers begin with to be adapted.
+
+    Returns:
+        Name of each adapted layer -> its adapter.
+
+    Raises:
+        ValueError: If a pattern is found in no layer, or a layer is adapted already.
+
+    Example:
+        >>> net = nn.Sequential(MPConv(64, 8), nn.SiLU(), MPConv(8, 64))
+        >>> adapters = add_low_rank(net, [LayerRank(pattern="^2$", rank=3)])
+        >>> list(adapters), [name for name, p in net.named_parameters() if p.requires_grad]
+        (['2'], ['2.parametrizations.weight.0.down', '2.parametrizations.weight.0.up'])
+    """
+    found = {n: m for n, m in adaptable_layers(net).items() if n.startswith(prefix)}
+    chosen: dict[str, LayerRank] = {}
+    for entry in layers:
+        names = [name for name in found if re.search(entry.pattern, name)]
+        if not names:
+            raise ValueError(
+                f"a pattern must be found in the name of a layer, {entry.pattern!r} is in none of"
+                f" {', '.join(list(found)[:3])}, ..."
+            )
+        chosen.update({name: entry for name in names if name not in chosen})
+    if adapted := [name for name in chosen if parametrize.is_parametrized(found[name], "weight")]:
+        raise ValueError(f"a layer must be adapted once, {adapted[0]} is already")
+    net.requires_grad_(False)
+    return {
+        name: _adapted(found[name], chosen[name], seed, name) for name in found if name in chosen
+    }
+
+
+def _adapted(layer: nn.Module, entry: LayerRank, seed: int, name: str) -> LowRank:
+    weight = _stored(layer)
+    assert weight is not None, name
+    fan_in = weight[0].numel()
+    rank = min(entry.rank, len(weight), fan_in)
+    is_mp = isinstance(layer, MPConv)
+    adapter = LowRank(
+        weight,
+        rank,
+        entry.scale(rank),
+        row_norm=math.sqrt(fan_in) if is_mp else 1.0,
+        is_fixed=is_mp and layer.has_fixed_length,
+        generator=rng(seed, zlib.crc32(name.encode()), Purpose.ADAPTER),
+    )
+    parametrize.register_parametrization(layer, "weight", adapter)
+    return adapter
+
+
+def low_rank_layers(net: nn.Module) -> dict[str, LowRank]:
+    """Name of each adapted layer -> its adapter.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8))
+        >>> _ = add_low_rank(net)
+        >>> {name: adapter.down.shape for name, adapter in low_rank_layers(net).items()}
+        {'0': torch.Size([4, 4])}
+    """
+    found = {}
+    for name, module in net.named_modules():
+        if isinstance(module, LowRank):
+            found[name.partition(".parametrizations.")[0]] = module
+    return found
+
+
+def deltas_of(net: nn.Module) -> dict[str, Tensor]:
+    """Name of each adapted weight -> what is added to it, s B A, without gradients.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8))
+        >>> _ = add_low_rank(net)
+        >>> {name: delta.shape for name, delta in deltas_of(net).items()}
+        {'0.weight': torch.Size([8, 4])}
+    """
+    with torch.no_grad():
+        found = low_rank_layers(net).items()
+        return {f"{name}.weight": adapter.factors.delta() for name, adapter in found}
+
+
+def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the network without adapters that computes the same.
+
+    Of a network without adapters it is the state dict itself.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8))
+        >>> _ = add_low_rank(net)
+        >>> list(merged_state_dict(net))
+        ['0.weight', '0.bias']
+    """
+    return dict(_merged(net.state_dict(), deltas_of(net)))
+
+
+def _merged(
+    state: Mapping[str, Tensor], deltas: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    own = {name.removesuffix("weight") + "parametrizations.weight." for name in deltas}
+    for name, value in state.items():
+        if name.endswith(_ORIGINAL):
+            name = f"{name.removesuffix(_ORIGINAL)}.weight"
+            yield name, value + deltas[name].to(value.dtype)
+        elif not name.startswith(tuple(own)):
+            yield name, value
+
+
+def add_deltas_(
+    tensors: dict[str, Tensor],
+    deltas: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    strength: float,
+    origin: str,
+) -> None:
+    """Add ``strength`` times each delta to the weight of its name, in a state dict; at 0 nothing.
+
+    Args:
+        tensors: State dict, whose entries are replaced; the tensors in it stay as they are.
+        deltas: Name of each weight -> what is added to it.
+        strength: Factor of the deltas.
+        origin: Name of the adapter in messages.
+
+    Raises:
+        ValueError: If a weight is missing or of another shape. Nothing has been replaced then.
+
+    Example:
+        >>> tensors = {"w": torch.ones(2)}
+        >>> add_deltas_(tensors, {"w": torch.tensor([1.0, -2.0])}, 0.5, "a.safetensors")
+        >>> tensors["w"]
+        tensor([1.5000, 0.0000])
+    """
+    deltas = dict(deltas)
+    for name, delta in deltas.items():
+        if name not in tensors:
+            raise ValueError(
+                f"{origin} must adapt layers of the model, which has no {name.rpartition('.')[0]};"
+                " give the model that it was trained on"
+            )
+        if tensors[name].shape != delta.shape:
+            raise ValueError(
+                f"{origin} must add weights of the shape of the model's, {name} is"
+                f" {list(tensors[name].shape)} in the model and {list(delta.shape)} in the adapter"
+            )
+    for name, delta in deltas.items() if strength else ():
+        weight = tensors[name]
+        tensors[name] = (weight.float() + strength * delta.to(weight.device).float()).to(
+            weight.dtype
+        )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from edm2lite.interop.lora_names import LayerNames
 from edm2lite.interop.lora_peft import SUFFIXES, Scales, stated_scales
-from edm2lite.interop.lora_tensors import Factors, Part, alpha_scale, changes, gathered
-from edm2lite.network.low_rank import LowRank
+from edm2lite.interop.lora_tensors import Pair, Part, alpha_scale, changes, gathered
+from edm2lite.network.low_rank import Factors
 from edm2lite.strict_json import parse_object
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -42,7 +42,7 @@ def is_diffusers(keys: Mapping[str, Tensor]) -> bool:
 
 def read(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: LayerNames
-) -> dict[str, LowRank]:
+) -> dict[str, Factors]:
     """The changes in such a file, by the names of layers.
 
     Args:
@@ -68,7 +68,7 @@ def read(
     scales = {part: Scales(values) for part, values in config.items()}
     found = gathered(tensors, _SUFFIXES, lambda stem: _resolved(stem, names))
 
-    def scale_of(name: str, factors: Factors, rank: int) -> float:
+    def scale_of(name: str, factors: Pair, rank: int) -> float:
         part, _, path = factors.key.partition(".")
         if part not in scales:
             return alpha_scale(factors, rank)
@@ -80,7 +80,7 @@ def read(
 
 
 def written(
-    adapted: Mapping[str, LowRank], names: LayerNames
+    adapted: Mapping[str, Factors], names: LayerNames
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of such a file; layers by their paths within the network.
 
@@ -90,7 +90,7 @@ def written(
 
     Example:
         >>> import torch
-        >>> change = LowRank(torch.ones(2, 3), torch.ones(4, 2), 0.5)
+        >>> change = Factors(torch.ones(2, 3), torch.ones(4, 2), 0.5)
         >>> names = LayerNames({"unet.enc.a": (4, 3)}, "unet")
         >>> list(written({"unet.enc.a": change}, names)[0])
         ['unet.enc.a.lora_A.weight', 'unet.enc.a.lora_B.weight']

@@ -27,7 +27,7 @@ from edm2lite.interop import lora_diffusers, lora_kohya, lora_peft
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.lora_names import LayerNames
 from edm2lite.interop.torch_zip import read_torch, state_dict
-from edm2lite.network.low_rank import LowRank
+from edm2lite.network.low_rank import Factors
 from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import load_tensors, save_tensors
 
@@ -52,7 +52,7 @@ class LoraFile:
 
     path: Path
     tool: Tool
-    changes: Mapping[str, LowRank]
+    changes: Mapping[str, Factors]
     place: Place | None
     metadata: Mapping[str, str]
 
@@ -74,7 +74,7 @@ def read_lora(source: str | Path, names: LayerNames) -> LoraFile:
     Example:
         >>> import tempfile, torch
         >>> names = LayerNames({"unet.enc.conv": (4, 3)}, "unet")
-        >>> changes = {"unet.enc.conv": LowRank(torch.ones(2, 3), torch.ones(4, 2), 0.5)}
+        >>> changes = {"unet.enc.conv": Factors(torch.ones(2, 3), torch.ones(4, 2), 0.5)}
         >>> folder = Path(tempfile.mkdtemp())
         >>> path = write_lora(folder / "a.safetensors", "kohya", changes, names)
         >>> file = read_lora(path, names)
@@ -93,7 +93,7 @@ def read_lora(source: str | Path, names: LayerNames) -> LoraFile:
 def write_lora(
     out: str | Path,
     tool: Tool,
-    changes: Mapping[str, LowRank],
+    changes: Mapping[str, Factors],
     names: LayerNames,
     *,
     place: Place = "inside-wn",
@@ -118,7 +118,7 @@ def write_lora(
     Example:
         >>> import tempfile, torch
         >>> names = LayerNames({"unet.enc.conv": (4, 3)}, "unet")
-        >>> changes = {"unet.enc.conv": LowRank(torch.ones(2, 3), torch.ones(4, 2), 0.5)}
+        >>> changes = {"unet.enc.conv": Factors(torch.ones(2, 3), torch.ones(4, 2), 0.5)}
         >>> folder = write_lora(Path(tempfile.mkdtemp()) / "a", "peft", changes, names)
         >>> sorted(path.name for path in folder.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']

@@ -11,7 +11,7 @@ from torch import Tensor
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.lora_names import LayerNames
 from edm2lite.interop.lora_tensors import Part, alpha_scale, changes, common, gathered
-from edm2lite.network.low_rank import LowRank
+from edm2lite.network.low_rank import Factors
 
 PREFIXES = ("lora_unet_", "lora_transformer_")
 """What keys begin with; the first is written, for networks of any kind."""
@@ -33,7 +33,7 @@ def is_kohya(keys: Mapping[str, Tensor]) -> bool:
     return any(".lora_down." in key or key.startswith((*PREFIXES, "lora_te")) for key in keys)
 
 
-def read(tensors: Mapping[str, Tensor], names: LayerNames) -> dict[str, LowRank]:
+def read(tensors: Mapping[str, Tensor], names: LayerNames) -> dict[str, Factors]:
     """The changes in such a file, by the names of layers.
 
     Args:
@@ -65,7 +65,7 @@ def read(tensors: Mapping[str, Tensor], names: LayerNames) -> dict[str, LowRank]
 
 
 def written(
-    adapted: Mapping[str, LowRank], names: LayerNames
+    adapted: Mapping[str, Factors], names: LayerNames
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of such a file.
 
@@ -77,7 +77,7 @@ def written(
         ValueError: If two layers would have one name.
 
     Example:
-        >>> change = LowRank(torch.ones(2, 3), torch.ones(4, 2), 0.5)
+        >>> change = Factors(torch.ones(2, 3), torch.ones(4, 2), 0.5)
         >>> tensors, metadata = written({"unet.a.b": change}, LayerNames({"unet.a.b": (4, 3)}, "u"))
         >>> list(tensors)[-1], metadata["ss_network_dim"]
         ('lora_unet_unet_a_b.alpha', '2')

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.lora_names import LayerNames
-from edm2lite.interop.lora_tensors import Factors, Part, changes, common, gathered
-from edm2lite.network.low_rank import LowRank
+from edm2lite.interop.lora_tensors import Pair, Part, changes, common, gathered
+from edm2lite.network.low_rank import Factors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -40,7 +40,8 @@ _OFF = {  # settings under which a file is more than scaled products -> values t
     "monteclora_config": (None,),
 }
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_PATTERN = re.compile(r"[\w.^$\\*+-]{1,300}")
+_PARAMETER = r"(\.weight)?"  # peft matches names of parameters or of layers, as they are given
+_PATTERN = re.compile(r"(?:[\w.^$\\*+-]|\(\\?\.weight\)\?){1,300}")
 _MAX_REPEATS = 2  # more of them in an expression can take very long to match
 
 
@@ -112,7 +113,7 @@ class Scales:
 
 def read(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], names: LayerNames
-) -> tuple[dict[str, LowRank], bool]:
+) -> tuple[dict[str, Factors], bool]:
     """The changes in such a folder, by the names of layers.
 
     Args:
@@ -145,14 +146,14 @@ def read(
 
     found = gathered(tensors, SUFFIXES, lambda stem: names.of_path(path_of(stem)))
 
-    def scale_of(name: str, factors: Factors, rank: int) -> float:
+    def scale_of(name: str, factors: Pair, rank: int) -> float:
         return scales.of(path_of(factors.key), rank)
 
     is_inside = all(scales.is_parameter(path_of(f.key)) for f in found.values())
     return changes(found, names, scale_of), is_inside
 
 
-def written(adapted: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def written(adapted: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and configuration of such a folder; layers by their names in the denoiser.
 
     Args:
@@ -160,7 +161,7 @@ def written(adapted: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str
 
     Example:
         >>> import torch
-        >>> change = LowRank(torch.ones(2, 3), torch.ones(4, 2), 0.5)
+        >>> change = Factors(torch.ones(2, 3), torch.ones(4, 2), 0.5)
         >>> tensors, config = written({"unet.proj": change})
         >>> config["r"], config["lora_alpha"], config["target_parameters"]
         (2, 1.0, ['unet.proj.weight'])
@@ -171,7 +172,6 @@ def written(adapted: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str
         tensors[f"{PREFIX}{name}.lora_A.weight"] = change.down
         up = up[:, :, None, None] if change.down.ndim == 4 else up
         tensors[f"{PREFIX}{name}.lora_B.weight"] = up
-    stated = stated_scales({f"{name}.weight": change for name, change in adapted.items()})
     return tensors, {
         "peft_type": "LORA",
         "task_type": None,
@@ -182,19 +182,19 @@ def written(adapted: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str
         "use_rslora": False,
         "target_modules": [],
         "target_parameters": [f"{name}.weight" for name in adapted],
-        **stated,
+        **stated_scales(adapted),
     }
 
 
-def stated_scales(adapted: Mapping[str, LowRank]) -> dict[str, Any]:
+def stated_scales(adapted: Mapping[str, Factors]) -> dict[str, Any]:
     """Ranks and alphas of changes, as a configuration states them.
 
     Args:
-        adapted: Changes by the paths that peft matches against.
+        adapted: Changes by the paths of layers in the model that is adapted.
 
     Example:
         >>> import torch
-        >>> stated_scales({"a.b": LowRank(torch.ones(2, 3), torch.ones(4, 2))})
+        >>> stated_scales({"a.b": Factors(torch.ones(2, 3), torch.ones(4, 2))})
         {'r': 2, 'lora_alpha': 2.0, 'rank_pattern': {}, 'alpha_pattern': {}}
     """
     ranks = {path: change.rank for path, change in adapted.items()}
@@ -203,9 +203,13 @@ def stated_scales(adapted: Mapping[str, LowRank]) -> dict[str, Any]:
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {f"^{re.escape(p)}": v for p, v in ranks.items() if v != rank},
-        "alpha_pattern": {f"^{re.escape(p)}": v for p, v in alphas.items() if v != alpha},
+        "rank_pattern": {_expression(p): v for p, v in ranks.items() if v != rank},
+        "alpha_pattern": {_expression(p): v for p, v in alphas.items() if v != alpha},
     }
+
+
+def _expression(path: str) -> str:
+    return f"^{re.escape(path)}{_PARAMETER}"
 
 
 def _pattern(name: str, config: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.lora_names import LayerNames
-from edm2lite.network.low_rank import LowRank
+from edm2lite.network.low_rank import Factors
 from edm2lite.tensorfile import all_finite
 
 Part = Literal["down", "up", "alpha"]
@@ -24,7 +24,7 @@ _OTHER_METHODS = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "a Tucker decomp
 
 
 @dataclass
-class Factors:
+class Pair:
     """What a file has of one layer.
 
     Attributes:
@@ -44,7 +44,7 @@ def gathered(
     tensors: Mapping[str, Tensor],
     suffixes: Mapping[str, Part],
     name_of: Callable[[str], str],
-) -> dict[str, Factors]:
+) -> dict[str, Pair]:
     """The factors of every layer, by the name of the layer.
 
     Args:
@@ -63,7 +63,7 @@ def gathered(
         >>> list(gathered(tensors, keys, str))
         ['x']
     """
-    found: dict[str, Factors] = {}
+    found: dict[str, Pair] = {}
     for key, value in tensors.items():
         check_key(key)
         suffix = next((s for s in suffixes if key.endswith(s)), None)
@@ -71,7 +71,7 @@ def gathered(
             raise ValueError(f"must hold factors of LoRA and nothing else, it holds {shown(key)}")
         stem = key.removesuffix(suffix)
         part = suffixes[suffix]
-        factors = found.setdefault(name_of(stem), Factors(stem))
+        factors = found.setdefault(name_of(stem), Pair(stem))
         if getattr(factors, part) is not None:
             raise ValueError(f"must adapt each layer once, it has two of {shown(key)}")
         if not value.is_floating_point() or not all_finite(value):
@@ -117,7 +117,7 @@ def check_key(key: str) -> None:
         )
 
 
-def change(factors: Factors, scale: float, shape: tuple[int, ...]) -> LowRank:
+def change(factors: Pair, scale: float, shape: tuple[int, ...]) -> Factors:
     """The change of a layer, in float32, once it is known to fit.
 
     Args:
@@ -130,7 +130,7 @@ def change(factors: Factors, scale: float, shape: tuple[int, ...]) -> LowRank:
 
     Example:
         >>> import torch
-        >>> change(Factors("x", torch.ones(1, 3), torch.ones(2, 1)), 0.5, (2, 3)).delta()
+        >>> change(Pair("x", torch.ones(1, 3), torch.ones(2, 1)), 0.5, (2, 3)).delta()
         tensor([[0.5000, 0.5000, 0.5000],
                 [0.5000, 0.5000, 0.5000]])
     """
@@ -153,12 +153,12 @@ def change(factors: Factors, scale: float, shape: tuple[int, ...]) -> LowRank:
         )
     if not math.isfinite(scale):
         raise ValueError(f"must have finite scales, that of {shown(factors.key)} is {scale}")
-    return LowRank(down, up, scale)
+    return Factors(down, up, scale)
 
 
 def changes(
-    found: Mapping[str, Factors], names: LayerNames, scale_of: Callable[[str, Factors, int], float]
-) -> dict[str, LowRank]:
+    found: Mapping[str, Pair], names: LayerNames, scale_of: Callable[[str, Pair, int], float]
+) -> dict[str, Factors]:
     """The changes of all layers of a file.
 
     Args:
@@ -171,7 +171,7 @@ def changes(
 
     Example:
         >>> import torch
-        >>> found = {"x": Factors("x", torch.ones(1, 3), torch.ones(2, 1))}
+        >>> found = {"x": Pair("x", torch.ones(1, 3), torch.ones(2, 1))}
         >>> names = LayerNames({"x": (2, 3)}, "unet")
         >>> list(changes(found, names, lambda name, factors, rank: 1.0))
         ['x']
@@ -185,7 +185,7 @@ def changes(
     return result
 
 
-def alpha_scale(factors: Factors, rank: int) -> float:
+def alpha_scale(factors: Pair, rank: int) -> float:
     """The scale alpha / r, where an alpha that is missing or 0 stands for r.
 
     Args:
@@ -197,7 +197,7 @@ def alpha_scale(factors: Factors, rank: int) -> float:
 
     Example:
         >>> import torch
-        >>> alpha_scale(Factors("x", alpha=torch.tensor(2.0)), 4), alpha_scale(Factors("x"), 4)
+        >>> alpha_scale(Pair("x", alpha=torch.tensor(2.0)), 4), alpha_scale(Pair("x"), 4)
         (0.5, 1.0)
     """
     if factors.alpha is None:

@@ -19,7 +19,6 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,33 +26,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edm2lite.network.layers import MPConv
+from edm2lite.network.low_rank import Factors
 from edm2lite.seeding import Purpose, rng
 
 _ORIGINAL = ".parametrizations.weight.original"
-
-
-class Factors(NamedTuple):
-    """The two factors of what is added to a weight, ``scale * up @ down``.
-
-    Attributes:
-        down: A, [r, in] of a linear layer or [r, in, k, k] of a convolution.
-        up: B, [out, r]; [out, r, 1, 1] means the same.
-        scale: Factor s of the product, alpha / r.
-
-    Example:
-        >>> Factors(torch.ones(1, 2), torch.tensor([[1.0], [2.0]]), scale=0.5).delta()
-        tensor([[0.5000, 0.5000],
-                [1.0000, 1.0000]])
-    """
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-    def delta(self) -> Tensor:
-        """s B A, of the shape of the weight that it is added to."""
-        product = self.up.flatten(1) @ self.down.flatten(1)
-        return (product * self.scale).reshape(len(self.up), *self.down.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,25 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """The change ``scale * up @ down`` of the weight of one layer.
+class Factors(NamedTuple):
+    """The two factors of a change of the weight of one layer, ``scale * up @ down``.
 
     Attributes:
-        down: [r, in] of a linear layer, [r, in, k, k] of a convolution; floating-point.
-        up: [out, r].
-        scale: Factor s.
-
-    Raises:
-        ValueError: If the shapes do not go together, or the rank is 0.
+        down: A, [r, in] of a linear layer or [r, in, k, k] of a convolution.
+        up: B, [out, r]; [out, r, 1, 1] means the same.
+        scale: Factor s of the product, alpha / r.
 
     Example:
-        >>> change = LowRank(torch.ones(2, 4, 3, 3), torch.ones(8, 2), scale=0.5)
+        >>> change = Factors(torch.ones(2, 4, 3, 3), torch.ones(8, 2), scale=0.5)
         >>> change.rank, change.shape, change.delta()[0, 0, 0, 0].item()
         (2, (8, 4, 3, 3), 1.0)
     """
@@ -36,14 +33,6 @@ class LowRank:
     down: Tensor
     up: Tensor
     scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        down, up = list(self.down.shape), list(self.up.shape)
-        if len(up) != 2 or len(down) not in (2, 4) or up[1] != down[0] or not min(up + down):
-            raise ValueError(
-                "factors must be down [r, in] or [r, in, k, k] and up [out, r] with r above 0, got"
-                f" {down} and {up}"
-            )
 
     @property
     def rank(self) -> int:
@@ -63,15 +52,15 @@ class LowRank:
     def delta(self) -> Tensor:
         """``scale * up @ down``, [out, in] or [out, in, k, k], in float32 at least."""
         dtype = torch.promote_types(self.down.dtype, torch.float32)
-        product = self.up.to(dtype) @ self.down.to(dtype).flatten(1)
-        return (product * self.scale).unflatten(1, self.down.shape[1:])
+        product = self.up.to(dtype).flatten(1) @ self.down.to(dtype).flatten(1)
+        return (product * self.scale).reshape(self.shape)
 
-    def scaled(self, strength: float) -> LowRank:
+    def scaled(self, strength: float) -> Factors:
         """The same change, ``strength`` times as large."""
-        return LowRank(self.down, self.up, self.scale * strength)
+        return self._replace(scale=self.scale * strength)
 
 
-def added(changes: Sequence[LowRank]) -> LowRank:
+def added(changes: Sequence[Factors]) -> Factors:
     """The sum of several changes of one weight: its rank is the sum of their ranks.
 
     Args:
@@ -81,7 +70,7 @@ def added(changes: Sequence[LowRank]) -> LowRank:
         ValueError: If there is none, or the shapes differ.
 
     Example:
-        >>> one = LowRank(torch.ones(1, 3), torch.ones(2, 1))
+        >>> one = Factors(torch.ones(1, 3), torch.ones(2, 1))
         >>> both = added([one, one.scaled(-1.0)])
         >>> both.rank, both.delta().abs().max().item()
         (2, 0.0)
@@ -93,8 +82,8 @@ def added(changes: Sequence[LowRank]) -> LowRank:
         )
     if len(changes) == 1:
         return changes[0]
-    up = torch.cat([change.up * change.scale for change in changes], dim=1)
-    return LowRank(torch.cat([change.down for change in changes]), up)
+    up = torch.cat([change.up.flatten(1) * change.scale for change in changes], dim=1)
+    return Factors(torch.cat([change.down for change in changes]), up)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +96,7 @@ class Factorization:
         error: Norm of what is missing, relative to that of the matrix (Frobenius), in 0..1.
     """
 
-    change: LowRank
+    change: Factors
     error: float
 
 
@@ -158,7 +147,7 @@ def factorize(
     length = math.sqrt(matrix.shape[1])
     down = (vt[:rank] * length).to(delta.dtype).unflatten(1, delta.shape[1:])
     up = (u[:, :rank] * (s[:rank] / length)).to(delta.dtype)
-    return Factorization(LowRank(down, up), float(errors[rank]))
+    return Factorization(Factors(down, up), float(errors[rank]))
 
 
 def _errors(s: Tensor) -> Tensor:

@@ -72,6 +72,13 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     " conditions, if it was trained with label dropout. Needs --guidance. [default with prompts:"
     " unconditional]",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="FILE[:STRENGTH]",
+    help="Add what fine-tuning has made of MODEL, e.g. cat.safetensors:0.7; repeatable.",
+)
 @sampling_options
 @click.option("--recipe", metavar="NAME", help="A published setting, in place of MODEL and guide.")
 @click.option(
@@ -134,6 +141,7 @@ def main(
         --guidance 2 --grid images.png
       edm2lite generate runs/a@sigma_rel=0.07 --guide runs/xs@sigma_rel=0.12,nimg=128Mi \\
         --guidance 2.1 --seeds 0-49999 --out images.zip
+      edm2lite generate runs/digits --adapter runs/nines:0.5 --class 9 --grid images.png
       torchrun --nproc_per_node=8 -m edm2lite.tools.generate --recipe edm2-img512-s-autog-fid \\
         --weights weights --seeds 0-49999 --dtype bfloat16 --compile --out images.zip
     """

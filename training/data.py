@@ -30,6 +30,9 @@ class DataConfig:
 
     Attributes:
         source: ``digits``, or a folder or ZIP of images or latents.
+        classes: Classes whose images are used, which keep their numbers. [default: all images]
+        per_class: Number of images of each class, the first ones. [default: all of them]
+        as_class: Class of the network that all images are told, in place of their own.
         flip: Mirror half of the images, drawn anew each time; condition images are mirrored too
             (pixels only).
         class_balanced: Show every class equally often, however many images it has.
@@ -42,6 +45,9 @@ class DataConfig:
     """
 
     source: str
+    classes: tuple[int, ...] | None = None
+    per_class: int | None = None
+    as_class: int | None = None
     flip: bool = False
     class_balanced: bool = False
     buckets: bool = False
@@ -53,6 +59,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(f"per_class must be at least 1, got {self.per_class}")
+        if self.classes is not None and not self.classes:
+            raise ValueError("classes must hold at least one class, got none; leave it out")
         for name in ("workers", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 def state_of(trainer: Trainer) -> dict[str, Any]:
     """The state of a run, with live tensors; every rank calls this."""
     return {
-        "net": get_model_state_dict(trainer.net),
+        "net": get_model_state_dict(trainer.net, options=_TRAINED),  # the rest is that of init
         "optimizer": get_optimizer_state_dict(trainer.net, trainer.optimizer),
         "ema": trainer.ema.state_dict(),
         "figures": trainer.statistics.state(),  # the name is part of the format
@@ -28,7 +31,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     """Continue from a state; every rank calls this."""
-    set_model_state_dict(trainer.net, state["net"])
+    set_model_state_dict(trainer.net, state["net"], options=_TRAINED)
     set_optimizer_state_dict(trainer.net, trainer.optimizer, state["optimizer"])
     trainer.ema.load_state_dict(state["ema"])
     trainer.statistics.load(state["figures"])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,7 @@ class LayerRank:
             raise ValueError(f"alpha must be positive, got {self.alpha}")
 
     def scale(self, rank: int) -> float:
-        """s of a layer of this rank."""
+        """S of a layer of this rank."""
         return 1.0 if self.alpha is None else self.alpha / rank
 
 
@@ -228,17 +228,16 @@ def low_rank_layers(net: nn.Module) -> dict[str, LowRank]:
 
 
 def deltas_of(net: nn.Module) -> dict[str, Tensor]:
-    """Name of each adapted weight -> what is added to it, s B A, without gradients.
+    """Name of each adapted layer -> what is added to its weight, s B A, without gradients.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8))
         >>> _ = add_low_rank(net)
         >>> {name: delta.shape for name, delta in deltas_of(net).items()}
-        {'0.weight': torch.Size([8, 4])}
+        {'0': torch.Size([8, 4])}
     """
     with torch.no_grad():
-        found = low_rank_layers(net).items()
-        return {f"{name}.weight": adapter.factors.delta() for name, adapter in found}
+        return {name: layer.factors.delta() for name, layer in low_rank_layers(net).items()}
 
 
 def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
@@ -258,52 +257,48 @@ def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
 def _merged(
     state: Mapping[str, Tensor], deltas: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    own = {name.removesuffix("weight") + "parametrizations.weight." for name in deltas}
+    own = tuple(f"{name}.parametrizations." for name in deltas)
     for name, value in state.items():
         if name.endswith(_ORIGINAL):
-            name = f"{name.removesuffix(_ORIGINAL)}.weight"
-            yield name, value + deltas[name].to(value.dtype)
-        elif not name.startswith(tuple(own)):
+            layer = name.removesuffix(_ORIGINAL)
+            yield f"{layer}.weight", value + deltas[layer].to(value.dtype)
+        elif not name.startswith(own):
             yield name, value
 
 
-def add_deltas_(
-    tensors: dict[str, Tensor],
-    deltas: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
-    strength: float,
-    origin: str,
-) -> None:
-    """Add ``strength`` times each delta to the weight of its name, in a state dict; at 0 nothing.
+def add_deltas(
+    tensors: Mapping[str, Tensor], deltas: Mapping[str, Tensor], strength: float, origin: str
+) -> dict[str, Tensor]:
+    """A state dict with ``strength`` times each delta added to the weight of its layer.
 
     Args:
-        tensors: State dict, whose entries are replaced; the tensors in it stay as they are.
-        deltas: Name of each weight -> what is added to it.
-        strength: Factor of the deltas.
+        tensors: State dict of the network, which stays as it is.
+        deltas: Name of each layer -> what is added to its weight.
+        strength: Factor of the deltas; at 0 all weights are those of the network to the last bit.
         origin: Name of the adapter in messages.
 
     Raises:
-        ValueError: If a weight is missing or of another shape. Nothing has been replaced then.
+        ValueError: If a layer is missing, or its weight is of another shape.
 
     Example:
-        >>> tensors = {"w": torch.ones(2)}
-        >>> add_deltas_(tensors, {"w": torch.tensor([1.0, -2.0])}, 0.5, "a.safetensors")
-        >>> tensors["w"]
-        tensor([1.5000, 0.0000])
+        >>> tensors = {"0.weight": torch.ones(1, 2)}
+        >>> add_deltas(tensors, {"0": torch.tensor([[1.0, -2.0]])}, 0.5, "a.safetensors")
+        {'0.weight': tensor([[1.5000, 0.0000]])}
     """
-    deltas = dict(deltas)
-    for name, delta in deltas.items():
-        if name not in tensors:
+    merged = dict(tensors)
+    for layer, delta in deltas.items():
+        weight = merged.get(f"{layer}.weight")
+        if weight is None:
             raise ValueError(
-                f"{origin} must adapt layers of the model, which has no {name.rpartition('.')[0]};"
-                " give the model that it was trained on"
+                f"{origin} must adapt layers of the model, which has no {layer}; give the model"
+                " that it was trained on"
             )
-        if tensors[name].shape != delta.shape:
+        if weight.shape != delta.shape:
             raise ValueError(
-                f"{origin} must add weights of the shape of the model's, {name} is"
-                f" {list(tensors[name].shape)} in the model and {list(delta.shape)} in the adapter"
+                f"{origin} must add to weights of their own shape, {layer} has {[*weight.shape]} in"
+                f" the model and {[*delta.shape]} in the adapter"
             )
-    for name, delta in deltas.items() if strength else ():
-        weight = tensors[name]
-        tensors[name] = (weight.float() + strength * delta.to(weight.device).float()).to(
-            weight.dtype
-        )
+        if strength:
+            total = weight.float() + strength * delta.to(weight.device).float()
+            merged[f"{layer}.weight"] = total.to(weight.dtype)
+    return merged

@@ -17,7 +17,8 @@ from torch import Tensor
 from edm2lite import processes
 from edm2lite.claim import Claim
 from edm2lite.dataset import ImageDataset
-from edm2lite.models.loading import Model, load
+from edm2lite.models.adapters import Adapter
+from edm2lite.models.loading import Model, load, with_adapters
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
@@ -44,6 +45,7 @@ def generate(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: None = None,
@@ -63,6 +65,7 @@ def generate(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: str | Path,
@@ -81,6 +84,7 @@ def generate(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: str | Path | None = None,
@@ -103,6 +107,7 @@ def generate(
             without its conditions, which is the default with prompts; with a weight in
             ``sampling.guidance``.
         batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
+        adapters: Adapters of the model, or their files with a strength each: ``FILE:0.5``.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         compiled: Whether torch.compile makes kernels for the networks first.
         out: Folder, or ZIP file, to write to; images that are there already are kept. Under
@@ -113,7 +118,7 @@ def generate(
         [N, C, H, W] uint8 images on the CPU; or ``out``, if it is given.
 
     Raises:
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If there is no such model, or adapter.
         ValueError: If the arguments do not fit the model, or ``out`` holds other images or is being
             written by another process.
 
@@ -131,7 +136,7 @@ def generate(
     generator = image_generator(
         model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
         classes=classes, sampling=sampling, guide=guide, batch_size=batch_size, device=device,
-        compiled=compiled,
+        adapters=adapters, compiled=compiled,
     )  # fmt: skip
     if out is None:
         return _collected(generator, progress)
@@ -160,11 +165,12 @@ def image_generator(
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
 ) -> ImageGenerator:
     """The generator of images that :func:`generate` runs; see there for arguments and errors."""
-    model = model if isinstance(model, Model) else load(model)
+    model = with_adapters(model if isinstance(model, Model) else load(model), adapters)
     sampling = sampling or Sampling()
     if seeds is None:
         if prompts is None:

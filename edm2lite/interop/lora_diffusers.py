@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from edm2lite.interop.lora_names import LayerNames
-from edm2lite.interop.lora_peft import SUFFIXES, Scales, stated_scales
+from edm2lite.interop.lora_peft import SUFFIXES as PEFT
+from edm2lite.interop.lora_peft import Scales, stated_scales
 from edm2lite.interop.lora_tensors import Pair, Part, alpha_scale, changes, gathered
 from edm2lite.network.low_rank import Factors
 from edm2lite.strict_json import parse_object
@@ -21,8 +22,8 @@ CONFIG = "lora_adapter_metadata"
 PARTS = ("unet", "transformer")
 """Parts of a pipeline that are networks like ours."""
 
-_SUFFIXES: dict[str, Part] = {
-    **SUFFIXES,
+SUFFIXES: dict[str, Part] = {
+    **PEFT,
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".alpha": "alpha",
@@ -37,7 +38,7 @@ def is_diffusers(keys: Mapping[str, Tensor]) -> bool:
         >>> is_diffusers({"unet.x.lora.down.weight": torch.ones(1)})
         True
     """
-    return any(key.endswith(tuple(_SUFFIXES)[:4]) for key in keys)
+    return any(key.endswith(tuple(SUFFIXES)[:4]) for key in keys)
 
 
 def read(
@@ -66,7 +67,7 @@ def read(
     """
     config = _config(metadata)
     scales = {part: Scales(values) for part, values in config.items()}
-    found = gathered(tensors, _SUFFIXES, lambda stem: _resolved(stem, names))
+    found = gathered(tensors, SUFFIXES, lambda stem: _resolved(stem, names))
 
     def scale_of(name: str, factors: Pair, rank: int) -> float:
         part, _, path = factors.key.partition(".")

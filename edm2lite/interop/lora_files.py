@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,16 +26,20 @@ from edm2lite.atomic import replacing, replacing_folder
 from edm2lite.interop import lora_diffusers, lora_kohya, lora_peft
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.lora_names import LayerNames
+from edm2lite.interop.lora_tensors import gathered
+from edm2lite.interop.torch_dicts import read_dict
 from edm2lite.interop.torch_zip import read_torch, state_dict
 from edm2lite.network.low_rank import Factors
 from edm2lite.strict_json import parse_object
-from edm2lite.tensorfile import load_tensors, save_tensors
+from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 
 Tool = Literal["kohya", "peft", "diffusers"]
 Place = Literal["inside-wn", "outside-wn"]
 
 MARK = "edm2lite.lora"
 """Key of the metadata: where changes are added, before or after weight normalization."""
+
+_MARKS = (".lora_", ".lora.", ".dora_scale", ".hada_", ".lokr_")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,56 @@ def read_lora(source: str | Path, names: LayerNames) -> LoraFile:
     try:
         tensors, metadata = _content(path)
         return _read(path, tensors, metadata, names)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(path) in text else f"{path} {text}") from error
+
+
+def is_lora(source: str | Path) -> bool:
+    """Whether a file or folder has keys of LoRA.
+
+    Args:
+        source: The file or folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged.
+    """
+    path = _weights(Path(source))
+    if zipfile.is_zipfile(path):
+        return _has_marks(map(str, read_dict(path)[1]))
+    return _has_marks(read_header(path).tensors)
+
+
+def _has_marks(keys: Iterable[str]) -> bool:
+    return any(mark in key for key in keys for mark in _MARKS)
+
+
+def outline(source: str | Path) -> tuple[Tool, dict[str, int], Place | None]:
+    """The tool of a LoRA file, the rank of each layer as the file calls it, and its place.
+
+    Args:
+        source: The file or folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or of another kind.
+
+    Example:
+        >>> import tempfile, torch
+        >>> names = LayerNames({"unet.enc.conv": (4, 3)}, "unet")
+        >>> changes = {"unet.enc.conv": Factors(torch.ones(2, 3), torch.ones(4, 2))}
+        >>> path = write_lora(Path(tempfile.mkdtemp()) / "a", "diffusers", changes, names)
+        >>> outline(path)
+        ('diffusers', {'unet.enc.conv': 2}, 'inside-wn')
+    """
+    path = _weights(Path(source))
+    try:
+        tensors, metadata = _content(path)
+        suffixes = {**lora_kohya.SUFFIXES, **lora_diffusers.SUFFIXES}
+        found = gathered(tensors, suffixes, str)
+        ranks = {key: len(p.down) for key, p in found.items() if p.down is not None and p.down.ndim}
+        return _tool(tensors), ranks, _place(metadata)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(path) in text else f"{path} {text}") from error
@@ -159,16 +213,22 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: LayerNames
 ) -> LoraFile:
-    place = _place(metadata)
-    if any(key.startswith(lora_peft.PREFIX) for key in tensors):
+    place, tool = _place(metadata), _tool(tensors)
+    if tool == "peft":
         changes, is_inside = lora_peft.read(tensors, _config(path), names)
         if is_inside and place is None:
             place = "inside-wn"
         return LoraFile(path, "peft", changes, place, metadata)
-    if lora_kohya.is_kohya(tensors):
+    if tool == "kohya":
         return LoraFile(path, "kohya", lora_kohya.read(tensors, names), place, metadata)
     changes = lora_diffusers.read(tensors, metadata, names)
     return LoraFile(path, "diffusers", changes, place, metadata)
+
+
+def _tool(keys: Mapping[str, Tensor]) -> Tool:
+    if any(key.startswith(lora_peft.PREFIX) for key in keys):
+        return "peft"
+    return "kohya" if lora_kohya.is_kohya(keys) else "diffusers"
 
 
 def _place(metadata: Mapping[str, str]) -> Place | None:

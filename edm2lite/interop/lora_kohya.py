@@ -16,7 +16,7 @@ from edm2lite.network.low_rank import Factors
 PREFIXES = ("lora_unet_", "lora_transformer_")
 """What keys begin with; the first is written, for networks of any kind."""
 
-_SUFFIXES: dict[str, Part] = {
+SUFFIXES: dict[str, Part] = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
     ".alpha": "alpha",
@@ -60,7 +60,7 @@ def read(tensors: Mapping[str, Tensor], names: LayerNames) -> dict[str, Factors]
             raise ValueError(f"must name layers as {PREFIXES[0]}..., it names {shown(stem)}")
         return names.of_flat(stem.removeprefix(prefix))
 
-    found = gathered(tensors, _SUFFIXES, name_of)
+    found = gathered(tensors, SUFFIXES, name_of)
     return changes(found, names, lambda name, factors, rank: alpha_scale(factors, rank))
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,14 @@ from edm2lite.network.adapters import add_deltas
 from edm2lite.network.backbone import backbone_from_dict
 from edm2lite.network.low_rank import Factors
 from edm2lite.strict_json import parse_object
-from edm2lite.tensorfile import ADAPTER_FORMAT, all_finite, as_bytes, load_tensors, save_tensors
+from edm2lite.tensorfile import (
+    ADAPTER_FORMAT,
+    all_finite,
+    as_bytes,
+    load_tensors,
+    read_header,
+    save_tensors,
+)
 
 _SOURCE = (
     "run", "nimg", "average", "sigma_rel", "gamma", "profile", "predicted_error", "solver",
@@ -182,6 +190,22 @@ def read_adapter(path: str | Path) -> Adapter:
     if not file.is_file():
         raise FileNotFoundError(f"no adapter at {file}; give the file of an adapter, or a run")
     return adapter_of(*load_tensors(file), str(path))
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a file is an adapter of ours, or a folder the run of one.
+
+    Example:
+        >>> import tempfile, torch
+        >>> adapter = Adapter("a", "lora", {"unet.emb_noise.delta": torch.ones(4, 8)})
+        >>> is_adapter(save_adapter(f"{tempfile.mkdtemp()}/a.safetensors", adapter))
+        True
+    """
+    file = Path(path)
+    file = file / "last.safetensors" if file.is_dir() else file
+    if not file.is_file() or zipfile.is_zipfile(file):
+        return False
+    return "adapter" in read_header(file).metadata
 
 
 def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> Adapter:

@@ -65,7 +65,7 @@ def merge(model: str, adapters: tuple[str, ...], out: Path) -> None:
         --out nines.safetensors
     """
     from edm2lite.claim import claim_file
-    from edm2lite.models.adapters import without_source
+    from edm2lite.models.merging import without_source
     from edm2lite.models.loading import load
 
     with claim_file(out):

@@ -20,6 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
+from torch import nn
+
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.kinds import Kinds
 from edm2lite.models.adapters import Adapter
@@ -27,7 +30,7 @@ from edm2lite.models.loading import Model, read_metadata
 from edm2lite.network.adapters import LayerRank, add_low_rank, low_rank_layers
 from edm2lite.strict_json import parse_object
 
-from .tuned import Factored, Tuned, Whole
+from .tuned import Added, Factored, Tuned, Whole
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -121,6 +124,88 @@ class LoRA(Tuning):
         add_low_rank(net, chosen, seed=seed, prefix=f"{net.config.backbone.tensor_prefix}.")
         scales = {name: layer.scale for name, layer in low_rank_layers(net).items()}
         return Factored(net, _adapter("lora", base, scales=scales))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Tuning):
+    """Train the vector of a class, and nothing else: other classes stay as they are.
+
+    Attributes:
+        label: Number of the class; one that the network has is replaced. [default: the next one]
+        start: Class whose vector it begins with. [default: the mean of all]
+    """
+
+    kind: Literal["embedding"] = "embedding"
+    label: int | None = None
+    start: int | None = None
+
+    def fields(self, net: PrecondConfig) -> dict[str, Any]:
+        """The class, as one that was learned."""
+        known = getattr(net.backbone, "label_dim", 0)
+        if not known or not hasattr(net.backbone, "learned_classes"):
+            raise ValueError(
+                "tune.kind=embedding needs a network of kind unet, dit or mp_dit with classes, got"
+                f" {net.backbone.kind} with {known}"
+            )
+        return {"learned_classes": (known if self.label is None else self.label,)}
+
+    def begin(self, net: Precond, base: Model, seed: int) -> Tuned:
+        """See :meth:`Tuning.begin`.
+
+        Raises:
+            ValueError: If there is no class to begin with, or the model has learned one already.
+        """
+        network: Any = net.backbone
+        known = network.config.label_dim
+        if getattr(base.net.config.backbone, "learned_classes", None):
+            raise ValueError(f"{base.name} has learned a class already; adapt the model before it")
+        if self.start is not None and not 0 <= self.start < known:
+            raise ValueError(f"tune.start must be one of the {known} classes, got {self.start}")
+        with torch.no_grad():
+            vectors = network.known_classes(torch.eye(known))
+        network.emb_learned.start_(vectors if self.start is None else vectors[[self.start]])
+        return _added(net, network.emb_learned, "embedding", base, self.fields(net.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypernetwork(Tuning):
+    """Train two layers beside the embedding of noise level and class, joined by angles.
+
+    Attributes:
+        ratio: Width of the hidden layer over that of the embedding.
+    """
+
+    kind: Literal["hypernetwork"] = "hypernetwork"
+    ratio: int = 1
+
+    def fields(self, net: PrecondConfig) -> dict[str, Any]:
+        """The width of the hidden layer."""
+        if not hasattr(net.backbone, "hypernetwork"):
+            raise ValueError(
+                "tune.kind=hypernetwork needs a network of kind unet, dit or mp_dit, got"
+                f" {net.backbone.kind}"
+            )
+        return {"hypernetwork": self.ratio}
+
+    def begin(self, net: Precond, base: Model, seed: int) -> Tuned:
+        """See :meth:`Tuning.begin`.
+
+        Raises:
+            ValueError: If the model has a hypernetwork already.
+        """
+        if getattr(base.net.config.backbone, "hypernetwork", None):
+            raise ValueError(f"{base.name} has a hypernetwork already; adapt the model before it")
+        network: Any = net.backbone
+        return _added(net, network.emb_hyper, "hypernetwork", base, self.fields(net.config))
+
+
+def _added(
+    net: Precond, part: nn.Module, kind: str, base: Model, fields: Mapping[str, Any]
+) -> Tuned:
+    """A part of the network as all that is trained."""
+    net.requires_grad_(False)
+    part.requires_grad_(True)
+    return Added(net, _adapter(kind, base, backbone=dict(fields)))
 
 
 def _adapter(kind: str, base: Model, **parts: Any) -> Adapter:

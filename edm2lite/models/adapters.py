@@ -3,7 +3,7 @@
 A low-rank adapter is added to stored weights, before normalization
 (:mod:`edm2lite.network.adapters`); a learned class or a hypernetwork brings tensors of its own, and
 the fields of the network's configuration that make room for them. Adapters are merged when a model
-is loaded, so sampling costs what it costs without.
+is loaded (:mod:`edm2lite.models.merging`), so sampling costs what it costs without.
 
 The file is safetensors. Of a layer it holds the factors, ``LAYER.down`` and ``LAYER.up``, or the
 whole of what is added, ``LAYER.delta``, as averages do; every other tensor belongs to the network.
@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,8 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
-from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
-from edm2lite.network.adapters import add_deltas
-from edm2lite.network.backbone import backbone_from_dict
-from edm2lite.network.low_rank import Factors
+from edm2lite.network.low_rank import Factors, factorize
 from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import (
     ADAPTER_FORMAT,
@@ -40,11 +37,6 @@ from edm2lite.tensorfile import (
     read_header,
     save_tensors,
 )
-
-_SOURCE = (
-    "run", "nimg", "average", "sigma_rel", "gamma", "profile", "predicted_error", "solver",
-    "solver_revision", "inputs", "tool", "digest", "header_digest", "adapters",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,6 +170,37 @@ def save_adapter(path: str | Path, adapter: Adapter) -> Path:
     return save_tensors(Path(path), adapter.tensors, adapter.to_metadata())
 
 
+def factorized(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """An adapter with the best factors of a rank for what it adds to each layer, and their error.
+
+    What an average adds has no low rank, although each product in it has.
+
+    Args:
+        adapter: The adapter.
+        rank: Largest rank of a layer.
+
+    Returns:
+        The adapter, and the L2 norm of what it lacks over that of what was there, over all layers.
+
+    Example:
+        >>> import torch
+        >>> whole = Adapter("a", "lora", {"0.delta": torch.diag(torch.tensor([4.0, 3.0]))})
+        >>> thin, error = factorized(whole, rank=1)
+        >>> thin.ranks, round(error, 4)
+        ({'0': 1}, 0.6)
+    """
+    tensors, lost, there = dict(adapter.own_tensors), 0.0, 0.0
+    for layer, delta in adapter.deltas().items():
+        found, size = factorize(delta, rank=rank), delta.double().square().sum().item()
+        down, up = found.change.down.contiguous(), found.change.up.contiguous()
+        tensors |= {f"{layer}.down": down, f"{layer}.up": up}
+        lost, there = lost + found.error**2 * size, there + size
+    error = math.sqrt(lost / there) if there else 0.0
+    rest_of = {k: v for k, v in adapter.metadata.items() if k not in ("digest", "header_digest")}
+    metadata = {**rest_of, "rank_error": repr(error)}
+    return dataclasses.replace(adapter, tensors=tensors, scales={}, metadata=metadata), error
+
+
 def read_adapter(path: str | Path) -> Adapter:
     """The adapter in a file.
 
@@ -255,51 +278,3 @@ def parse_strength(text: str) -> tuple[str, float]:
     if not math.isfinite(strength):
         raise ValueError(f"the strength of an adapter must be finite, got {text}")
     return path, strength
-
-
-def merged(
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    adapters: Sequence[tuple[Adapter, float]],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a model with adapters.
-
-    Args:
-        tensors: State dict of the model.
-        metadata: Metadata of the model, with its configuration under ``model``.
-        adapters: Adapters and their strengths.
-
-    Raises:
-        ValueError: If an adapter does not fit the model, or another adapter.
-    """
-    found, fields = dict(tensors), dict[str, Any]()
-    for adapter, strength in adapters:
-        found = add_deltas(found, adapter.deltas(), strength, adapter.name)
-        if taken := [key for key in adapter.backbone if key in fields]:
-            raise ValueError(
-                f"adapters must add different parts, {adapter.name} has {taken[0]} as another one"
-                " has; use one of them"
-            )
-        fields |= adapter.backbone
-        found |= {name: _scaled(name, t, strength) for name, t in adapter.own_tensors.items()}
-    told = {**metadata, "model": _with_fields(metadata["model"], fields).to_json()}
-    used = [{"digest": a.digest, "strength": s} for a, s in adapters]
-    return found, {**told, "adapters": json.dumps(used, separators=(",", ":"))}
-
-
-def _scaled(name: str, value: Tensor, strength: float) -> Tensor:
-    """A tensor of a hypernetwork or class at a strength: angles grow with it, others do not."""
-    return value * strength if name.endswith("angles") else value
-
-
-def _with_fields(model: str, fields: Mapping[str, Any]) -> PrecondConfig:
-    config = PrecondConfig.from_json(model)
-    if not fields:
-        return config
-    backbone = backbone_from_dict({**config.backbone.to_dict(), **fields})
-    return dataclasses.replace(config, backbone=backbone)
-
-
-def without_source(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a model without what says where its weights come from."""
-    return {key: value for key, value in metadata.items() if key not in _SOURCE}

@@ -28,12 +28,10 @@ from edm2lite.ema.targets import MAX_ERROR
 from edm2lite.models.adapters import (
     Adapter,
     adapter_of,
-    merged,
     parse_strength,
-    read_adapter,
-    without_source,
 )
 from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
+from edm2lite.models.merging import merged, without_source
 from edm2lite.models.model import EXPORTED as EXPORTED
 from edm2lite.models.model import IN_FOLDERS
 from edm2lite.models.model import Model as Model
@@ -77,7 +75,8 @@ def with_adapters(model: Model, adapters: Sequence[Adapter | str | Path]) -> Mod
 
     Args:
         model: The model that the adapters were trained on.
-        adapters: Adapters, or their files, each with its strength as in ``FILE:0.5``. [default: 1]
+        adapters: Adapters, or their names as :func:`load_adapter` takes them, each with its
+            strength as in ``FILE:0.5``. [default: 1]
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -86,7 +85,7 @@ def with_adapters(model: Model, adapters: Sequence[Adapter | str | Path]) -> Mod
     chosen = []
     for given in adapters:
         path, strength = (given, 1.0) if isinstance(given, Adapter) else parse_strength(str(given))
-        adapter = path if isinstance(path, Adapter) else read_adapter(path)
+        adapter = path if isinstance(path, Adapter) else load_adapter(path)
         adapter.check_base(model.identity, model.name)
         chosen.append((adapter, strength))
     if not any(strength for _, strength in chosen):
@@ -105,12 +104,29 @@ def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: If there is no such file or run.
         ValueError: As :func:`load`, but the tensors may be of any model.
     """
-    text = str(spec)
+    return _with_base(*_stored(str(spec)), str(spec))
+
+
+def load_adapter(spec: str | Path) -> Adapter:
+    """An adapter by its name: its file, the run that trained it, or an average of that run.
+
+    Args:
+        spec: Name of the adapter, in the forms that :func:`load` takes.
+
+    Raises:
+        FileNotFoundError: If there is no such file or run.
+        ValueError: If it is damaged, or no adapter.
+    """
+    return adapter_of(*_stored(str(spec)), str(spec))
+
+
+def _stored(text: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file or an average, as they are."""
     run, at, query = text.rpartition("@")
     if at and not Path(text).exists():
         rebuilt = build([_planned(run, query, text)])[0]
-        return _with_base(rebuilt.state_dict or {}, rebuilt.metadata, text)
-    return _with_base(*load_tensors(_file(text)), text)
+        return rebuilt.state_dict or {}, rebuilt.metadata
+    return load_tensors(_file(text))
 
 
 def read_metadata(spec: str | Path) -> dict[str, str]:

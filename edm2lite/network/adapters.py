@@ -145,10 +145,8 @@ def adaptable_layers(net: nn.Module) -> dict[str, nn.Module]:
 def _stored(module: nn.Module) -> Tensor | None:
     """The parameter ``weight`` of a layer, without what adapters add."""
     if parametrize.is_parametrized(module, "weight"):
-        found = module.get_submodule("parametrizations.weight")._parameters.get("original")
-    else:
-        found = module._parameters.get("weight")
-    return found
+        return module.get_submodule("parametrizations.weight")._parameters.get("original")
+    return module._parameters.get("weight")
 
 
 def add_low_rank(
@@ -220,11 +218,8 @@ def low_rank_layers(net: nn.Module) -> dict[str, LowRank]:
         >>> {name: adapter.down.shape for name, adapter in low_rank_layers(net).items()}
         {'0': torch.Size([4, 4])}
     """
-    found = {}
-    for name, module in net.named_modules():
-        if isinstance(module, LowRank):
-            found[name.partition(".parametrizations.")[0]] = module
-    return found
+    named = [(name, m) for name, m in net.named_modules() if isinstance(m, LowRank)]
+    return {name.partition(".parametrizations.")[0]: module for name, module in named}
 
 
 def deltas_of(net: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from edm2lite.network.additions import Hypernetwork, LearnedClasses, check_ratio, num_classes
 from edm2lite.network.backbone import Backbone
 from edm2lite.network.block import Block
 from edm2lite.network.conditioning import Conditioning
@@ -49,6 +50,9 @@ class UNetConfig(UNetShape):
         head_channels: Number of channels of an attention head.
         dropout: Probability of dropout within the residual branches.
         text: Text that the network is told, or None.
+        learned_classes: Classes that have vectors of their own, learned later; None for none.
+        hypernetwork: Width of the hidden layer of a hypernetwork over that of the embedding, or
+            None.
         label_balance: Share t of the class in the embedding, or of class and text together.
         concat_balance: Share t of the skip connection where the decoder takes it back.
         res_balance: Share t of the convolutions of a block in its sum with the main path.
@@ -67,6 +71,8 @@ class UNetConfig(UNetShape):
     kind: Literal["unet"] = "unet"
     cond_channels: int = 0
     text: UNetText | None = None
+    learned_classes: tuple[int, ...] | None = None
+    hypernetwork: int | None = None
     label_balance: float = 0.5
     concat_balance: float = 0.5
     res_balance: float = 0.3
@@ -90,6 +96,8 @@ class UNetConfig(UNetShape):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, _RANGES)
+        num_classes(self.label_dim, self.learned_classes)
+        check_ratio(self.hypernetwork)
         levels = [self.img_resolution >> level for level in range(len(self.channel_mult))]
         if unknown := sorted({*self.text_resolutions} - {*levels}):
             raise ValueError(
@@ -98,9 +106,14 @@ class UNetConfig(UNetShape):
             )
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes, learned ones included."""
+        return num_classes(self.label_dim, self.learned_classes)
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """A class label, a condition image and text, where there are any."""
-        label = (ClassLabel(self.label_dim),) if self.label_dim else ()
+        label = (ClassLabel(self.num_classes),) if self.label_dim else ()
         image = (ConditionImage(self.cond_channels),) if self.cond_channels else ()
         return (*label, *image, *(self.text.conditions if self.text else ()))
 
@@ -146,6 +159,11 @@ class UNet(Backbone):
         self.emb_label = MPConv(config.label_dim, config.emb_channels) if config.label_dim else None
         pooled = config.text.pooled if config.text else 0
         self.emb_pooled = MPConv(pooled + 1, config.emb_channels) if pooled else None
+        learned, ratio = config.learned_classes, config.hypernetwork
+        self.emb_learned = (
+            LearnedClasses(learned, config.label_dim, config.emb_channels) if learned else None
+        )
+        self.emb_hyper = Hypernetwork(config.emb_channels, ratio) if ratio else None
         self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
         inputs = config.img_channels + config.cond_channels + 1  # ones, in place of biases
@@ -197,16 +215,27 @@ class UNet(Backbone):
         emb, told = self.emb_noise(self.emb_fourier(c_noise)), None
         if self.emb_label is not None:
             label = conditioning.get("label")
-            vectors = emb.new_zeros(1, self.config.label_dim)
+            vectors = emb.new_zeros(1, self.config.num_classes)
             if label is not None:
-                vectors = ClassLabel(self.config.label_dim).vectors(label)
-            told = self.emb_label(vectors * math.sqrt(self.config.label_dim))
+                vectors = ClassLabel(self.config.num_classes).vectors(label)
+            told = self.class_embedding(vectors)
         if self.emb_pooled is not None and self.config.text is not None:
             text_emb = self.emb_pooled(pooled_of(conditioning, self.config.text, emb))
             told = text_emb if told is None else mp_sum(told, text_emb, 0.5)
         if told is not None:
             emb = mp_sum(emb, told.expand_as(emb), self.config.label_balance)
-        return mp_silu(emb)
+        emb = mp_silu(emb)
+        return emb if self.emb_hyper is None else self.emb_hyper(emb)
+
+    def class_embedding(self, vectors: Tensor) -> Tensor:
+        """[N, num_classes] one-hot vectors -> [N, C_emb], of magnitude 1."""
+        known = self.known_classes
+        return known(vectors) if self.emb_learned is None else self.emb_learned(vectors, known)
+
+    def known_classes(self, vectors: Tensor) -> Tensor:
+        """[N, label_dim] one-hot vectors -> [N, C_emb], without learned classes."""
+        assert self.emb_label is not None
+        return self.emb_label(vectors * math.sqrt(self.config.label_dim))
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""

@@ -332,12 +332,35 @@ def text(page):
     assert [p.sigma_rel for p in read_csv(Path("sweeps/fd/sweep.csv"))] == [None, 0.05, 0.1]
 
 
+def finetune(page):
+    changes = ("batch_size=8", "microbatch=8", "total_nimg=32", "status_nimg=32",
+               "snapshot_nimg=8", "checkpoint_nimg=32", "net.backbone.model_channels=16",
+               "net.backbone.head_channels=16", "optim.rampup_nimg=0")  # fmt: skip
+    small = "".join(f" --set {change}" for change in changes)
+
+    def shrink(line):
+        line = line.replace("--grid", "--steps 2 --grid")
+        return line + small if "-m edm2lite.training" in line else line
+
+    page.small = shrink
+    yield
+    for name in ("nines", "half", "average"):
+        with Image.open(f"{name}.png") as picture:
+            assert picture.width >= 64
+    assert page.names["images"].shape == (16, 1, 8, 8)
+    base = load("runs/nine@sigma_rel=0.10")
+    assert load("runs/tenth").metadata["base"] == base.name
+    assert page.names["model"].identity != base.identity
+    assert Path("runs/vector/last.safetensors").stat().st_size < 1024
+
+
 def num_parameters(config):
     with torch.device("meta"):
         return sum(p.numel() for p in config.build().parameters())
 
 
 NEEDS = {
+    "finetune.md": finetune,
     "extending.md": extending,
     "ladder.md": ladder,
     "transformers.md": transformers,

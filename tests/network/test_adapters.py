@@ -125,9 +125,10 @@ def test_an_adapted_convolution_is_that_of_the_formula():
 
 @pytest.mark.parametrize("make", [lambda: MPConv(4, 40, (3, 3)), lambda: MPUpConv(4, 40)])
 def test_at_full_rank_a_step_of_sgd_is_that_on_the_whole_weight(make):
-    """dL/dB = s G A^T, so B A moves by -lr s^2 G A^T A = -lr G where A^T A = fan_in and s^2 = 1 / fan_in.
+    """dL/dB = s G A^T, so s B A moves by -lr s^2 G A^T A, which is -lr G.
 
-    A has no gradient at B = 0. The weights then are equal, and so are the outputs.
+    For A^T A is fan_in, and s^2 is 1 / fan_in. A has no gradient at B = 0. The weights then are
+    equal, and so are the outputs.
     """
     whole = nn.Sequential(make())
     factored = copy.deepcopy(whole)

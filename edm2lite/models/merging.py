@@ -1,0 +1,68 @@
+"""Models with adapters: the tensors and the metadata of both, as those of one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from edm2lite.diffusion.precond import PrecondConfig
+from edm2lite.models.adapters import Adapter
+from edm2lite.network.adapters import add_deltas
+from edm2lite.network.backbone import backbone_from_dict
+
+_SOURCE = (
+    "run", "nimg", "average", "sigma_rel", "gamma", "profile", "predicted_error", "solver",
+    "solver_revision", "inputs", "tool", "digest", "header_digest", "adapters",
+)  # fmt: skip
+
+
+def merged(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    adapters: Sequence[tuple[Adapter, float]],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a model with adapters.
+
+    Args:
+        tensors: State dict of the model.
+        metadata: Metadata of the model, with its configuration under ``model``.
+        adapters: Adapters and their strengths.
+
+    Raises:
+        ValueError: If an adapter does not fit the model, or another adapter.
+    """
+    found, fields = dict(tensors), dict[str, Any]()
+    for adapter, strength in adapters:
+        found = add_deltas(found, adapter.deltas(), strength, adapter.name)
+        if taken := [key for key in adapter.backbone if key in fields]:
+            raise ValueError(
+                f"adapters must add different parts, {adapter.name} has {taken[0]} as another one"
+                " has; use one of them"
+            )
+        fields |= adapter.backbone
+        found |= {name: _scaled(name, t, strength) for name, t in adapter.own_tensors.items()}
+    told = {**metadata, "model": _with_fields(metadata["model"], fields).to_json()}
+    used = [{"digest": a.digest, "strength": s} for a, s in adapters]
+    return found, {**told, "adapters": json.dumps(used, separators=(",", ":"))}
+
+
+def _scaled(name: str, value: Tensor, strength: float) -> Tensor:
+    """A tensor of a hypernetwork or class at a strength: angles grow with it, others do not."""
+    return value * strength if name.endswith("angles") else value
+
+
+def _with_fields(model: str, fields: Mapping[str, Any]) -> PrecondConfig:
+    config = PrecondConfig.from_json(model)
+    if not fields:
+        return config
+    backbone = backbone_from_dict({**config.backbone.to_dict(), **fields})
+    return dataclasses.replace(config, backbone=backbone)
+
+
+def without_source(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a model without what says where its weights come from."""
+    return {key: value for key, value in metadata.items() if key not in _SOURCE}

@@ -8,6 +8,7 @@ import click
 
 from ._cli import adapters_option, plugin_option, user_errors
 from .adapters_export import main as export
+from .adapters_factorize import main as factorize
 from .adapters_import import main as import_
 
 
@@ -29,8 +30,8 @@ def info(file: str, base: str | None) -> None:
 
     \b
     Examples:
-      edm2lite adapters info runs/nines
-      edm2lite adapters info pytorch_lora_weights.safetensors --base runs/digits@sigma_rel=0.13
+      edm2lite adapters info runs/tenth
+      edm2lite adapters info pytorch_lora_weights.safetensors --base runs/nine@sigma_rel=0.10
     """
     from edm2lite.interop.adapter_info import describe
 
@@ -61,12 +62,12 @@ def merge(model: str, adapters: tuple[str, ...], out: Path) -> None:
 
     \b
     Example:
-      edm2lite adapters merge runs/digits@sigma_rel=0.13 --adapter runs/nines:0.8 \\
-        --out nines.safetensors
+      edm2lite adapters merge runs/nine@sigma_rel=0.10 --adapter runs/tenth:0.8 \\
+        --out tenth.safetensors
     """
     from edm2lite.claim import claim_file
-    from edm2lite.models.merging import without_source
     from edm2lite.models.loading import load
+    from edm2lite.models.merging import without_source
 
     with claim_file(out):
         found = load(model, adapters)
@@ -76,6 +77,7 @@ def merge(model: str, adapters: tuple[str, ...], out: Path) -> None:
 
 main.add_command(import_, "import")
 main.add_command(export, "export")
+main.add_command(factorize, "factorize")
 
 if __name__ == "__main__":
     main()

@@ -51,9 +51,9 @@ def main(model: str, adapters: tuple[str, ...], tool: Any, out: Path, **options:
 
     \b
     Examples:
-      edm2lite adapters export runs/digits --adapter runs/nines --to kohya --out kohya.safetensors
-      edm2lite adapters export runs/digits --adapter runs/nines --to diffusers --outside-wn \\
-        --max-error 0.05 --out nines-outside.safetensors
+      edm2lite adapters export runs/nine --adapter runs/tenth --to kohya --out kohya.safetensors
+      edm2lite adapters export runs/nine --adapter runs/tenth --to diffusers --outside-wn \\
+        --max-error 0.05 --out outside.safetensors
     """
     if tool == "weights" and any(options.values()):
         raise click.UsageError("--to weights takes neither --outside-wn nor a rank or an error")
@@ -68,8 +68,8 @@ def main(model: str, adapters: tuple[str, ...], tool: Any, out: Path, **options:
             click.echo(adapter_export.export_weights(out, load(model, adapters)))
             return
         options["place"] = "outside-wn" if options.pop("is_outside") else "inside-wn"
-        given = adapter_export.with_strengths(adapters)
-        click.echo(_told(adapter_export.export_lora(out, tool, load(model), given, **options)))
+        base, given = load(model), adapter_export.with_strengths(adapters)
+        click.echo(_told(adapter_export.export_lora(out, tool, base, given, **options)))
 
 
 def _told(found: Exported) -> str:

@@ -29,7 +29,7 @@ def main(file: str, base: str, is_inside: bool, out: Path) -> None:
 
     \b
     Example:
-      edm2lite adapters import peft-folder --base runs/digits --out cat.safetensors
+      edm2lite adapters import peft-folder --base runs/nine --out cat.safetensors
     """
     from edm2lite.claim import claim_file
     from edm2lite.interop.adapter_import import import_adapter

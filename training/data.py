@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
-from edm2lite.dataset.order import Balanced, Bucketed, Order, Stream
+from edm2lite.dataset.joined import joined
+from edm2lite.dataset.order import Alternating, Balanced, Bucketed, Order, Stream
 from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.seeding import Purpose, rng
@@ -157,6 +158,7 @@ class BatchSource:
         names: Conditions that the network takes; others are not read. [default: all]
         encoder: Encoder of the run, which decides the shape of the noise. [default: one that leaves
             the shape of images as it is]
+        prior: Images that take turns with those of ``dataset``, at the odd positions of the run.
 
     Example:
         >>> from edm2lite.dataset import open_dataset
@@ -178,6 +180,7 @@ class BatchSource:
         data: DataConfig | None = None,
         names: Collection[str] | None = None,
         encoder: Encoder | None = None,
+        prior: ImageDataset | None = None,
     ):
         self.data = data or DataConfig(source=dataset.name)
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
@@ -186,6 +189,10 @@ class BatchSource:
         self.local_batch_size = batch_size // world_size
         self.first = rank * self.local_batch_size
         self.order = make_order(dataset, self.data, seed, batch_size)
+        if prior is not None:
+            others = Stream(np.arange(len(prior)), seed, purpose=Purpose.PRIOR)
+            self.order = Alternating(self.order, others, offset=len(dataset))
+            self.dataset = joined(dataset, prior)
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._workers = ThreadPoolExecutor(self.data.workers, thread_name_prefix="samples")
         self._ahead: dict[int, Future[list[Batch]]] = {}

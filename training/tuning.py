@@ -235,7 +235,10 @@ def begin(config: RunConfig, net: Precond, base: Model | None) -> Tuned:
             " net out"
         )
     net.load_state_dict(given, strict=False)
-    return (config.tune or Full()).begin(net, base, config.seed)
+    tuned = (config.tune or Full()).begin(net, base, config.seed)
+    if config.prior is not None:
+        net.logvar_linear.requires_grad_(False)  # few images would teach it to weigh them less
+    return tuned
 
 
 def with_tuning(config: RunConfig, world_size: int) -> RunConfig:

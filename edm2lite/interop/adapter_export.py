@@ -19,8 +19,8 @@ from torch import Tensor
 from edm2lite.diffusion.precond import Precond
 from edm2lite.interop.adapter_import import BASE, layer_names, normalized_layers
 from edm2lite.interop.lora_files import Place, Tool, write_lora
-from edm2lite.models.adapters import Adapter, parse_strength, read_adapter
-from edm2lite.models.loading import with_adapters
+from edm2lite.models.adapters import Adapter, parse_strength
+from edm2lite.models.loading import load_adapter, with_adapters
 from edm2lite.models.model import Model
 from edm2lite.network.layers import MPConv
 from edm2lite.network.low_rank import Factorization, Factors, added, factorize
@@ -48,17 +48,17 @@ class Exported:
 
 
 def with_strengths(texts: Sequence[str]) -> list[tuple[Adapter, float]]:
-    """Adapters and strengths, each from ``FILE`` or ``FILE:STRENGTH``.
+    """Adapters and strengths, each from ``NAME`` or ``NAME:STRENGTH``.
 
     Args:
-        texts: Files, with strengths or without.
+        texts: Names of adapters (files, runs, averages of runs), with strengths or without.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a file is damaged or no adapter, or a strength is not finite.
     """
     parsed = [parse_strength(text) for text in texts]
-    return [(read_adapter(path), strength) for path, strength in parsed]
+    return [(load_adapter(name), strength) for name, strength in parsed]
 
 
 def export_lora(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from edm2lite.interop.hypernetworks import is_hypernetwork, read_hypernetwork
 from edm2lite.interop.lora_files import LayerNames, Place, is_lora, read_lora
 from edm2lite.interop.textual_inversion import read_learned_tokens
-from edm2lite.models.adapters import Adapter, is_adapter, read_adapter
-from edm2lite.models.loading import with_adapters
+from edm2lite.models.adapters import Adapter, is_adapter
+from edm2lite.models.loading import load_adapter, with_adapters
 from edm2lite.models.model import Model
 from edm2lite.network.layers import MPConv
 
@@ -74,7 +74,7 @@ def num_fitting_layers(source: str | Path, base: Model) -> int:
     """
     if not is_adapter(source):
         return len(import_adapter(source, base).ranks)
-    adapter = read_adapter(source)
+    adapter = load_adapter(source)
     with_adapters(base, [adapter])
     return len(adapter.deltas())
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from edm2lite.interop.hypernetworks import is_hypernetwork, read_hypernetwork
 from edm2lite.interop.lora_files import is_lora, outline
 from edm2lite.interop.textual_inversion import read_learned_tokens
-from edm2lite.models.adapters import Adapter, is_adapter, read_adapter
+from edm2lite.models.adapters import Adapter, is_adapter
+from edm2lite.models.loading import load_adapter
 from edm2lite.units import format_bytes
 
 
@@ -37,7 +38,7 @@ def describe(source: str | Path) -> dict[str, str]:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if is_adapter(path):
-        return _ours(read_adapter(path))
+        return _ours(load_adapter(path))
     if path.is_dir() or is_lora(path):
         tool, ranks, place = outline(path)
         told = {"kind": f"lora ({tool})", "layers": str(len(ranks)), "rank": _range(ranks.values())}

@@ -21,11 +21,15 @@ class Tuned(abc.ABC):
 
     @abc.abstractmethod
     def tracker(self, sigma_rels: Sequence[float]) -> PowerFunctionEMA:
-        """Averages of it, of these lengths; the network is on its device."""
+        """Averages of it, of these lengths; the network is on its device by now."""
 
     @abc.abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
         """What the file of the last weights holds, live."""
+
+    @abc.abstractmethod
+    def averaged(self) -> Mapping[str, Tensor]:
+        """What snapshots hold averages of, as it is now."""
 
     @abc.abstractmethod
     def metadata(self) -> dict[str, str]:
@@ -49,6 +53,10 @@ class Whole(Tuned):
     def tensors(self) -> Mapping[str, Tensor]:
         """The state of the network."""
         return named_tensors(self._net)
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The trained parameters."""
+        return {name: p for name, p in self._net.named_parameters() if p.requires_grad}
 
     def metadata(self) -> dict[str, str]:
         """Its configuration."""
@@ -74,6 +82,10 @@ class Added(Tuned):
         """The parameters by their names in the network."""
         return {name: p for name, p in self._net.named_parameters() if p.requires_grad}
 
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The parameters."""
+        return self.tensors()
+
     def metadata(self) -> dict[str, str]:
         """The description of an adapter."""
         return {"adapter": self._adapter.to_metadata()["adapter"]}
@@ -92,6 +104,10 @@ class Factored(Added):
         for name, layer in low_rank_layers(self._net).items():
             found[f"{name}.down"], found[f"{name}.up"] = layer.down, layer.up
         return found
+
+    def averaged(self) -> Mapping[str, Tensor]:
+        """What is added to the weights."""
+        return _named_deltas(self._net)
 
 
 class DeltaEMA(PowerFunctionEMA):

@@ -234,7 +234,8 @@ def begin(config: RunConfig, net: Precond, base: Model | None) -> Tuned:
             f"net must be the network of {base.name}, they differ in {(other or lacking)[0]}; leave"
             " net out"
         )
-    net.load_state_dict(given, strict=False)
+    if not next(net.parameters()).is_meta:  # where only sizes are asked for
+        net.load_state_dict(given, strict=False)
     tuned = (config.tune or Full()).begin(net, base, config.seed)
     if config.prior is not None:
         net.logvar_linear.requires_grad_(False)  # few images would teach it to weigh them less

@@ -173,7 +173,8 @@ def _with_base(
     told = {**base.metadata, "model": base.net.config.to_json()}
     found, told = merged(base.net.state_dict(), told, [(adapter, 1.0)])
     own = {**adapter.metadata, "format": MODEL_FORMAT, "base": adapter.base}
-    return found, {**without_source(told), **own}
+    kept = {key: told[key] for key in ("label_dropout", "unlabeled") if key in told}
+    return found, {**without_source(told), **own, **kept}  # what the base was not told, it is not
 
 
 def _refuse_other_kinds(file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.models.adapters import Adapter
 from edm2lite.network.adapters import add_deltas
-from edm2lite.network.backbone import backbone_from_dict
+from edm2lite.strict_json import parse_object
 
 _SOURCE = (
     "run", "nimg", "average", "sigma_rel", "gamma", "profile", "predicted_error", "solver",
@@ -33,34 +32,40 @@ def merged(
         adapters: Adapters and their strengths.
 
     Raises:
-        ValueError: If an adapter does not fit the model, or another adapter.
+        ValueError: If an adapter does not fit the model, another adapter, or its strength.
     """
+    used = [(adapter, strength) for adapter, strength in adapters if strength]
     found, fields = dict(tensors), dict[str, Any]()
-    for adapter, strength in adapters:
+    for adapter, strength in used:
         found = add_deltas(found, adapter.deltas(), strength, adapter.name)
         if taken := [key for key in adapter.backbone if key in fields]:
             raise ValueError(
                 f"adapters must add different parts, {adapter.name} has {taken[0]} as another one"
                 " has; use one of them"
             )
+        if adapter.kind == "embedding" and strength != 1:
+            raise ValueError(
+                f"a learned class is there or not, {adapter.name} must have strength 0 or 1, got"
+                f" {strength:g}"
+            )
         fields |= adapter.backbone
         found |= {name: _scaled(name, t, strength) for name, t in adapter.own_tensors.items()}
-    told = {**metadata, "model": _with_fields(metadata["model"], fields).to_json()}
-    used = [{"digest": a.digest, "strength": s} for a, s in adapters]
-    return found, {**told, "adapters": json.dumps(used, separators=(",", ":"))}
+    names = ", ".join(adapter.name for adapter, _ in used)
+    told = {**metadata, "model": _with_fields(metadata["model"], fields, names)}
+    digests = [{"digest": adapter.digest, "strength": s} for adapter, s in used]
+    return found, {**told, "adapters": json.dumps(digests, separators=(",", ":"))}
 
 
 def _scaled(name: str, value: Tensor, strength: float) -> Tensor:
-    """A tensor of a hypernetwork or class at a strength: angles grow with it, others do not."""
+    """A tensor of the network at a strength: angles grow with it, others are as they are."""
     return value * strength if name.endswith("angles") else value
 
 
-def _with_fields(model: str, fields: Mapping[str, Any]) -> PrecondConfig:
-    config = PrecondConfig.from_json(model)
-    if not fields:
-        return config
-    backbone = backbone_from_dict({**config.backbone.to_dict(), **fields})
-    return dataclasses.replace(config, backbone=backbone)
+def _with_fields(model: str, fields: Mapping[str, Any], origin: str) -> str:
+    """A model's configuration with fields of its network, checked."""
+    values = parse_object(model)
+    values["backbone"] = {**values["backbone"], **fields}
+    return PrecondConfig.from_json(json.dumps(values), origin).to_json() if fields else model
 
 
 def without_source(metadata: Mapping[str, str]) -> dict[str, str]:

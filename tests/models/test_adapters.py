@@ -122,6 +122,27 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "images").exists() or not list((tmp_path / "images").rglob("*.png"))
 
 
+def test_parts_of_the_network_are_added_with_their_fields(base, tmp_path):
+    width = base.net.config.backbone.emb_channels
+    vector = {"unet.emb_learned.weight": torch.randn(1, width)}
+    fields = {"learned_classes": [10]}
+    file = save_adapter(
+        tmp_path / "vector.safetensors",
+        Adapter("v", "embedding", vector, base.name, base.identity, backbone=fields),
+    )
+    model = load(base.name, [file])
+    assert model.num_classes == 11 and output(model).equal(output(base))
+    assert with_adapters(base, [f"{file}:0", adapter(base)]).num_classes == 10
+    with pytest.raises(ValueError, match="must have strength 0 or 1, got 0.5"):
+        with_adapters(base, [f"{file}:0.5"])
+    with pytest.raises(ValueError, match="must add different parts"):
+        with_adapters(base, [file, file])
+    for other in ({"learned_classes": [12]}, {"kind": "os:system"}, {"img_resolution": "x"}):
+        wrong = Adapter("v", "embedding", vector, backbone=other)
+        with pytest.raises(ValueError, match="configuration of v must be one"):
+            with_adapters(base, [wrong])
+
+
 def test_a_damaged_description_is_refused(base):
     tensors, metadata = damaged(base, None)
     for text in ("{", "[]", json.dumps({"kind": "lora"}), json.dumps({"scales": 1})):

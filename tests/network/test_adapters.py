@@ -22,6 +22,7 @@ from edm2lite.network.adapters import (
 )
 from edm2lite.network.ladder.config import LadderConfig
 from edm2lite.network.layers import MPConv, MPUpConv, normalize_weights_
+from edm2lite.network.magnitudes import Meter, copies, relative_updates
 
 SHAPE = {
     "img_resolution": 8, "img_channels": 2, "label_dim": 5, "model_channels": 16,
@@ -178,6 +179,26 @@ def test_a_network_of_ones_own_is_adapted_too():
     expected = before + hidden @ adapter.factors.delta().T
     torch.testing.assert_close(net(index), expected)
     assert not parametrize.is_parametrized(net[1]) and list(low_rank_layers(net)) == [name]
+
+
+def test_adapted_layers_are_measured_like_others():
+    net = awake(BACKBONES["unet"])
+    before, weights = len(layer_magnitudes(net)), copies(net)
+    adapters = adapted(net)
+    found = layer_magnitudes(net)
+    assert len(found) == before and set(weights) == set(copies(net))
+    updates = relative_updates(net, weights)
+    assert set(updates) >= set(adapters)
+    layer = "unet.enc.4x4_block0.conv_res0"
+    step = net.get_submodule(layer).weight - weights[layer]
+    expected = step.square().mean().sqrt() / weights[layer].square().mean().sqrt()
+    assert updates[layer] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def layer_magnitudes(net):
+    with Meter(net) as meter:
+        output(net)
+    return [m for m in meter.magnitudes({}) if not m.is_block]
 
 
 def test_deltas_for_other_layers_are_refused():

@@ -12,6 +12,7 @@ from edm2lite.models.loading import load_adapter
 from edm2lite.network.adapters import deltas_of
 from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 from edm2lite.training.config import load_config
+from edm2lite.training.dry_run import report
 from edm2lite.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -213,3 +214,14 @@ def test_processes_share_fine_tuning_or_say_why_not(run_dir, tmp_path):
             torch.testing.assert_close(
                 found[name], value, rtol=0, atol=2e-3 * float(value.abs().max())
             )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dry_run_counts_what_is_trained(kind, run_dir, tmp_path):
+    config = load_config(write(tmp_path / "t.yaml", run_dir, kind))
+    text = report(config, tmp_path / "out", world_size=1)
+    trainer = Trainer(config, tmp_path / "out", CPU)
+    trained = sum(p.numel() for p in trainer.net.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in trainer.net.parameters())
+    trainer.close()
+    assert f"parameters   {total}, of which {trained} are trained" in text

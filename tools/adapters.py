@@ -36,14 +36,14 @@ def info(file: str, base: str | None) -> None:
     from edm2lite.interop.adapter_info import describe
 
     told = describe(file)
-    width = max(map(len, told))
-    for name, value in told.items():
-        click.echo(f"{name:{width}}  {value}")
     if base is not None:
         from edm2lite.interop.adapter_import import num_fitting_layers
         from edm2lite.models.loading import load
 
-        click.echo(f"{'fits':{width}}  {num_fitting_layers(file, load(base))} layers of {base}")
+        told["fits"] = f"{num_fitting_layers(file, load(base))} layers of {base}"
+    width = max(map(len, told))
+    for name, value in told.items():
+        click.echo(f"{name:{width}}  {value}")
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.captions import Captions
@@ -80,7 +81,7 @@ def _condition(first: ImageDataset, second: ImageDataset, name: str) -> DatasetC
         raise ValueError(f"{second.name} must have {name} as {first.name} has it")
     count = len(first)
 
-    def values(index: int, *draw: float) -> object:
+    def values(index: int, *draw: float) -> ArrayLike:
         known, row = (a, index) if index < count else (b, index - count)
         return known.rows([row], draw or None)[0].numpy()
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edm2lite.interop.hypernetworks import is_hypernetwork, read_hypernetwork
-from edm2lite.interop.lora_files import LayerNames, Place, is_lora, read_lora
+from edm2lite.interop.lora_files import Place, is_lora, read_lora
+from edm2lite.interop.lora_names import LayerNames
 from edm2lite.interop.textual_inversion import read_learned_tokens
 from edm2lite.models.adapters import Adapter, is_adapter
 from edm2lite.models.loading import load_adapter, with_adapters

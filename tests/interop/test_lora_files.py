@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from edm2lite.diffusion.precond import Precond, PrecondConfig
-from edm2lite.interop.lora_files import MARK, LayerNames, read_lora, write_lora
+from edm2lite.interop.lora_files import MARK, read_lora, write_lora
+from edm2lite.interop.lora_names import LayerNames
 from edm2lite.network.low_rank import Factors
 from edm2lite.network.mp_dit import MPDiTConfig
 from edm2lite.network.unet import UNetConfig

@@ -60,9 +60,11 @@ def main(
     print(f"| nothing | {scores(base, num, sampling, judge)} | | | | |")
     for title, settings in WAYS.items():
         run = runs / title.replace(" ", "-")
-        cost = train("digits-tenth", run, f"init={name}", *settings, *changes)
+        settings = [f"init={name}", *settings, *changes]
+        train("digits-tenth", run, *settings)
         shown[title] = load(f"{run}@sigma_rel=0.10")
-        print(f"| {title} | {scores(shown[title], num, sampling, judge)} | {cost} |")
+        costs = cost("digits-tenth", run, *settings)
+        print(f"| {title} | {scores(shown[title], num, sampling, judge)} | {costs} |", flush=True)
     folder, lora = pictures or runs, runs / "LoRA-of-rank-4"
     rows = [grid_row(model, sampling, range(10), [*range(10)]) for model in shown.values()]
     plot_images(folder / "finetune-ways.png", rows, list(shown), [*map(str, range(10))])
@@ -72,12 +74,15 @@ def main(
     draw(folder / "finetune-lengths.png", lengths, [f"{x:.0%}" for x in LENGTHS], sampling)
 
 
-def train(config: str, run: Path, *changes: str) -> str:
-    """Train if the run has not ended; what is trained, stored, and how long a step takes."""
-    device = torch.device("cpu")
+def train(config: str, run: Path, *changes: str) -> None:
+    """Train if the run has not ended."""
     if not (run / "last.safetensors").is_file():
-        Trainer(load_config(config, changes), run, device).train()
-    trainer = Trainer(load_config(config, changes), run / "timing", device)
+        Trainer(load_config(config, changes), run, torch.device("cpu")).train()
+
+
+def cost(config: str, run: Path, *changes: str) -> str:
+    """What is trained and stored, and how long a step takes."""
+    trainer = Trainer(load_config(config, changes), run / "timing", torch.device("cpu"))
     trained = sum(p.numel() for p in trainer.net.parameters() if p.requires_grad)
     trainer.train_step()
     times = []

@@ -207,6 +207,11 @@ def read_adapter(path: str | Path) -> Adapter:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, is not an adapter, or holds a value that is not finite.
+
+    Example:
+        >>> read_adapter("nowhere.safetensors")
+        Traceback (most recent call last):
+        FileNotFoundError: no adapter at nowhere.safetensors; give the file of an adapter, or a run
     """
     file = Path(path)
     file = file / "last.safetensors" if file.is_dir() else file
@@ -241,6 +246,11 @@ def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
 
     Raises:
         ValueError: If there is no description or it is damaged, or the tensors do not fit it.
+
+    Example:
+        >>> metadata = {"adapter": '{"kind": "lora", "base": "", "base_identity": ""}'}
+        >>> adapter_of({}, metadata, "a").kind
+        'lora'
     """
     if "adapter" not in metadata:
         raise ValueError(f"{name} must be an adapter, it is something else; load models by load()")

@@ -196,13 +196,12 @@ def _adapted(layer: nn.Module, entry: LayerRank, seed: int, name: str) -> LowRan
     assert weight is not None, name
     fan_in = weight[0].numel()
     rank = min(entry.rank, len(weight), fan_in)
-    is_mp = isinstance(layer, MPConv)
     adapter = LowRank(
         weight,
         rank,
         entry.scale(rank),
-        row_norm=math.sqrt(fan_in) if is_mp else 1.0,
-        is_fixed=is_mp and layer.has_fixed_length,
+        row_norm=math.sqrt(fan_in) if isinstance(layer, MPConv) else 1.0,
+        is_fixed=isinstance(layer, MPConv) and layer.has_fixed_length,
         generator=rng(seed, zlib.crc32(name.encode()), Purpose.ADAPTER),
     )
     parametrize.register_parametrization(layer, "weight", adapter)

@@ -211,19 +211,23 @@ class DiT(Backbone):
                 emb = emb + layer(conditioning[name].to(emb.dtype))
         if self.pooled_embedder is not None and self.config.text is not None:
             emb = emb + self.pooled_embedder(pooled_of(conditioning, self.config.text, emb))
-        return emb if self.emb_hyper is None else self.emb_hyper(emb)
+        if self.emb_hyper is not None:
+            emb = self.emb_hyper(emb)
+        return emb
 
     def class_embedding(self, label: Tensor) -> Tensor:
         """[N] class indices, -1 for none, or vectors [N, num_classes] -> [N, C]."""
         if self.emb_learned is None:
             return self.known_classes(label)
         vectors = ClassLabel(self.config.num_classes).vectors(label)
-        return self.emb_learned(vectors, self.known_classes)
+        emb: Tensor = self.emb_learned(vectors, self.known_classes)
+        return emb
 
     def known_classes(self, label: Tensor) -> Tensor:
         """[N] class indices, or vectors [N, label_dim] -> [N, C], without learned classes."""
         assert self.y_embedder is not None
-        return self.y_embedder(label)
+        emb: Tensor = self.y_embedder(label)
+        return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""

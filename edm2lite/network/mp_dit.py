@@ -255,19 +255,24 @@ class MPDiT(Backbone):
             pooled = pooled_of(conditioning, self.config.text, emb)
             emb, num = emb + self.emb_pooled(pooled), num + 1
         emb = mp_silu(emb / math.sqrt(num))
-        return emb if self.emb_hyper is None else self.emb_hyper(emb)
+        if self.emb_hyper is not None:
+            emb = self.emb_hyper(emb)
+        return emb
 
     def class_embedding(self, vectors: Tensor) -> Tensor:
         """[N, num_classes] one-hot vectors, 0 for no class -> [N, C], of magnitude 1."""
-        known = self.known_classes
-        return known(vectors) if self.emb_learned is None else self.emb_learned(vectors, known)
+        if self.emb_learned is None:
+            return self.known_classes(vectors)
+        emb: Tensor = self.emb_learned(vectors, self.known_classes)
+        return emb
 
     def known_classes(self, vectors: Tensor) -> Tensor:
         """[N, label_dim] one-hot vectors, 0 for no class -> [N, C], without learned classes."""
         assert self.emb_label is not None
         is_null = (vectors == 0).all(1, keepdim=True).to(vectors.dtype)
         one_hot = torch.cat([vectors, is_null], 1) * math.sqrt(self.config.label_dim + 1)
-        return self.emb_label(one_hot)
+        emb: Tensor = self.emb_label(one_hot)
+        return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`."""

@@ -225,17 +225,22 @@ class UNet(Backbone):
         if told is not None:
             emb = mp_sum(emb, told.expand_as(emb), self.config.label_balance)
         emb = mp_silu(emb)
-        return emb if self.emb_hyper is None else self.emb_hyper(emb)
+        if self.emb_hyper is not None:
+            emb = self.emb_hyper(emb)
+        return emb
 
     def class_embedding(self, vectors: Tensor) -> Tensor:
         """[N, num_classes] one-hot vectors -> [N, C_emb], of magnitude 1."""
-        known = self.known_classes
-        return known(vectors) if self.emb_learned is None else self.emb_learned(vectors, known)
+        if self.emb_learned is None:
+            return self.known_classes(vectors)
+        emb: Tensor = self.emb_learned(vectors, self.known_classes)
+        return emb
 
     def known_classes(self, vectors: Tensor) -> Tensor:
         """[N, label_dim] one-hot vectors -> [N, C_emb], without learned classes."""
         assert self.emb_label is not None
-        return self.emb_label(vectors * math.sqrt(self.config.label_dim))
+        emb: Tensor = self.emb_label(vectors * math.sqrt(self.config.label_dim))
+        return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""

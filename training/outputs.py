@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -54,6 +56,7 @@ class Outputs:
             "data": config.data.source,
             "label_dropout": repr(config.data.label_dropout),
             **_unlabeled(config, dataset),
+            **_normalization(config, dataset),
         }
 
     def begin(self) -> None:
@@ -99,3 +102,13 @@ def _unlabeled(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
         told.append(np.array([bool(texts) for texts in captions.texts]))
     count = int((~np.logical_or.reduce(told)).sum()) if told else 0
     return {"unlabeled": str(count)} if count else {}
+
+
+def _normalization(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
+    """How condition images were normalized, if the network is told any that were."""
+    found = {
+        known.name: dataclasses.asdict(known.normalization)
+        for known in dataset.extra_conditions
+        if known.normalization and known.name in config.net.backbone.condition_names
+    }
+    return {"condition_normalization": json.dumps(found)} if found else {}

@@ -13,6 +13,7 @@ from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.ema.model_tensors import Source, named_tensors
 from edm2lite.models.adapters import Adapter
+from edm2lite.models.model import Model
 from edm2lite.network.adapters import deltas_of, low_rank_layers
 
 
@@ -163,3 +164,31 @@ class DeltaEMA(PowerFunctionEMA):
 
 def _named_deltas(net: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.delta": delta for name, delta in deltas_of(net).items()}
+
+
+def new_adapter(kind: str, base: Model, **parts: Any) -> Adapter:
+    """The description of an adapter that is to be trained.
+
+    Args:
+        kind: Its kind.
+        base: The model that it belongs to.
+        **parts: Further attributes.
+    """
+    return Adapter(kind, kind, {}, base=base.name, base_identity=base.identity, **parts)
+
+
+def added(
+    net: Precond, part: nn.Module, kind: str, base: Model, fields: Mapping[str, Any]
+) -> Tuned:
+    """A part of the network as all that is trained.
+
+    Args:
+        net: The denoiser.
+        part: The part.
+        kind: Kind of the adapter.
+        base: The model that the adapter belongs to.
+        fields: Fields of the network's configuration that make room for the part.
+    """
+    net.requires_grad_(False)
+    part.requires_grad_(True)
+    return Added(net, new_adapter(kind, base, backbone=dict(fields)))

@@ -6,6 +6,7 @@ kind                what is trained
 ``lora``            W0 + s B A in place of the weight W0 of layers, before normalization
 ``embedding``       the vector of a class that the model is to learn
 ``hypernetwork``    two layers beside the embedding of noise level and class, joined by an angle
+``controlnet``      a second encoder, which follows an image (:mod:`.control_tuning`)
 ``full``            everything, or everything but u(sigma)
 ==================  ================================================================================
 
@@ -21,16 +22,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import nn
 
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.kinds import Kinds
-from edm2lite.models.adapters import Adapter
 from edm2lite.models.loading import Model, read_metadata
 from edm2lite.network.adapters import LayerRank, add_low_rank, low_rank_layers
 from edm2lite.strict_json import parse_object
 
-from .tuned import Added, Factored, Tuned, Whole
+from .tuned import Factored, Tuned, Whole, added, new_adapter
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -41,6 +40,7 @@ TUNINGS: Kinds[type[Tuning]] = Kinds(
         "lora": "edm2lite.training.tuning:LoRA",
         "embedding": "edm2lite.training.tuning:Embedding",
         "hypernetwork": "edm2lite.training.tuning:Hypernetwork",
+        "controlnet": "edm2lite.training.control_tuning:ControlNet",
         "full": "edm2lite.training.tuning:Full",
     },
 )
@@ -123,7 +123,7 @@ class LoRA(Tuning):
         chosen = self.layers or (LayerRank(rank=self.rank, alpha=self.alpha),)
         add_low_rank(net, chosen, seed=seed, prefix=f"{net.config.backbone.tensor_prefix}.")
         scales = {name: layer.scale for name, layer in low_rank_layers(net).items()}
-        return Factored(net, _adapter("lora", base, scales=scales))
+        return Factored(net, new_adapter("lora", base, scales=scales))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class Embedding(Tuning):
         with torch.no_grad():
             vectors = network.known_classes(torch.eye(known))
         network.emb_learned.start_(vectors if self.start is None else vectors[[self.start]])
-        return _added(net, network.emb_learned, "embedding", base, self.fields(net.config))
+        return added(net, network.emb_learned, "embedding", base, self.fields(net.config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,20 +196,7 @@ class Hypernetwork(Tuning):
         if getattr(base.net.config.backbone, "hypernetwork", None):
             raise ValueError(f"{base.name} has a hypernetwork already; adapt the model before it")
         network: Any = net.backbone
-        return _added(net, network.emb_hyper, "hypernetwork", base, self.fields(net.config))
-
-
-def _added(
-    net: Precond, part: nn.Module, kind: str, base: Model, fields: Mapping[str, Any]
-) -> Tuned:
-    """A part of the network as all that is trained."""
-    net.requires_grad_(False)
-    part.requires_grad_(True)
-    return Added(net, _adapter(kind, base, backbone=dict(fields)))
-
-
-def _adapter(kind: str, base: Model, **parts: Any) -> Adapter:
-    return Adapter(kind, kind, {}, base=base.name, base_identity=base.identity, **parts)
+        return added(net, network.emb_hyper, "hypernetwork", base, self.fields(net.config))
 
 
 def begin(config: RunConfig, net: Precond, base: Model | None) -> Tuned:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT = "edm2lite.ema/1"
 EXTRA_KEYS = (
-    "model", "adapter", "encoder", "text_encoder", "data", "label_dropout", "unlabeled"
+    "model", "adapter", "encoder", "text_encoder", "data", "label_dropout", "unlabeled",
+    "condition_normalization",
 )  # fmt: skip
 """Metadata that describes the model itself and is copied into everything rebuilt from it."""
 

@@ -10,6 +10,13 @@ from torch import Tensor
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.models.adapters import Adapter
+from edm2lite.models.control_names import (
+    CONTROLS,
+    NORMALIZATION,
+    normalization_of,
+    own_controls,
+    with_free_names,
+)
 from edm2lite.network.adapters import add_deltas
 from edm2lite.strict_json import parse_object
 
@@ -34,11 +41,14 @@ def merged(
     Raises:
         ValueError: If an adapter does not fit the model, another adapter, or its strength.
     """
+    config = PrecondConfig.from_json(metadata["model"])
     used = [(adapter, strength) for adapter, strength in adapters if strength]
-    found, fields = dict(tensors), dict[str, Any]()
-    for adapter, strength in used:
+    found, fields = dict(tensors), own_controls(config)
+    told = normalization_of(metadata)
+    for given, strength in used:
+        adapter = with_free_names(given, config, fields)
         found = add_deltas(found, adapter.deltas(), strength, adapter.name)
-        if taken := [key for key in adapter.backbone if key in fields]:
+        if taken := [key for key in adapter.backbone if key in fields and key != CONTROLS]:
             raise ValueError(
                 f"adapters must add different parts, {adapter.name} has {taken[0]} as another one"
                 " has; use one of them"
@@ -48,12 +58,19 @@ def merged(
                 f"a learned class is there or not, {adapter.name} must have strength 0 or 1, got"
                 f" {strength:g}"
             )
-        fields |= adapter.backbone
+        new = dict(adapter.backbone)
+        controls = [*fields.get(CONTROLS, ()), *new.pop(CONTROLS, ())]
+        fields |= {**new, CONTROLS: controls} if controls else new
         found |= {name: _scaled(name, t, strength) for name, t in adapter.own_tensors.items()}
+        told |= normalization_of(adapter.metadata)
     names = ", ".join(adapter.name for adapter, _ in used)
-    told = {**metadata, "model": _with_fields(metadata["model"], fields, names)}
     digests = [{"digest": adapter.digest, "strength": s} for adapter, s in used]
-    return found, {**told, "adapters": json.dumps(digests, separators=(",", ":"))}
+    described = {
+        **metadata,
+        "model": _with_fields(metadata["model"], fields, names),
+        "adapters": json.dumps(digests, separators=(",", ":")),
+    }
+    return found, described | ({NORMALIZATION: json.dumps(told)} if told else {})
 
 
 def _scaled(name: str, value: Tensor, strength: float) -> Tensor:

@@ -22,6 +22,8 @@ from edm2lite.models.loading import Model, load, with_adapters
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
+from edm2lite.sampling.controls import control_values
+from edm2lite.sampling.edit import Edit, Pictures, as_dataset
 from edm2lite.sampling.image_folder import ImageFolder
 from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.prompts import captions_of_seeds, prompts_of_seeds
@@ -44,6 +46,8 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
@@ -64,6 +68,8 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
@@ -83,6 +89,8 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
@@ -106,6 +114,9 @@ def generate(
         guide: Denoiser to guide away from: a model, its name, or ``"unconditional"`` for ``model``
             without its conditions, which is the default with prompts; with a weight in
             ``sampling.guidance``.
+        edit: Images to begin with, and which part of them is made, in place of noise alone.
+        controls: Images for each condition image that the network takes, uint8 [M, C, H, W] or a
+            data set; seed s is told image s mod M. They are normalized as in training.
         batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
         adapters: Adapters of the model, or their files with a strength each: ``FILE:0.5``.
         device: Device that computes. [default: the GPU of this process, else the CPU]
@@ -135,8 +146,8 @@ def generate(
     """
     generator = image_generator(
         model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
-        classes=classes, sampling=sampling, guide=guide, batch_size=batch_size, device=device,
-        adapters=adapters, compiled=compiled,
+        classes=classes, sampling=sampling, guide=guide, edit=edit, controls=controls,
+        batch_size=batch_size, device=device, adapters=adapters, compiled=compiled,
     )  # fmt: skip
     if out is None:
         return _collected(generator, progress)
@@ -164,6 +175,8 @@ def image_generator(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
     adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
@@ -178,6 +191,10 @@ def image_generator(
         seeds = range(len(prompts))
     dataset = conditioning if isinstance(conditioning, ImageDataset) else None
     values = None if isinstance(conditioning, ImageDataset) else Conditioning.of(conditioning)
+    if controls:
+        sources = [as_dataset(images, "control images") for images in controls]
+        known = {} if values is None else values.values
+        values = Conditioning({**known, **control_values(model, sources, seeds)})
     conditioning = conditions_of_seeds(
         model, seeds, values=values, dataset=dataset, classes=classes
     )
@@ -198,6 +215,7 @@ def image_generator(
         compiled,
         texts,
         negative_prompt,
+        edit,
     )
 
 

@@ -333,6 +333,33 @@ def text(page):
     assert [p.sigma_rel for p in read_csv(Path("sweeps/fd/sweep.csv"))] == [None, 0.05, 0.1]
 
 
+def control(page):
+    page.finished_run()
+    digits = open_dataset("digits").images([13])
+    mask = np.where(np.arange(8)[:, None] < 4, 255, 0).repeat(8, axis=1).astype(np.uint8)
+    for name, pixels in {"three": digits[0, 0], "outline": digits[0, 0], "upper": mask}.items():
+        Image.fromarray(pixels).save(f"{name}.png")
+
+    def shrink(line):
+        line = line.replace("--steps 18", "--steps 2").replace("000032000", "000001280")
+        if "-m edm2lite.training" not in line:
+            return line
+        is_tuned = "digits-control" in line
+        changes = [change for change in TINY if not (is_tuned and change.startswith("net."))]
+        return line + "".join(f" --set {change}" for change in changes)
+
+    page.small = shrink
+    yield
+    for name in ("large", "followed", "threes", "variations", "filled"):
+        with Image.open(f"{name}.png") as picture:
+            assert picture.width >= 24
+    written = load_config("control.yaml")
+    shipped = load_config("digits-control")
+    assert dataclasses.replace(written, microbatch=64) == shipped
+    assert page.names["images"].shape == (4, 1, 8, 8)
+    assert page.printed["import torch"] == "True\n"
+
+
 def finetune(page):
     changes = ("batch_size=8", "microbatch=8", "total_nimg=32", "status_nimg=32",
                "snapshot_nimg=8", "checkpoint_nimg=32", "net.backbone.model_channels=16",
@@ -373,6 +400,7 @@ def num_parameters(config):
 
 
 NEEDS = {
+    "control.md": control,
     "finetune.md": finetune,
     "extending.md": extending,
     "ladder.md": ladder,

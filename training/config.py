@@ -24,7 +24,7 @@ from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.text.encoder import TextEncoder
 
-from .data import DataConfig
+from .data_config import DataConfig
 from .fields import FREE, Nimg, check_fields
 from .hook import Hook
 from .prior import Prior, check_prior

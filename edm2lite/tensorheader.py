@@ -51,6 +51,7 @@ class TensorSpec:
         type: Type of the numbers by its name in the header, one of :data:`TYPES`.
         shape: Lengths of the axes.
         offset: Position of the first byte in the file.
+        file: Index of the file among :attr:`Header.sources`.
 
     Example:
         >>> TensorSpec("F16", (3, 5)).nbytes
@@ -60,6 +61,7 @@ class TensorSpec:
     type: str
     shape: tuple[int, ...]
     offset: int = 0
+    file: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,6 +102,7 @@ class Header:
         metadata: The strings stored with the tensors.
         data_start: Position of the first byte of the tensors.
         data_bytes: Total size of the tensors in bytes.
+        shards: Files that hold the tensors, if ``path`` only refers to them.
 
     Example:
         >>> header = Header(Path("x.safetensors"), {}, {"digest": "00"}, 8, 0)
@@ -112,6 +115,12 @@ class Header:
     metadata: dict[str, str]
     data_start: int
     data_bytes: int
+    shards: tuple[Path, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that hold the tensors: the shards, or the file itself."""
+        return self.shards or (self.path,)
 
     @property
     def digest(self) -> str | None:

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.least_squares import LeastSquares
-from edm2lite.ema.profile import PowerFunction, Profile
+from edm2lite.ema.merging import merging_coefficients
+from edm2lite.ema.profile import PowerFunction, Profile, Step, Stored, boundaries
 from edm2lite.ema.profile_fit import ProfileFit
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.trajectory import TrajectoryModel
@@ -100,22 +101,23 @@ def solve_paper(
     x = np.stack(columns, axis=1)
     if model is None:
         return Solution(x, np.array(errors))
-    powers = [s for s in sources if isinstance(s, PowerFunction)]
-    if len(powers) < len(sources):
+    stored = [s for s in sources if isinstance(s, PowerFunction | Step)]
+    if len(stored) < len(sources):
         raise ValueError("a model needs sources that are power functions; leave it out")
-    return Solution(x, predicted_error(x, powers, targets, model, rounding), model)
+    return Solution(x, predicted_error(x, stored, targets, model, rounding), model)
 
 
 @on_one_thread
 def solve_calibrated(
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> Solution:
     """Coefficients of minimum expected error, unless an error of the model could make them worse.
 
-    The two candidates, the optimum x of the model and the paper's coefficients, differ by a
+    The two candidates, the optimum x of the model and the paper's coefficients (for raw checkpoints
+    alone, those of the merging rule :mod:`edm2lite.ema.merging`), differ by a
     combination of stored averages. Its size D is therefore measured, not predicted. If the model is
     right, the error of x, of expected size E, is uncorrelated with this difference, and x is the
     better one. With a misfit f, a share ``1 - 1 / f**2`` of the squared error is unexplained. At
@@ -145,7 +147,7 @@ def solve_calibrated(
         >>> round(float(solution.coefficients.sum()), 9), bool(solution.predicted_error[0] < 0.01)
         (1.0, True)
     """
-    paper = solve_paper(sources, targets, model, rounding)
+    paper = _reference(sources, targets, model, rounding)
     best = minimum_error_coefficients(sources, targets, model, rounding)
     error = predicted_error(best, sources, targets, model, rounding)
     apart = model.measured(sources, best - paper.coefficients)
@@ -160,8 +162,25 @@ def solve_calibrated(
     )
 
 
+def _reference(
+    sources: Sequence[Stored], targets: Sequence[Profile], model: TrajectoryModel, rounding: ArrayLike
+) -> Solution:
+    """Coefficients that rest on no model: the paper's, or the merging rule of raw checkpoints.
+
+    The paper's fit of profiles has no place for raw checkpoints, so it is made without them.
+    """
+    averages = [i for i, s in enumerate(sources) if isinstance(s, PowerFunction)]
+    if len(averages) == len(sources):
+        return solve_paper(sources, targets, model, rounding)
+    x = merging_coefficients(sources, targets)
+    if averages:
+        x = np.zeros_like(x)
+        x[averages] = solve_paper([sources[i] for i in averages], targets).coefficients
+    return Solution(x, predicted_error(x, sources, targets, model, rounding), model)
+
+
 def minimum_error_coefficients(
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
@@ -207,7 +226,7 @@ def minimum_error_coefficients(
 
 def predicted_error(
     coefficients: Array,
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
@@ -241,7 +260,7 @@ def predicted_error(
 
 
 def responses(
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
@@ -257,7 +276,7 @@ def responses(
         model: Trajectory model.
         rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
     """
-    ends = [p.nimg for p in (*sources, *targets)]
+    ends = boundaries([*sources, *targets])
     quadrature = quadrature_nodes(ends, max(ends))
     response = model.response(sources, quadrature)
     noise = model.rounding_factor(sources, rounding, response)

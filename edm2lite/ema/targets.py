@@ -24,7 +24,8 @@ from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
-from edm2lite.ema.solve import REVISION, Solution, solve_calibrated, solve_paper
+from edm2lite.ema.solve import REVISION, Solution
+from edm2lite.ema.solvers import SOLVERS, usable
 from edm2lite.tensorfile import MODEL_FORMAT
 from edm2lite.version import __version__
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 MAX_ERROR = 0.02
 """Default limit of predicted errors, relative to the norm of the weights."""
 _UNIT = 1e-8  # deviation from a unit vector that is far below the rounding of every type
-
-SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,8 @@ def plan_targets(
         gamma: Exponents >= 0.
         profiles: Averages of any shape. Each determines its own end, so ``nimg`` is not given.
         nimg: End of the averages in images; a snapshot must end there. [default: the latest]
-        solver: ``calibrated``, or ``paper`` (Algorithm 3).
+        solver: ``calibrated``; ``paper`` (Algorithm 3), which uses averages only; or ``wsm``, the
+            merging rule, which uses raw checkpoints only.
         anywhere: Whether averages may end where no snapshot was saved. The weights since the last
             snapshot are unknown then, which the predicted error includes.
         progress: Called with the number of files read and the total; first for the headers of all
@@ -192,6 +192,7 @@ def _solve(
     """Number of snapshots up to the end of the targets, those that are used, their coefficients."""
     end = _check_end(infos, {target.nimg for target in targets}, anywhere)
     stored = [info for info in infos if 0 < info.nimg <= end]
+    stored = [stored[i] for i in usable(solver, [info.profile for info in stored])]
     used = tuple(stored[i] for i in select_sources([info.profile for info in stored]))
     # If no snapshot is at the end, later ones show how far the weights moved until then.
     model = fit_model(stored if used[-1].nimg == end else infos, progress)

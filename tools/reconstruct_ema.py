@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edm2lite.ema import Reconstruction
 
 _PATH = click.Path(path_type=Path)
-_SOLVER = click.Choice(["calibrated", "paper"])
+_SOLVER = click.Choice(["calibrated", "paper", "wsm"])
 
 
 @click.command()
@@ -28,7 +28,7 @@ _SOLVER = click.Choice(["calibrated", "paper"])
 @click.option("--dtype", type=DTYPE, help="Dtype of the output. [default: that of the snapshots]")
 @click.option(
     "--solver", type=_SOLVER, default="calibrated", show_default=True,
-    help="Minimize the expected error of the weights, or use Algorithm 3 of the paper.",
+    help="Least expected error, Algorithm 3 of the paper, or WSM's rule for raw checkpoints.",
 )  # fmt: skip
 @click.option(
     "--max-error", type=float, default=0.02, show_default=True,

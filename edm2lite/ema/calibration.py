@@ -112,9 +112,7 @@ def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> ND
     values = []
     with ExitStack() as stack:
         used = {spec.file: info.header.sources[spec.file] for spec in specs}
-        files = {
-            i: stack.enter_context(open(path, "rb", buffering=0)) for i, path in used.items()
-        }
+        files = {i: stack.enter_context(open(path, "rb", buffering=0)) for i, path in used.items()}
         read = [
             os.pread(files[s.file].fileno(), count * s.itemsize, s.offset + first * s.itemsize)
             for (_, first, count), s in zip(places, specs, strict=True)

@@ -19,9 +19,7 @@ MAX_SOURCES = 512
 """Largest number of stored averages that coefficients are computed for."""
 
 
-def select_sources(
-    sources: Sequence[Stored], max_sources: int | None = None
-) -> NDArray[np.intp]:
+def select_sources(sources: Sequence[Stored], max_sources: int | None = None) -> NDArray[np.intp]:
     """Indices of at most ``max_sources`` stored averages, all of them if there are no more.
 
     Neighbors of one length are at most ``c min(t, T - t)`` apart, or adjacent, with the time t, the

@@ -163,7 +163,10 @@ def solve_calibrated(
 
 
 def _reference(
-    sources: Sequence[Stored], targets: Sequence[Profile], model: TrajectoryModel, rounding: ArrayLike
+    sources: Sequence[Stored],
+    targets: Sequence[Profile],
+    model: TrajectoryModel,
+    rounding: ArrayLike,
 ) -> Solution:
     """Coefficients that rest on no model: the paper's, or the merging rule of raw checkpoints.
 

@@ -44,7 +44,7 @@ def solve_wsm(
         >>> given = [Window(400, nimg=800)], random_walk(800, 100), 0.0
         >>> merged, best = (f(checkpoints, *given) for f in (solve_wsm, solve_calibrated))
         >>> round(float(merged.predicted_error[0] / best.predicted_error[0]), 1)
-        1.8
+        2.0
     """
     x = merging_coefficients(sources, targets)
     return Solution(x, predicted_error(x, sources, targets, model, rounding), model)

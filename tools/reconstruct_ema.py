@@ -25,6 +25,14 @@ _SOLVER = click.Choice(["calibrated", "paper", "wsm"])
 @click.option("--gamma", type=FLOATS, help="Exponents, e.g. 6.94, in place of --sigma-rel.")
 @click.option("--at", "nimg", type=COUNT, help="End of the averages in images. [default: latest]")
 @click.option("--out", type=_PATH, help="Output folder. [default: RUN/ema]")
+@click.option(
+    "--hf", type=_PATH, help="Write a folder for from_pretrained of transformers instead."
+)
+@click.option(
+    "--config-from",
+    type=_PATH,
+    help="--hf: folder with config.json. [default: the latest checkpoint]",
+)
 @click.option("--dtype", type=DTYPE, help="Dtype of the output. [default: that of the snapshots]")
 @click.option(
     "--solver", type=_SOLVER, default="calibrated", show_default=True,
@@ -45,6 +53,8 @@ def main(
     gamma: list[float] | None,
     nimg: int | None,
     out: Path | None,
+    hf: Path | None,
+    config_from: Path | None,
     dtype: str | None,
     solver: str,
     max_error: float,
@@ -62,10 +72,13 @@ def main(
     \b
     Examples:
       reconstruct_ema runs/digits --sigma-rel 0.02:0.25:0.01 --out runs/digits/ema
+      reconstruct_ema runs/llm --sigma-rel 0.05 --hf models/averaged
       reconstruct_ema runs/digits --verify runs/digits/ema/ema-0.10000-0000064000.safetensors
     """
     if (sigma_rel, gamma, verify).count(None) != 2:
         raise click.UsageError("give the lengths with either --sigma-rel or --gamma, or --verify")
+    if (out and hf) or (config_from and not hf):
+        raise click.UsageError("--hf takes the place of --out, and --config-from goes with it")
     from edm2lite.ema import plan_targets
     from edm2lite.ema.building import output_paths
     from edm2lite.ema.verification import verify_reconstruction
@@ -85,7 +98,11 @@ def main(
     output_dtype = dtype or plans[0].inputs[-1].dtype
     plans = [plan.stored_as(output_dtype) for plan in plans]
     paths = output_paths(out or run / "ema", plans)
-    if not dry_run:
+    if hf is not None:
+        paths = [hf] if len(plans) == 1 else [hf / path.stem for path in paths]
+    if not dry_run and hf is not None:
+        _build_folders(plans, paths, output_dtype, max_error, config_from)
+    elif not dry_run:
         _build(plans, paths, output_dtype, max_error)
     keys = ("sigma_rel", "gamma", "nimg", "predicted_error", "sum_abs")
     rows = [{key: getattr(plan, key) for key in keys} for plan in plans]
@@ -110,6 +127,23 @@ def _build(plans: list[Reconstruction], paths: list[Path], dtype: str, max_error
         bar = ByteBar(f"{averages} from {len(plans[0].inputs)} snapshots")
         if todo:  # still: another process may have just ended
             build(todo, out=out, dtype=dtype, progress=bar)
+
+
+def _build_folders(
+    plans: list[Reconstruction],
+    paths: list[Path],
+    dtype: str,
+    max_error: float,
+    config_from: Path | None,
+) -> None:
+    """Write a folder for each average; the snapshots are read once for each."""
+    from edm2lite.ema.targets import check_error
+    from edm2lite.interop.hugging_face import build_hugging_face
+
+    check_error(plans, max_error)
+    for plan, path in zip(plans, paths, strict=True):
+        bar = ByteBar(path.name)
+        build_hugging_face(plan, path, dtype=dtype, config_from=config_from, progress=bar)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -186,13 +186,14 @@ def measure(gamma: float, by: Measure) -> float:
 
 
 def widths_and_exponents(
-    sigma_rels: Sequence[float] | None, gammas: Sequence[float] | None
+    sigma_rels: Sequence[float] | None, gammas: Sequence[float] | None, uniform: bool = False
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The lengths of tracked averages, given in one of the two forms, in both.
 
     Args:
         sigma_rels: Relative widths, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents >= 0, in place of ``sigma_rels``.
+        uniform: Whether to add the plain mean of the run, gamma = 0.
 
     Returns:
         Relative widths and exponents.
@@ -213,6 +214,8 @@ def widths_and_exponents(
     else:
         exponents = tuple(map(float, gammas))
         widths = tuple(float(gamma_to_sigma_rel(g)) for g in exponents)
+    if uniform:
+        widths, exponents = (*widths, SIGMA_REL_MAX), (*exponents, 0.0)
     if not widths or len({f"{s:.5f}" for s in widths}) < len(widths):
         raise ValueError(
             f"lengths must be distinct to 5 decimals of sigma_rel and at least one, got {widths}"

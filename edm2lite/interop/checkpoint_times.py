@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edm2lite.ema.clocks import checked_clock
 from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import MODEL_FORMAT
 from edm2lite.tensorheader import read_header
 
-CLOCKS = ("steps", "tokens", "images")
-"""What training time may be counted in."""
 TIME_PATTERN = r"(?:checkpoint|ckpt|global_step|step|iter(?:ation)?)[-_.]?(\d+)|^(\d+)$"
 """How a name gives the number of steps, unless another pattern is stated."""
 
@@ -21,7 +20,7 @@ class TimeRule:
     """How the time of a checkpoint is found.
 
     Attributes:
-        clock: Unit of the times, one of :data:`CLOCKS`.
+        clock: Unit of the times: ``steps``, ``tokens`` or ``images``.
         pattern: Regular expression whose group is the number in the name of a checkpoint. It takes
             precedence over what the checkpoint records. [default: the record, or TIME_PATTERN]
         per_step: Images or tokens of a step, or a factor on the number in the name. [default: 1
@@ -43,8 +42,7 @@ class TimeRule:
     per_step: int | None = None
 
     def __post_init__(self) -> None:
-        if self.clock not in CLOCKS:
-            raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {self.clock!r}")
+        checked_clock(self.clock)
         if self.per_step is not None and self.per_step < 1:
             raise ValueError(f"per_step must be at least 1, got {self.per_step}")
         try:

@@ -252,7 +252,8 @@ def boundaries(profiles: Sequence[Profile]) -> list[float]:
         >>> boundaries([PowerFunction(7.0, 500), Step(1000, stride=10)])
         [500, 1000, 990]
     """
-    return [*(p.nimg for p in profiles), *(p.begin for p in profiles if isinstance(p, Step))]
+    begins = (p.begin for p in profiles if isinstance(p, Step))
+    return [*(p.nimg for p in profiles), *(begin for begin in begins if begin > 0)]
 
 
 def _check_nimg(nimg: int) -> None:

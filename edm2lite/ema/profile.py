@@ -143,6 +143,11 @@ class Window:
         """Share of the average that comes from before ``t`` images."""
         return np.clip((np.asarray(t, np.float64) - (self.nimg - self.width)) / self.width, 0, 1)
 
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Beginning of the window in images, where its weight is not smooth."""
+        return (self.nimg - self.width,) if self.width < self.nimg else ()
+
 
 @dataclass(frozen=True)
 class Tabulated:
@@ -184,6 +189,22 @@ class Tabulated:
         shares = np.concatenate([[0], np.cumsum(self.weights)])
         cumulative: NDArray[np.float64] = np.interp(np.asarray(t, np.float64), edges, shares)
         return cumulative
+
+
+def kinks(profile: Profile) -> tuple[float, ...]:
+    """Times in images, other than its end, at which a profile is not smooth.
+
+    They are what its attribute ``kinks`` says, and none if it has no such attribute. Integrals over
+    a run are split there.
+
+    Args:
+        profile: A profile of any kind.
+
+    Example:
+        >>> kinks(Window(width=1000, nimg=4000)), kinks(PowerFunction(6.94, 4000))
+        ((3000,), ())
+    """
+    return tuple(getattr(profile, "kinks", ()))
 
 
 def _check_nimg(nimg: int) -> None:

@@ -75,6 +75,11 @@ class DecayShape:
         return _CUMULATIVE[self.name](np.clip(np.asarray(s, np.float64), 0, 1), self.power)
 
     @property
+    def has_square(self) -> bool:
+        """Whether the square of the density has an integral."""
+        return self.name != "1-sqrt" and not (self.name == "power" and self.power <= 0.5)
+
+    @property
     def mean_age(self) -> float:
         """Mean age of the weights at the end of the decay, as a share of its length."""
         return _ages(self)[0]

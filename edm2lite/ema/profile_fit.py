@@ -35,9 +35,7 @@ class ProfileFit:
         (array([0.438, 0.562]), 0.056)
     """
 
-    def __init__(
-        self, sources: Sequence[Profile], end: float | None, kinks: Sequence[float] = ()
-    ):
+    def __init__(self, sources: Sequence[Profile], end: float | None, kinks: Sequence[float] = ()):
         self._powers = [p for p in sources if isinstance(p, PowerFunction)] if end is None else []
         if end is None:
             t, gamma = np.array([(p.nimg, p.gamma) for p in self._powers], np.float64).T

@@ -18,9 +18,7 @@ _POINTS, _POINT_WEIGHTS = (
 )
 
 
-def quadrature_nodes(
-    times: ArrayLike, end: float, kinks: ArrayLike = ()
-) -> tuple[Array, Array]:
+def quadrature_nodes(times: ArrayLike, end: float, kinks: ArrayLike = ()) -> tuple[Array, Array]:
     """Nodes and weights of a quadrature over (0, end): Gauss-Legendre with 3 points per cell.
 
     Profiles are smooth between the ends of averages, so every end is a boundary of a cell. Further

@@ -211,8 +211,10 @@ def parse_decays(text: str) -> list[str]:
     names: list[str] = []
     for part in text.split(","):
         shape, rest = _shape(part)
-        lengths = rest if len(rest) != 3 else [repr(x) for x in parse_floats(":".join(rest))]
-        names += [str(NamedDecay.parse(":".join([str(shape), x]))) for x in lengths or [""]]
+        lengths = [":".join(rest)]
+        if len(rest) == 3:
+            lengths = [repr(x) for x in parse_floats(lengths[0])]
+        names += [str(NamedDecay.parse(f"{shape}:{x}")) for x in lengths]
     return list(dict.fromkeys(names))
 
 

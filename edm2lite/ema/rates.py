@@ -154,7 +154,7 @@ class RateDecay:
 
     @property
     def largest_rise(self) -> float:
-        """How far the multiplier rises on the way, in all; 0 if it only falls."""
+        """How far the multiplier rises on the way, all in all; 0 if it only falls."""
         steps = np.diff(self.multiplier(self._grid()))
         return float(steps[steps > 0].sum())
 
@@ -204,10 +204,10 @@ def sign_words(profile: Profile) -> str:
     """
     if not isinstance(profile, RateDecay) or profile.largest_rise < 1e-3:
         return ""
-    top = profile.multiplier(profile._grid()).max()
     return (
         f"{profile.decay}: the rate in {profile.rate.source} falls faster than this decay for a"
-        f" while; its updates then count up to {top:.3g} times, and some weights are negative"
+        f" while; the multiplier rises by {profile.largest_rise:.2g} there, so that some weights"
+        " are negative"
     )
 
 

@@ -68,7 +68,8 @@ def emulated_schedule(profile: Profile) -> EmulatedSchedule:
         middle = (low + high) / 2
         is_above = float(multiplier(profile, middle)) > 0.5
         low, high = (middle, high) if is_above else (low, middle)
-    t, weights = quadrature_nodes([end], end, kinks(profile))
+    fine = end * (1 - np.geomspace(1e-4, 0.999, 200))
+    t, weights = quadrature_nodes([end], end, [*kinks(profile), *fine])
     budget = float(multiplier(profile, t) @ weights) / end
     linear = 2 * (1 - budget)
     return EmulatedSchedule(high / end, budget, linear if linear <= 1 + 1e-9 else None)

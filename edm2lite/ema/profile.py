@@ -8,7 +8,6 @@ the power function are in :mod:`edm2lite.ema.formulas`. NumPy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -120,13 +119,13 @@ class Step:
         return 0.0
 
     @property
-    def begin(self) -> float:
+    def kinks(self) -> tuple[float, ...]:
         """Time in images after which the weights count."""
-        return self.nimg - max(self.stride, 1e-6 * self.nimg)
+        return (self.nimg - max(self.stride, 1e-6 * self.nimg),)
 
     def cumulative(self, t: ArrayLike) -> NDArray[np.float64]:
         """Share of the average that comes from before ``t`` images."""
-        begin = self.begin
+        (begin,) = self.kinks
         return np.clip((np.asarray(t, np.float64) - begin) / (self.nimg - begin), 0, 1)
 
 
@@ -199,6 +198,11 @@ class Window:
         """Share of the average that comes from before ``t`` images."""
         return np.clip((np.asarray(t, np.float64) - (self.nimg - self.width)) / self.width, 0, 1)
 
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Beginning of the window in images, where its weight is not smooth."""
+        return (self.nimg - self.width,) if self.width < self.nimg else ()
+
 
 @dataclass(frozen=True)
 class Tabulated:
@@ -242,18 +246,20 @@ class Tabulated:
         return cumulative
 
 
-def boundaries(profiles: Sequence[Profile]) -> list[float]:
-    """Times in images where an integral over a run has to begin a new cell: ends, and steps.
+def kinks(profile: Profile) -> tuple[float, ...]:
+    """Times in images, other than its end, at which a profile is not smooth.
+
+    They are what its attribute ``kinks`` says, and none if it has no such attribute. Integrals over
+    a run are split there.
 
     Args:
-        profiles: Averages.
+        profile: A profile of any kind.
 
     Example:
-        >>> boundaries([PowerFunction(7.0, 500), Step(1000, stride=10)])
-        [500, 1000, 990]
+        >>> kinks(Window(width=1000, nimg=4000)), kinks(PowerFunction(6.94, 4000))
+        ((3000,), ())
     """
-    begins = (p.begin for p in profiles if isinstance(p, Step))
-    return [*(p.nimg for p in profiles), *(begin for begin in begins if begin > 0)]
+    return tuple(getattr(profile, "kinks", ()))
 
 
 def _check_nimg(nimg: int) -> None:

@@ -10,7 +10,6 @@ bit. NumPy and SciPy only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,9 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.least_squares import LeastSquares
 from edm2lite.ema.merging import merging_coefficients
-from edm2lite.ema.profile import PowerFunction, Profile, Step, Stored, boundaries
+from edm2lite.ema.profile import PowerFunction, Profile, Step, Stored, kinks
 from edm2lite.ema.profile_fit import ProfileFit
 from edm2lite.ema.quadrature import quadrature_nodes
+from edm2lite.ema.solution import Solution as Solution
+from edm2lite.ema.solution import equally_smooth, joined
 from edm2lite.ema.trajectory import TrajectoryModel
 
 Array = NDArray[np.float64]
@@ -29,32 +30,6 @@ _KNOWN = 1.05  # least misfit that the choice of a solution assumes
 
 REVISION = "2"
 """Changes when :func:`solve_calibrated` gives other coefficients; recorded with every result."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """Coefficients for R targets from K stored averages.
-
-    Attributes:
-        coefficients: [K, R] float64; every column sums to 1.
-        predicted_error: [R] expected error of the weights under ``model``, relative to their L2
-            norm; without a model the relative L2 error of the profile.
-        model: The trajectory model behind the prediction, or None.
-
-    Example:
-        >>> Solution(np.array([[1.5], [-0.5]]), np.zeros(1)).sum_abs
-        array([2.])
-    """
-
-    coefficients: Array
-    predicted_error: Array
-    model: TrajectoryModel | None = None
-
-    @property
-    def sum_abs(self) -> Array:
-        """Sum [R] of the absolute coefficients, a bound on the growth of rounding errors."""
-        total: Array = np.abs(self.coefficients).sum(axis=0)
-        return total
 
 
 @on_one_thread
@@ -88,13 +63,17 @@ def solve_paper(
                [0.562, 1.   ]])
     """
     _check(sources, targets)
+    groups = equally_smooth(targets)
+    if len(groups) > 1:
+        parts = [[targets[r] for r in group] for group in groups]
+        return joined([solve_paper(sources, part, model, rounding) for part in parts], groups)
     columns, errors = [], []
-    systems: dict[float | None, ProfileFit] = {}
+    systems: dict[object, ProfileFit] = {}
     for target in targets:
         is_power = all(isinstance(p, PowerFunction) for p in (*sources, target))
-        key = None if is_power else target.nimg
+        key = None if is_power else (target.nimg, kinks(target))
         if key not in systems:
-            systems[key] = ProfileFit(sources, key)
+            systems[key] = ProfileFit(sources, *key) if key else ProfileFit(sources, None)
         x, error = systems[key].fit(target)
         columns.append(x)
         errors.append(error)
@@ -147,6 +126,10 @@ def solve_calibrated(
         >>> round(float(solution.coefficients.sum()), 9), bool(solution.predicted_error[0] < 0.01)
         (1.0, True)
     """
+    groups = equally_smooth(targets)
+    if len(groups) > 1:
+        parts = [[targets[r] for r in group] for group in groups]
+        return joined([solve_calibrated(sources, part, model, rounding) for part in parts], groups)
     paper = _reference(sources, targets, model, rounding)
     best = minimum_error_coefficients(sources, targets, model, rounding)
     error = predicted_error(best, sources, targets, model, rounding)
@@ -279,8 +262,9 @@ def responses(
         model: Trajectory model.
         rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
     """
-    ends = boundaries([*sources, *targets])
-    quadrature = quadrature_nodes(ends, max(ends))
+    ends = [p.nimg for p in (*sources, *targets)]
+    breaks = [t for p in (*sources, *targets) for t in kinks(p)]
+    quadrature = quadrature_nodes(ends, max(ends), breaks)
     response = model.response(sources, quadrature)
     noise = model.rounding_factor(sources, rounding, response)
     rows = [model.response([target], quadrature) for target in targets]

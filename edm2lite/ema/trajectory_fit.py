@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.likelihood import balanced_rates, deviance, fit_rates, misfit_of
-from edm2lite.ema.profile import Stored, boundaries
+from edm2lite.ema.profile import Stored, kinks
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.rounding import tracker_rounding
 from edm2lite.ema.trajectory import TrajectoryModel, profile_shapes, unit_responses
@@ -154,7 +154,8 @@ class _Differences:
         early = self._first * np.array([0.25, 0.5, 1])
         self._edges = np.concatenate([early, later[later > self._first]])
         self.pieces = len(self._edges) + 1
-        self._nodes = quadrature_nodes(boundaries(sources), self._end)
+        breaks = [t for s in sources for t in kinks(s)]
+        self._nodes = quadrature_nodes([s.nimg for s in sources], self._end, breaks)
         self._shapes = profile_shapes(sources, self._nodes)
 
     def kernels(self, momentum: float, stop: float = np.inf) -> Array:

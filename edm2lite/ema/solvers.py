@@ -47,7 +47,11 @@ def solve_wsm(
         2.0
     """
     x = merging_coefficients(sources, targets)
-    return Solution(x, predicted_error(x, sources, targets, model, rounding), model)
+    errors = [
+        predicted_error(x[:, r : r + 1], sources, [target], model, rounding)
+        for r, target in enumerate(targets)
+    ]
+    return Solution(x, np.concatenate(errors), model)
 
 
 SOLVERS: dict[str, Solver] = {

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "edm2lite.ema/1"
-EXTRA_KEYS = ("model", "encoder", "text_encoder", "data", "label_dropout", "unlabeled")
+EXTRA_KEYS = (
+    "model", "adapter", "encoder", "text_encoder", "data", "label_dropout", "unlabeled",
+    "condition_normalization",
+)  # fmt: skip
 """Metadata that describes the model itself and is copied into everything rebuilt from it."""
 
 

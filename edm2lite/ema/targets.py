@@ -26,7 +26,7 @@ from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import REVISION, Solution, solve_calibrated, solve_paper
-from edm2lite.tensorfile import MODEL_FORMAT
+from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT
 from edm2lite.version import __version__
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def _metadata(
     if isinstance(target, PowerFunction):
         length["gamma"] = repr(target.gamma)
     return {
-        "format": MODEL_FORMAT,
+        "format": ADAPTER_FORMAT if "adapter" in used[-1].extra else MODEL_FORMAT,
         "run": used[-1].run,
         "nimg": str(target.nimg),
         **length,

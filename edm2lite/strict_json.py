@@ -147,13 +147,21 @@ def from_fields(cls: type[T], values: Mapping[str, Any]) -> T:
     check_fields(cls, values)
     hints, fields = typing.get_type_hints(cls), dict(values)
     for name, value in values.items():
-        if isinstance(value, list):
-            fields[name] = tuple(value)
-        elif isinstance(value, Mapping):
-            choices = typing.get_args(hints[name]) or (hints[name],)
-            parts = [c for c in choices if isinstance(c, type) and dataclasses.is_dataclass(c)]
-            fields[name] = from_fields(parts[0], value) if parts else value
+        parts = _dataclasses(hints[name])
+
+        def part(value: Any, parts: list[Any] = parts) -> Any:
+            return from_fields(parts[0], value) if parts and isinstance(value, Mapping) else value
+
+        is_list = isinstance(value, list | tuple)
+        fields[name] = tuple(map(part, value)) if is_list else part(value)
     return cls(**fields)
+
+
+def _dataclasses(hint: Any) -> list[Any]:
+    """The dataclasses that a field may hold, alone or in a tuple."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [found for choice in typing.get_args(hint) for found in _dataclasses(choice)]
 
 
 def shown(value: object) -> str:
@@ -177,6 +185,8 @@ def _is_of(value: Any, hint: Any) -> bool:
         return any(_is_of(value, choice) for choice in arguments)
     if origin is tuple and arguments[1:] == (...,):
         return isinstance(value, list | tuple) and all(_is_of(v, arguments[0]) for v in value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return isinstance(value, Mapping | hint)
     if hint is float:
         return type(value) in (int, float) and math.isfinite(value)
     if hint in (int, str, bool, type(None)):

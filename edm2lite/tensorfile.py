@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "ADAPTER_FORMAT",
     "MODEL_FORMAT",
     "Header",
     "TensorSpec",
@@ -45,6 +46,9 @@ __all__ = [
 
 MODEL_FORMAT = "edm2lite.model/1"
 """``format`` in the metadata of files that hold the weights of a model."""
+
+ADAPTER_FORMAT = "edm2lite.adapter/1"
+"""``format`` in the metadata of files that hold what an adapter adds to a model."""
 _BLOCK = 8 * 2**20
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2lite.dataset.hints import HINTS
+
 from ._cli import CountBar, user_errors
 
 if TYPE_CHECKING:
@@ -53,6 +55,12 @@ if TYPE_CHECKING:
 @click.option(
     "--no-labels", is_flag=True, help="Ignore labels; do not derive classes from folder names."
 )
+@click.option(
+    "--condition",
+    metavar="|".join([*HINTS, "lowres:N", "FOLDER"]),
+    help="Store a condition image beside each image: computed from it, or of the same name in a"
+    " folder. lowres:N shows the mean of each N x N pixels.",
+)
 @click.option("--no-conditions", is_flag=True, help="Leave out condition images.")
 @click.option("--no-captions", is_flag=True, help="Leave out captions.")
 @click.option(
@@ -85,36 +93,43 @@ if TYPE_CHECKING:
 )
 @user_errors
 def main(
-    source: str, dest: Path, no_labels: bool, no_conditions: bool, no_captions: bool,
+    source: str, dest: Path, condition: str | None,
+    no_labels: bool, no_conditions: bool, no_captions: bool,
     normalize_like: Path | None, split: str, threads: int, background: str, **options: Any,
 ) -> None:  # fmt: skip
     """Convert SOURCE to DEST, a ZIP (if it ends in .zip) or a folder.
 
     SOURCE is a folder or ZIP of images (the class of an image is the folder it is in, or stands in
     dataset.json), a CSV with columns path, label, condition and text, a JSONL with these keys,
-    CIFAR-10 or MNIST as torchvision stores them, or openmoji, emoji with their names (CC BY-SA
-    4.0). DEST has uncompressed PNGs and dataset.json, the form that EDM and EDM2 read too if every
-    image has a label or none has.
+    CIFAR-10 or MNIST as torchvision stores them, openmoji, emoji with their names (CC BY-SA 4.0),
+    or digits, scikit-learn's. DEST has uncompressed PNGs and dataset.json, the form that EDM and
+    EDM2 read too if every image has a label or none has.
 
     \b
     Examples:
       edm2lite dataset convert photos photos-512.zip --resolution 512
       edm2lite dataset convert photos photos-ar.zip --resolution 512 --crop buckets
       edm2lite dataset convert openmoji emoji-32.zip --resolution 32
+      edm2lite dataset convert photos outlines.zip --resolution 64 --condition edges
       edm2lite dataset convert imagenet/train in64.zip --resolution 64 --transform dhariwal
     """
     from edm2lite.claim import claim_file
     from edm2lite.dataset import Conversion, convert_images, open_collection
+    from edm2lite.dataset.collection import with_condition_folder
     from edm2lite.dataset.condition_files import normalization_of
 
     if normalize_like is not None:
         options["normalization"] = normalization_of(normalize_like)
+    is_folder = condition is not None and Path(condition).exists()
+    options["hint"] = None if is_folder else condition
     conversion = Conversion(background=None if background == "none" else background, **options)
     carried = {
         "labeled": not no_labels, "conditions": not no_conditions, "captions": not no_captions
     }  # fmt: skip
     with claim_file(dest):  # a large folder takes minutes to list
         images = open_collection(source, split, resolution=conversion.resolution, **carried)
+        if condition is not None and is_folder:
+            images = with_condition_folder(images, Path(condition))
         report = convert_images(images, dest, conversion, threads, CountBar("convert"))
     for line in _lines(report, dest):
         click.echo(line)

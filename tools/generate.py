@@ -12,6 +12,7 @@ from edm2lite import processes
 from edm2lite.extras import require
 
 from ._cli import CLASS, GUIDE, SEEDS, plugin_option, user_errors
+from ._editing import editing_options, take_controls, take_edit
 from ._generation import draw, filled, list_recipes, made, read_prompts
 from ._notes import note_raw_weights, note_sampling
 from ._sampling import from_recipe, sampling_options, take_sampling
@@ -72,7 +73,16 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     " conditions, if it was trained with label dropout. Needs --guidance. [default with prompts:"
     " unconditional]",
 )
+@click.option(
+    "--adapter",
+    "--control-net",
+    "adapters",
+    multiple=True,
+    metavar="FILE[:STRENGTH]",
+    help="Add what fine-tuning has made of MODEL, e.g. cat.safetensors:0.7; repeatable.",
+)
 @sampling_options
+@editing_options
 @click.option("--recipe", metavar="NAME", help="A published setting, in place of MODEL and guide.")
 @click.option(
     "--weights", type=_FOLDER, metavar="DIR", help="Folder of the weights that --recipe names."
@@ -132,8 +142,11 @@ def main(
       edm2lite generate runs/digits@sigma_rel=0.13 --seeds 0-999 --class all --out images
       edm2lite generate runs/emoji@sigma_rel=0.1 --prompt "red heart" --prompt "blue car" \\
         --guidance 2 --grid images.png
+      edm2lite generate runs/digits@sigma_rel=0.13 --init-image seven.png --strength 0.6 \\
+        --class 7 --seeds 0-7 --grid sevens.png
       edm2lite generate runs/a@sigma_rel=0.07 --guide runs/xs@sigma_rel=0.12,nimg=128Mi \\
         --guidance 2.1 --seeds 0-49999 --out images.zip
+      edm2lite generate runs/digits --adapter runs/nines:0.5 --class 9 --grid images.png
       torchrun --nproc_per_node=8 -m edm2lite.tools.generate --recipe edm2-img512-s-autog-fid \\
         --weights weights --seeds 0-49999 --dtype bfloat16 --compile --out images.zip
     """
@@ -151,6 +164,7 @@ def main(
     sampling = take_sampling(options)
     if recipe is not None and weights is not None:
         models, guide, sampling = from_recipe(recipe, weights, sampling)
+    options["edit"], options["controls"] = take_edit(options), take_controls(options)
     from edm2lite.sampling.image_folder import ImageFolder
 
     with nullcontext() if out is None else ImageFolder(out).claim():  # before models are loaded

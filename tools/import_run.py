@@ -91,11 +91,10 @@ def main(
     dit = {name: others[name] for name in ("family", "vae", "license")}
     times = {name: value for name, value in others.items() if name not in dit}
     is_told = any(value is not None for value in dit.values())
+    if raw and (settings != [None] * 5 or is_told or importer is not None):
+        raise click.UsageError("--raw takes --out and the options that begin with Raw only")
     if raw:
-        if settings != [None] * 5 or is_told or importer is not None:
-            raise click.UsageError("--raw takes --out and the options that begin with Raw only")
-        click.echo(_import_raw(source, out, **times))
-        return
+        return click.echo(_import_raw(source, out, **times))
     if any(times.values()):
         raise click.UsageError("--clock, --time-pattern, --per-step, --part, --copy are for --raw")
     if importer is not None:
@@ -103,16 +102,14 @@ def main(
             raise click.UsageError("--importer reads everything from the file: give only --out")
         from edm2lite.interop.importers import import_with
 
-        click.echo(import_with(importer, source, out))
-        return
+        return click.echo(import_with(importer, source, out))
     from edm2lite.interop.formats import written_by
 
     writer = written_by(source)
     if writer in ("dit", "diffusers"):
         if settings != [None] * 5:
             raise click.UsageError("a DiT takes --out, --family, --vae and --license only")
-        click.echo(_import_dit(source, out, **dit))
-        return
+        return click.echo(_import_dit(source, out, **dit))
     if is_told:
         raise click.UsageError("--family, --vae and --license are for DiT and SiT")
     if writer == "edm2":
@@ -120,8 +117,7 @@ def main(
             raise click.UsageError(
                 "files of EDM2 record what they hold: give --out and --batch-size only"
             )
-        click.echo(_import_edm2(source, out, batch_size or 2048))
-        return
+        return click.echo(_import_edm2(source, out, batch_size or 2048))
     if (sigma_rel is None) == (gamma is None) or update_every is None:
         raise click.UsageError(
             "a folder of ema-pytorch needs --update-every, and either --sigma-rel or --gamma"

@@ -28,6 +28,7 @@ from .data import DataConfig
 from .fields import FREE, Nimg, check_fields
 from .hook import Hook
 from .sink import Sink
+from .tuning import Tuning, with_model
 from .validation import Validation
 from .wandb_sink import WandB
 
@@ -104,7 +105,11 @@ class RunConfig:
 
     Attributes:
         data: Training data.
-        net: The denoiser.
+        net: The denoiser. With ``init`` it is that of the model, but for what is given.
+        init: Name of the model to fine-tune, as :func:`edm2lite.load` takes it; None to begin with
+            random weights.
+        tune: What is trained of that model, by its ``kind`` (:mod:`edm2lite.training.tuning`):
+            ``lora``, ``embedding``, ``hypernetwork`` or ``full``. None for all of it.
         encoder: Encoder from what the data set stores to what the network sees, by its ``kind``:
             ``pixels`` or ``latents``.
         text: Encoder of captions, by its ``kind``: ``static`` or ``transformers``. None for a
@@ -147,6 +152,8 @@ class RunConfig:
 
     data: DataConfig
     net: PrecondConfig
+    init: str | None = None
+    tune: Tuning | None = None
     encoder: Encoder = field(default_factory=PixelEncoder)
     text: TextEncoder | None = None
     loss: NoiseDensity = field(default_factory=LogNormal)
@@ -178,6 +185,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_objective(self.net, self.loss, self.weighting)
         check_fields(self, self.batch_size)
+        if self.tune is not None and self.init is None:
+            raise ValueError("init must be given with tune: the model to fine-tune, got none")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}; leave it out")
         if self.validation is not None:
@@ -208,4 +217,4 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
         >>> config.total_nimg, config.optim.ref_lr, config.net.backbone.img_resolution
         (131072, 0.01, 8)
     """
-    return config_file.load(RunConfig, source, overrides, upgrade=upgraded_run)
+    return config_file.load(RunConfig, source, overrides, upgrade=upgraded_run, complete=with_model)

@@ -30,11 +30,17 @@ class DataConfig:
 
     Attributes:
         source: ``digits``, or a folder or ZIP of images or latents.
+        classes: Classes whose images are used, which keep their numbers. [default: all images]
+        per_class: Number of images of each class, the first ones. [default: all of them]
+        as_class: Class of the network that all images are told, in place of their own.
         flip: Mirror half of the images, drawn anew each time; condition images are mirrored too
             (pixels only).
         class_balanced: Show every class equally often, however many images it has.
         buckets: Allow images of several sizes: every batch has images of one size.
         label_dropout: Probability that the network is not told the conditions of a sample.
+        condition_dropout: Probability that the network is not told one condition of a sample, by
+            the name of the condition: ``{label: 0.5}``. Each is drawn apart from the others and
+            from ``label_dropout``.
         captions: Folder of encoded captions (``edm2lite dataset encode-captions``). Without it,
             captions are encoded while training.
         workers: Number of threads per process that read and decode.
@@ -42,10 +48,14 @@ class DataConfig:
     """
 
     source: str
+    classes: tuple[int, ...] | None = None
+    per_class: int | None = None
+    as_class: int | None = None
     flip: bool = False
     class_balanced: bool = False
     buckets: bool = False
     label_dropout: float = 0.0
+    condition_dropout: dict[str, float] = field(default_factory=dict)
     captions: str | None = field(default=None, metadata=FREE)
     workers: int = field(default=2, metadata=FREE)
     prefetch: int = field(default=2, metadata=FREE)
@@ -53,6 +63,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
+        for name, share in self.condition_dropout.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"condition_dropout.{name} must lie in [0, 1], got {share}")
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(f"per_class must be at least 1, got {self.per_class}")
+        if self.classes is not None and not self.classes:
+            raise ValueError("classes must hold at least one class, got none; leave it out")
         for name in ("workers", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -114,6 +131,12 @@ def make_order(dataset: ImageDataset, data: DataConfig, seed: int, batch_size: i
         )
     if data.label_dropout and not dataset.conditions:
         raise ValueError(f"data.label_dropout must be 0, {dataset.name} has no labels")
+    known = [condition.name for condition in dataset.conditions]
+    if unknown := [name for name in data.condition_dropout if name not in known]:
+        raise ValueError(
+            f"data.condition_dropout must name conditions of {dataset.name}"
+            f" ({', '.join(known) or 'none'}), got {unknown[0]}"
+        )
     if data.buckets:
         if data.class_balanced:
             raise ValueError("data.buckets and data.class_balanced exclude each other; choose one")
@@ -257,13 +280,14 @@ class BatchSource:
         for i in chunk:
             position = int(batch.indices[i])
             image = self.dataset.read(int(rows[i]))
-            if self.data.flip or self.data.label_dropout:
-                drop, flip = rng(self.seed, position, Purpose.AUGMENTATION).random(2)
+            if self.data.flip or self.data.label_dropout or self.data.condition_dropout:
+                draws = rng(self.seed, position, Purpose.AUGMENTATION)
+                drop, flip = draws.random(2)
                 if self.data.flip and flip < 0.5:
                     image = image[..., ::-1]
                     batch.conditioning.flip_(i)
-                if drop < self.data.label_dropout:
-                    batch.conditioning.drop_(i)
+                dropped = self._dropped(draws)
+                batch.conditioning.drop_(i, None if drop < self.data.label_dropout else dropped)
             images[i] = image
             generator = rng(self.seed, position, Purpose.TRAINING)
             generator.standard_normal(dtype=np.float32, out=z[i : i + 1])
@@ -271,6 +295,11 @@ class BatchSource:
             if batch.latent_noise is not None:
                 generator = rng(self.seed, position, Purpose.LATENT)
                 generator.standard_normal(dtype=np.float32, out=batch.latent_noise.numpy()[i])
+
+    def _dropped(self, draws: np.random.Generator) -> list[str]:
+        """Names of the conditions that one sample is not told."""
+        shares = sorted(self.data.condition_dropout.items())
+        return [name for name, share in shares if draws.random() < share]
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,27 @@ from edm2lite.units import format_bytes
 from .config import RunConfig
 from .manifest import finished
 from .preparation import prepare
+from .tuning import begin
 
 RANGE = (0.02, 0.25)
 """EMA lengths between which the largest error of reconstruction is reported."""
 
 MOMENTS = 2
 """Number of float32 tensors that Adam keeps for each parameter."""
+
+
+class Sizes(NamedTuple):
+    """How many numbers a run has to do with.
+
+    Attributes:
+        all: Number of parameters.
+        trained: Number of those that are trained.
+        averaged: Number of values in an average.
+    """
+
+    all: int
+    trained: int
+    averaged: int
 
 
 def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
@@ -54,13 +70,18 @@ def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
     config, dataset = prepared.config, prepared.dataset
     with torch.device("meta"):
         net = Precond(config.net)
-    num_params = sum(p.numel() for p in net.parameters())
+        tuned = begin(config, net, prepared.base)
+        sizes = Sizes(
+            sum(p.numel() for p in net.parameters()),
+            sum(p.numel() for p in net.parameters() if p.requires_grad),
+            sum(t.numel() for t in tuned.averaged().values()),
+        )
     rows = [
         ("data", _data(dataset)),
         ("run", _start(config, run_dir)),
-        *_work(config, world_size, num_params),
-        *_disk(config, num_params),
-        *_memory(config, world_size, num_params),
+        *_work(config, world_size, sizes),
+        *_disk(config, sizes),
+        *_memory(config, world_size, sizes),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {text}" for name, text in rows]
@@ -127,11 +148,12 @@ def _start(config: RunConfig, run_dir: Path) -> str:
     return f"{run_dir}, from the start"
 
 
-def _work(config: RunConfig, world_size: int, num_params: int) -> Iterable[tuple[str, str]]:
+def _work(config: RunConfig, world_size: int, sizes: Sizes) -> Iterable[tuple[str, str]]:
     share = config.batch_size // world_size
     passes = -(-share // config.microbatch)
     macs = count_macs(config.net.backbone).total
-    yield "parameters", f"{num_params}"
+    few = f", of which {sizes.trained} are trained" if sizes.trained < sizes.all else ""
+    yield "parameters", f"{sizes.all}{few}"
     yield "GMACs", f"{macs / 1e9:.4g} per image and evaluation; training takes 3 times that"
     yield (
         "steps",
@@ -141,13 +163,13 @@ def _work(config: RunConfig, world_size: int, num_params: int) -> Iterable[tuple
     yield "compute", f"{6 * macs * config.total_nimg:.3g} floating-point operations in all"
 
 
-def _disk(config: RunConfig, num_params: int) -> Iterable[tuple[str, str]]:
+def _disk(config: RunConfig, sizes: Sizes) -> Iterable[tuple[str, str]]:
     plan = planning.assess(
         config.ema.sigma_rels,
         min(config.snapshot_nimg, config.total_nimg),
         config.ema.dtype,
         duration=config.total_nimg,
-        num_params=num_params,
+        num_params=sizes.averaged,
         target_sigma_rels=planning.lengths_between(*RANGE),
     )
     yield "snapshots", f"{plan.num_files} files of {plan.dtype}, {format_bytes(plan.num_bytes)}"
@@ -156,31 +178,31 @@ def _disk(config: RunConfig, num_params: int) -> Iterable[tuple[str, str]]:
         f"at most {plan.worst_error:.1e} (at sigma_rel {plan.worst_sigma_rel:.3f}) for lengths"
         f" {RANGE[0]} to {RANGE[1]}; see edm2lite plan --help",
     )
-    one = 4 * num_params * (1 + MOMENTS + len(config.ema.sigma_rels))
+    one = 4 * (sizes.trained * (1 + MOMENTS) + sizes.averaged * len(config.ema.sigma_rels))
     count = config.keep_checkpoints + 1  # the oldest goes when the newest is complete
     yield "checkpoints", f"{format_bytes(one)} each, at most {count} at a time"
 
 
-def _memory(config: RunConfig, world_size: int, num_params: int) -> Iterable[tuple[str, str]]:
+def _memory(config: RunConfig, world_size: int, sizes: Sizes) -> Iterable[tuple[str, str]]:
     parts = world_size if config.parallel == "fsdp" else 1
     num_images = min(config.microbatch, config.batch_size // world_size)
     averages = len(config.ema.sigma_rels)
-    state = 4 * num_params // parts
+    weights, state, average = (4 * size // parts for size in sizes)
     activations = activation_bytes(config.net, num_images)
-    total = state * (2 + MOMENTS + averages) + activations
+    total = weights + state * (1 + MOMENTS) + average * averages + activations
     yield (
         "memory",
-        f"{format_bytes(total)} per process: weights {format_bytes(state)}, gradients"
+        f"{format_bytes(total)} per process: weights {format_bytes(weights)}, gradients"
         f" {format_bytes(state)}, Adam {format_bytes(MOMENTS * state)}, {averages} averages"
-        f" {format_bytes(averages * state)}, activations {format_bytes(activations)}",
+        f" {format_bytes(averages * average)}, activations {format_bytes(activations)}",
     )
     yield (
         "",
         f"(computed from shapes, activations for {num_images} images as autograd keeps them;"
         " kernels and the allocator come on top)",
     )
-    staged = state * (1 + MOMENTS + averages)
-    stored = planning.ITEM_BYTES[config.ema.dtype] * num_params * averages
+    staged = state * (1 + MOMENTS) + average * averages
+    stored = planning.ITEM_BYTES[config.ema.dtype] * sizes.averaged * averages
     yield (
         "host memory",
         f"{format_bytes(staged)} per process while a checkpoint is written,"

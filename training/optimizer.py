@@ -15,12 +15,12 @@ def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> torch.opt
     """Adam without weight decay; on a GPU in one fused kernel.
 
     Args:
-        net: The denoiser, on its device.
+        net: The denoiser, on its device; frozen parameters stay as they are.
         config: Learning rate and moments.
         device: Device of the denoiser.
     """
     return torch.optim.Adam(
-        net.parameters(),
+        [parameter for parameter in net.parameters() if parameter.requires_grad],
         lr=config.ref_lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -10,14 +12,13 @@ import numpy as np
 import torch
 
 from edm2lite.dataset import ImageDataset
-from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA, stale
-from edm2lite.ema.model_tensors import named_tensors
 from edm2lite.ema.shards import gather
-from edm2lite.tensorfile import MODEL_FORMAT, save_tensors
+from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT, save_tensors
 
 from . import distributed
 from .config import RunConfig
+from .tuned import Tuned
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Outputs:
     Args:
         config: Configuration of the run.
         run_dir: Folder of the run.
-        net: The denoiser.
+        tuned: What is trained.
         ema: The tracked averages.
         dataset: Training data.
         is_sharded: Whether ranks hold parts of the weights, which are then gathered one by one.
@@ -38,23 +39,24 @@ class Outputs:
         self,
         config: RunConfig,
         run_dir: Path,
-        net: Precond,
+        tuned: Tuned,
         ema: PowerFunctionEMA,
         dataset: ImageDataset,
         *,
         is_sharded: bool,
     ):
-        self.config, self.net, self.ema = config, net, ema
+        self.config, self.tuned, self.ema = config, tuned, ema
         self.run_dir, self.snapshots = run_dir, run_dir / "snapshots"
         self._main = distributed.rank() == 0
         self._takes_part = is_sharded or self._main
         self._metadata = {
-            "model": config.net.to_json(),
+            **tuned.metadata(),
             "encoder": config.encoder.to_json(),
             **({} if config.text is None else {"text_encoder": config.text.to_json()}),
             "data": config.data.source,
             "label_dropout": repr(config.data.label_dropout),
             **_unlabeled(config, dataset),
+            **_normalization(config, dataset),
         }
 
     def begin(self) -> None:
@@ -80,10 +82,11 @@ class Outputs:
 
     def save_last(self, nimg: int) -> None:
         """Write the raw weights at the end of the run, ``last.safetensors``."""
-        tensors = gather(named_tensors(self.net), torch.float32, keep=self._main)
+        tensors = gather(self.tuned.tensors(), torch.float32, keep=self._main)
         if self._main:
             extra = {"run": self.ema.run, "nimg": str(nimg), "average": "none"}
-            metadata = {"format": MODEL_FORMAT, **self._metadata, **extra}
+            form = ADAPTER_FORMAT if "adapter" in self._metadata else MODEL_FORMAT
+            metadata = {"format": form, **self._metadata, **extra}
             save_tensors(self.run_dir / "last.safetensors", tensors, metadata)
             for path in stale.delete_reproduced(self.snapshots):
                 logger.warning("%s differs from what the run wrote when it came by again", path)
@@ -99,3 +102,13 @@ def _unlabeled(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
         told.append(np.array([bool(texts) for texts in captions.texts]))
     count = int((~np.logical_or.reduce(told)).sum()) if told else 0
     return {"unlabeled": str(count)} if count else {}
+
+
+def _normalization(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
+    """How condition images were normalized, if the network is told any that were."""
+    found = {
+        known.name: dataclasses.asdict(known.normalization)
+        for known in dataset.extra_conditions
+        if known.normalization and known.name in config.net.backbone.condition_names
+    }
+    return {"condition_normalization": json.dumps(found)} if found else {}

@@ -48,10 +48,11 @@ class RunFolder:
     Args:
         config: Configuration of the run.
         run_dir: Folder of the run, which need not exist.
+        base: Identity of the model that is fine-tuned, or None.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path):
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, config: RunConfig, run_dir: Path, base: str | None = None):
+        self.config, self.run_dir, self._base = config, run_dir, base
         self._claim: Claim | None = None
 
     def open(self) -> str:
@@ -73,7 +74,7 @@ class RunFolder:
     def _open(self) -> str:
         self._claim = claim_folder(self.run_dir, _ADVICE)
         check_run(self.config, self.run_dir)  # again: another process may have written until now
-        run = _identifier(self.run_dir / "run.json")
+        run = _identifier(self.run_dir / "run.json", self._base)
         with replacing(self.run_dir / "config.yaml") as file:
             file.write(self.config.to_yaml())
         return run
@@ -90,11 +91,28 @@ class RunFolder:
             claim.release()
 
 
-def _identifier(path: Path) -> str:
+def check_base(run_dir: Path, base: str, name: str) -> None:
+    """Raise ValueError if the run has begun with another model than it would be continued with.
+
+    Args:
+        run_dir: Folder of the run, which need not exist.
+        base: Identity of the model.
+        name: Name of the model.
+    """
+    path = run_dir / "run.json"
+    begun = parse_object(path.read_bytes()).get("base") if path.is_file() else None
+    if begun not in (None, base):
+        raise ValueError(
+            f"{name} must be the model that {run_dir} began with ({begun}), it is another one now"
+            f" ({base}); restore it, or give another --out"
+        )
+
+
+def _identifier(path: Path, base: str | None) -> str:
     """The identifier in a ``run.json``, which is written if it is missing."""
     if not path.exists():
         with replacing(path) as file:
-            json.dump({"run": secrets.token_hex(4)}, file)
+            json.dump({"run": secrets.token_hex(4), **({"base": base} if base else {})}, file)
     try:
         return str(parse_object(path.read_bytes())["run"])
     except (ValueError, KeyError) as error:

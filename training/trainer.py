@@ -17,7 +17,6 @@ from torch import Tensor
 from edm2lite import processes
 from edm2lite.diffusion.objective import LossTerms
 from edm2lite.diffusion.precond import Precond
-from edm2lite.ema import PowerFunctionEMA
 from edm2lite.network.layers import normalize_weights_
 from edm2lite.seeding import Purpose, rng
 
@@ -37,6 +36,7 @@ from .sink import Sink
 from .sinks import started
 from .state import restore, state_of
 from .statistics import NAMES, Statistics
+from .tuning import begin
 
 logger = logging.getLogger(__name__)
 
@@ -100,15 +100,15 @@ class Trainer:
         full_precision(config.threads)
         torch.manual_seed(config.seed)
         self.net = Precond(config.net).train()
+        self.tuned = begin(config, self.net, prepared.base)
         self.loss = ParallelLoss(self.net, config, self.device)
         self.optimizer = adam(self.net, config.optim, self.device)
-        self.ema = PowerFunctionEMA(self.net, config.ema.sigma_rels)
-        sharded = self.loss.is_sharded
+        self.ema = self.tuned.tracker(config.ema.sigma_rels)
         self.outputs = Outputs(
-            config, run_dir, self.net, self.ema, self.dataset, is_sharded=sharded
+            config, run_dir, self.tuned, self.ema, self.dataset, is_sharded=self.loss.is_sharded
         )
         self.statistics = Statistics(config.loss, self.device)
-        self.folder = RunFolder(config, run_dir)
+        self.folder = RunFolder(config, run_dir, prepared.base_identity)
         self.checkpoints = Checkpoints(
             run_dir / "checkpoints", config.keep_checkpoints, self.folder.check
         )

@@ -33,6 +33,7 @@ def load(
     overrides: Iterable[str] = (),
     *,
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     partial: bool = False,
 ) -> T:
     """The configuration of class ``cls`` in a file, with some values changed.
@@ -42,6 +43,7 @@ def load(
         source: A YAML file, the folder of a run, or the name of a shipped configuration.
         overrides: Changes ``a.b=c``, each value in YAML.
         upgrade: Function from what an older version wrote to what this one reads.
+        complete: Function that adds values which follow from the others, with the changes made.
         partial: Whether further top-level keys are passed over, because ``cls`` describes only a
             part of the file.
 
@@ -56,6 +58,7 @@ def load(
         if not separator:
             raise ValueError(f"--set takes key=value, got {text!r}; for example --set seed=1")
         _set(values, key, _value(text, value))
+    values = complete(values)
     if partial:
         known = typing.get_type_hints(cls)
         values = {key: value for key, value in values.items() if key in known}

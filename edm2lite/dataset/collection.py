@@ -6,7 +6,7 @@ import csv
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -32,7 +32,11 @@ from edm2lite.strict_json import parse, shown
 Load = Callable[[int], Image.Image]
 
 COLLECTIONS: Kinds[Callable[[int | None], ImageCollection]] = Kinds(
-    "collection", {"openmoji": "edm2lite.dataset.openmoji:open_openmoji"}
+    "collection",
+    {
+        "openmoji": "edm2lite.dataset.openmoji:open_openmoji",
+        "digits": "edm2lite.dataset.digits:digits_collection",
+    },
 )
 """Collections that a function of the resolution returns; one of yours is ``module:function``."""
 
@@ -76,9 +80,9 @@ def open_collection(
     """The images of a folder, ZIP, CSV, JSONL, of CIFAR-10's or MNIST's own files, or OpenMoji's.
 
     Args:
-        source: Folder or file of the images; ``"openmoji"``, or ``module:function`` for a function
-            from the resolution to an :class:`ImageCollection`. A folder of that name is preferred
-            to a function, and makes ``"openmoji"`` ambiguous.
+        source: Folder or file of the images; ``"openmoji"``, ``"digits"``, or ``module:function``
+            for a function from the resolution to an :class:`ImageCollection`. A folder of that name
+            is preferred to a function, and makes ``"openmoji"`` ambiguous.
         split: ``"train"`` or ``"test"`` of CIFAR-10 and MNIST.
         labeled: Whether folders and ``dataset.json`` tell the class of an image.
         conditions: Whether condition images are taken over.
@@ -93,7 +97,7 @@ def open_collection(
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path
+        >>> from pathlib import Path, PurePosixPath
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("cat", "dog"):
@@ -120,6 +124,40 @@ def open_collection(
         table = as_labels(labels.tolist(), str(path))
         return ImageCollection(str(path), names, lambda i: Image.fromarray(images[i]), table, gray)
     return _from_files(open_files(path), labeled, conditions, captions)
+
+
+def with_condition_folder(collection: ImageCollection, folder: Path) -> ImageCollection:
+    """The images with a condition image each, the file of the same path and name in a folder.
+
+    Args:
+        collection: Images.
+        folder: Folder or ZIP of condition images; the endings of the names may differ.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If an image has no condition image, or two.
+    """
+    files = open_files(folder)
+    found: dict[str, str] = {}
+    for file in files.names:
+        if file.lower().endswith(SUFFIXES) and found.setdefault(_stem(file), file) != file:
+            raise ValueError(
+                f"{folder} must have one condition image of a name, it has {found[_stem(file)]} and"
+                f" {file}"
+            )
+    missing = [name for name in collection.names if _stem(name) not in found]
+    if missing:
+        raise ValueError(
+            f"{folder} must have a condition image for each of the {len(collection.names)} images"
+            f" of {collection.name}, {missing[0]} has none (looked for {_stem(missing[0])}.*)"
+        )
+    paths = [found[_stem(name)] for name in collection.names]
+    loaders = {**collection.conditions, "image": _loader(files, paths)}
+    return dataclasses.replace(collection, conditions=loaders)
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _from_files(files: Files, labeled: bool, conditions: bool, captions: bool) -> ImageCollection:

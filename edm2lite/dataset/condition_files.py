@@ -5,7 +5,8 @@ names the file of every image, for each condition; ``image`` is the condition of
 ``cond_channels``. The files are 8-bit images, gray (one channel) or RGB, of the height and width of
 their image. They are not counted as images of the data set.
 
-A network sees ``(v - mean) / std`` of a stored value v in 0..255, see :class:`Normalization`.
+A network sees ``(v - mean) / std`` of a stored value v in 0..255, see
+:class:`edm2lite.dataset.conditions.Normalization`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.dataset.base import ImageDataset
-from edm2lite.dataset.conditions import DatasetCondition
+from edm2lite.dataset.conditions import DatasetCondition, Normalization
 from edm2lite.dataset.decoding import decode_image
 from edm2lite.dataset.files import Files, open_files
 from edm2lite.dataset.table import TABLE, read_table
 from edm2lite.network.conditions import ConditionImage
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """``(v - mean) / std`` of a stored value v in 0..255, the same for all channels.
-
-    ``edm2lite dataset convert`` measures mean and std over the whole data set, so that values have
-    mean 0 and variance 1, and stores them in ``dataset.json`` under ``condition_normalization``.
-    The defaults hold where nothing is stored. They map 0..255 to -2..2, which has unit variance for
-    images of the contrast that sigma_data = 0.5 stands for.
-
-    Attributes:
-        mean: Stored value that becomes 0.
-        std: Difference of stored values that becomes 1.
-
-    Raises:
-        ValueError: If ``std`` is not positive, or a value is not finite.
-
-    Example:
-        >>> import numpy as np
-        >>> Normalization()(np.array([0, 255], np.uint8)).tolist()
-        [-2.0, 2.0]
-    """
-
-    mean: float = 127.5
-    std: float = 63.75
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(
-                "condition images must be normalized by a finite mean and a positive std, got"
-                f" {self.mean} and {self.std}"
-            )
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Stored values of any shape, normalized."""
-        values: NDArray[np.float32] = pixels.astype(np.float32)
-        values -= np.float32(self.mean)
-        values /= np.float32(self.std)
-        return values
 
 
 class PixelSums:
@@ -278,7 +238,9 @@ def _stored_images(
     def values(index: int) -> NDArray[np.float32]:
         return normalization(pixels(index))
 
-    return DatasetCondition(ConditionImage(channels, condition), values, pixels)
+    return DatasetCondition(
+        ConditionImage(channels, condition), values, pixels, normalization=normalization
+    )
 
 
 def _path(name: Any) -> str:

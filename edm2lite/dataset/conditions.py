@@ -7,6 +7,7 @@ of values becomes a :class:`edm2lite.network.conditioning.Conditioning` in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,46 @@ from torch import Tensor
 from edm2lite.network.conditions import Condition
 
 _DTYPES: dict[str, type] = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """``(v - mean) / std`` of a stored value v in 0..255, the same for all channels.
+
+    ``edm2lite dataset convert`` measures mean and std over the whole data set, so that values have
+    mean 0 and variance 1, and stores them in ``dataset.json`` under ``condition_normalization``.
+    The defaults hold where nothing is stored. They map 0..255 to -2..2, which has unit variance for
+    images of the contrast that sigma_data = 0.5 stands for.
+
+    Attributes:
+        mean: Stored value that becomes 0.
+        std: Difference of stored values that becomes 1.
+
+    Raises:
+        ValueError: If ``std`` is not positive, or a value is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> Normalization()(np.array([0, 255], np.uint8)).tolist()
+        [-2.0, 2.0]
+    """
+
+    mean: float = 127.5
+    std: float = 63.75
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(
+                "condition images must be normalized by a finite mean and a positive std, got"
+                f" {self.mean} and {self.std}"
+            )
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Stored values of any shape, normalized."""
+        values: NDArray[np.float32] = pixels.astype(np.float32)
+        values -= np.float32(self.mean)
+        values /= np.float32(self.std)
+        return values
 
 
 @dataclass(frozen=True)
@@ -35,6 +76,7 @@ class DatasetCondition:
             captions does. ``values`` is then a function from the index and a number in [0, 1).
         picture: Function from the index of an image to pixels that show its condition to a person,
             uint8 [1 or 3, H, W]. Without it, a condition image is drawn from its values.
+        normalization: What makes values of these pixels, if that is a normalization.
 
     Example:
         >>> from edm2lite.network.conditions import Vector
@@ -48,6 +90,7 @@ class DatasetCondition:
     values: NDArray[Any] | Callable[..., ArrayLike] = field(repr=False)
     picture: Callable[[int], NDArray[np.uint8]] | None = field(repr=False, default=None)
     is_random: bool = False
+    normalization: Normalization | None = None
 
     @property
     def name(self) -> str:

@@ -10,9 +10,13 @@ import numpy as np
 from PIL import Image
 
 from edm2lite.dataset.buckets import MAX_ERROR, Buckets
-from edm2lite.dataset.condition_files import Normalization
+from edm2lite.dataset.conditions import Normalization
 from edm2lite.dataset.crop import Transform, cover, shorter_side
 from edm2lite.dataset.decoding import Exif, check_background, upright
+from edm2lite.dataset.hints import find_hint
+
+COMPUTED = "image"
+"""Name of the condition that is computed: the one that a network with ``cond_channels`` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,12 @@ class Conversion:
             the conversion.
         normalization: Normalization of conditions, to be that of another data set; what neither it
             nor the collection states is measured.
+        hint: What is stored beside each image as its condition image, computed from its final
+            pixels: a name of :func:`edm2lite.dataset.hints.find_hint`; None for nothing.
 
     Raises:
-        ValueError: If buckets have no resolution, the resolution is not positive, or the background
-            is no color.
+        ValueError: If buckets have no resolution, the resolution is not positive, the background
+            is no color, or there is no such hint.
 
     Example:
         >>> Conversion(resolution=512, crop="buckets").bucket_step is None  # an eighth of 512
@@ -58,6 +64,7 @@ class Conversion:
     background: str | None = "white"
     skip_damaged: bool = False
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
+    hint: str | None = None
 
     def __post_init__(self) -> None:
         if self.resolution is None and self.crop == "buckets":
@@ -65,6 +72,27 @@ class Conversion:
         if self.resolution is not None and self.resolution < 1:
             raise ValueError(f"resolution must be at least 1, got {self.resolution}")
         check_background(self.background)
+        if self.hint is not None:
+            find_hint(self.hint)
+
+    def hints(self, image: Image.Image) -> dict[str, Image.Image]:
+        """Condition images that are computed from an image, by the name of the condition.
+
+        Args:
+            image: Image as it is stored, in mode L or RGB.
+
+        Raises:
+            ValueError: If a hint of yours returns something else than uint8 pixels of that size.
+        """
+        if self.hint is None:
+            return {}
+        found = np.asarray(find_hint(self.hint)(np.asarray(image)))
+        if found.dtype != np.uint8 or found.shape[:2] != (image.height, image.width):
+            raise ValueError(
+                f"condition {self.hint} must return uint8 [{image.height}, {image.width}] or"
+                f" [{image.height}, {image.width}, 3], got {list(found.shape)} {found.dtype}"
+            )
+        return {COMPUTED: Image.fromarray(found)}
 
     def upright(self, image: Image.Image, gray: bool) -> Image.Image:
         """An image before it is resampled, in mode L or RGB."""

@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 
 from edm2lite.dataset.buckets import Buckets
 from edm2lite.dataset.collection import ImageCollection
-from edm2lite.dataset.condition_files import Normalization, PixelSums
-from edm2lite.dataset.conversion import Conversion
+from edm2lite.dataset.condition_files import PixelSums
+from edm2lite.dataset.conditions import Normalization
+from edm2lite.dataset.conversion import COMPUTED, Conversion
 from edm2lite.dataset.crop import is_gray, kept_area
 from edm2lite.dataset.files import writing
 from edm2lite.dataset.table import TABLE, table_text
@@ -115,7 +116,14 @@ def convert_images(
         ([(8, 8)], [0.75])
     """
     report = ConversionReport()
-    sums = {name: PixelSums(name, collection.name) for name in collection.conditions}
+    computed = () if conversion.hint is None else (COMPUTED,)
+    if twice := {*computed} & {*collection.conditions}:
+        raise ValueError(
+            f"{collection.name} must have no condition images of the name {twice.pop()} where some"
+            " are computed; leave them out by --no-conditions"
+        )
+    names = (*collection.conditions, *computed)
+    sums = {name: PixelSums(name, collection.name) for name in names}
     with writing(dest) as add:
         rows: list[int] = []
         for index, done in enumerate(_outcomes(collection, conversion, num_threads)):
@@ -167,7 +175,8 @@ def _convert_one(
     if resize is None:
         return _Converted(None, before=before)
     resized = {name: resize(condition) for name, condition in conditions.items()}
-    return _Converted(resize(image), resized, before)
+    final = resize(image)
+    return _Converted(final, {**resized, **conversion.hints(final)}, before)
 
 
 def _load_conditions(

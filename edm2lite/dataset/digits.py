@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 from edm2lite.dataset.base import ImageDataset
+from edm2lite.dataset.collection import ImageCollection
 from edm2lite.dataset.labels import Labels
 from edm2lite.extras import require
 
@@ -27,3 +29,24 @@ def open_digits() -> ImageDataset:
     table = Labels(digits.target.astype(np.int64), 10)
     names = [f"digit {i}" for i in range(len(images))]
     return ImageDataset("digits", len(images), (1, 8, 8), lambda i: images[i], table, None, names)
+
+
+def digits_collection(resolution: int | None = None) -> ImageCollection:
+    """The digits as images to convert, for example with condition images.
+
+    Args:
+        resolution: Not used: they are what they are, and are resampled as others.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+
+    Example:
+        >>> digits_collection().load(0).size
+        (8, 8)
+    """
+    digits = open_digits()
+
+    def load(index: int) -> Image.Image:
+        return Image.fromarray(digits.read(index)[0])
+
+    return ImageCollection(digits.name, digits.names, load, digits.table, gray=True)

@@ -56,7 +56,7 @@ def reconstruct(
     sigma_rel: Sequence[float] | None = None,
     gamma: Sequence[float] | None = None,
     profiles: Sequence[Profile] | None = None,
-    decay: Sequence[str] | None = None,
+    decay: list[str] | tuple[str, ...] | None = None,
     **options: Unpack[_Options],
 ) -> list[Reconstruction]: ...
 def reconstruct(

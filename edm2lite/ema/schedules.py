@@ -1,4 +1,7 @@
-"""The learning rate schedule that an average emulates, whatever its kind. NumPy and SciPy only."""
+"""The learning rate schedule that an average emulates, whatever its kind.
+
+NumPy and SciPy only.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 FORMAT = "edm2lite.ema/1"
 RAW_FORMAT = "edm2lite.raw/1"
 """Format of snapshots that hold the weights themselves, or refer to files that do."""
-EXTRA_KEYS = ("model", "encoder", "text_encoder", "data", "label_dropout", "unlabeled", "clock")
+EXTRA_KEYS = (
+    "model", "adapter", "encoder", "text_encoder", "data", "label_dropout", "unlabeled",
+    "condition_normalization", "clock",
+)  # fmt: skip
 """Metadata that describes the model itself and is copied into everything rebuilt from it."""
 
 

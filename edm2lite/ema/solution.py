@@ -1,4 +1,7 @@
-"""What a solver gives: coefficients of stored averages, and the error that is left. NumPy only."""
+"""What a solver gives: coefficients of stored averages, and the error that is left.
+
+NumPy only.
+"""
 
 from __future__ import annotations
 

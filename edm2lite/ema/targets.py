@@ -27,7 +27,7 @@ from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.solve import REVISION, Solution
 from edm2lite.ema.solvers import SOLVERS, usable
-from edm2lite.tensorfile import MODEL_FORMAT
+from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT
 from edm2lite.version import __version__
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _metadata(
     if isinstance(target, PowerFunction):
         length["gamma"] = repr(target.gamma)
     return {
-        "format": MODEL_FORMAT,
+        "format": ADAPTER_FORMAT if "adapter" in used[-1].extra else MODEL_FORMAT,
         "run": used[-1].run,
         "nimg": str(target.nimg),
         **length,

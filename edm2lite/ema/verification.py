@@ -15,7 +15,7 @@ from edm2lite.ema.snapshot import read_info
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.workers import WorkerPool
 from edm2lite.strict_json import parse
-from edm2lite.tensorfile import MODEL_FORMAT, Header, verify
+from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT, Header, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,10 @@ def _compare(
 
 def _recorded_inputs(header: Header) -> list[dict[str, Any]]:
     """File, digest and coefficient of each snapshot, from the metadata."""
-    if header.metadata.get("format") != MODEL_FORMAT or "inputs" not in header.metadata:
+    if (
+        header.metadata.get("format") not in (MODEL_FORMAT, ADAPTER_FORMAT)
+        or "inputs" not in header.metadata
+    ):
         raise ValueError(f"{header.path} must be a file that reconstruct_ema wrote, and is not")
     inputs = parse(header.metadata["inputs"])
     if not isinstance(inputs, list) or not inputs or not all(map(_is_input, inputs)):

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 from edm2lite.kinds import Kinds
 from edm2lite.messages import one_line
 from edm2lite.strict_json import check_fields, parse_object
+
+if TYPE_CHECKING:
+    from edm2lite.models.autoencoder import Autoencoder
 
 ENCODERS: Kinds[type[Encoder]] = Kinds(
     "encoder",
@@ -85,6 +88,18 @@ class Encoder(abc.ABC):
         Args:
             x: [N, C, H, W] floating-point values in the space of the denoiser.
         """
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """What the network sees of images, [N, C, H, W] float32, without chance.
+
+        Args:
+            images: uint8 [N, C, H, W] of pixels, whatever a data set for the encoder stores.
+        """
+        return self.encode(images)
+
+    def image_channels(self, channels: int) -> int:
+        """Number of channels of images, of which the network sees ``channels``."""
+        return channels
 
     def to_json(self) -> str:
         """The description that travels in every model file."""
@@ -197,6 +212,25 @@ class LatentEncoder(Encoder):
             self.sigma_data / _channels(self.std, raw.device)
         )
 
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The means of the latents of images, standardized; loads the autoencoder.
+
+        Args:
+            images: uint8 [N, 1 or 3, H, W].
+
+        Raises:
+            ValueError: If a field is missing, or the autoencoder cannot be loaded or has other
+                weights.
+            ImportError: If diffusers is not installed.
+        """
+        autoencoder, input_range = self._loaded(images.device)
+        return self.encode(autoencoder.encode(images, input_range))
+
+    def image_channels(self, channels: int) -> int:
+        """Number of channels of images: that of the autoencoder, mostly 3."""
+        autoencoder, _ = self._loaded(torch.device("cpu"))
+        return int(autoencoder.model.config.in_channels)
+
     def decode(self, x: Tensor) -> Tensor:
         """Images of latents, uint8 on the device of ``x``; loads the autoencoder.
 
@@ -210,16 +244,23 @@ class LatentEncoder(Encoder):
                 weights.
             ImportError: If diffusers is not installed.
         """
+        autoencoder, input_range = self._loaded(x.device)
+        mean, std = _channels(self.mean, x.device), _channels(self.std, x.device)
+        latents = x.float() * (std / self.sigma_data) + mean
+        return autoencoder.decode(latents, input_range)
+
+    def _loaded(self, device: torch.device) -> tuple[Autoencoder, str]:
+        """The autoencoder that made the latents, and the range of its pixel values."""
         from edm2lite.models.autoencoder import load_autoencoder
 
         if self.vae is None or self.input_range is None or not self.mean:
-            raise ValueError("an encoder must name its vae, input_range, mean and std to decode")
+            raise ValueError(
+                "an encoder must name its vae, input_range, mean and std to see or make images"
+            )
         known = self.vae == EDM2_LATENTS.vae  # any other name may be that of a file
-        autoencoder = load_autoencoder(self.vae, str(x.device), download=known)
+        autoencoder = load_autoencoder(self.vae, str(device), download=known)
         autoencoder.check_digest(self.vae_digest)
-        mean, std = _channels(self.mean, x.device), _channels(self.std, x.device)
-        latents = x.float() * (std / self.sigma_data) + mean
-        return autoencoder.decode(latents, self.input_range)
+        return autoencoder, self.input_range
 
 
 EDM2_LATENTS = LatentEncoder(

@@ -9,129 +9,52 @@
 | ``RUN@gamma=4.6,nimg=64Mi``          | an average by its exponent, at another time              |
 | ``RUN@decay=cosine:0.2``             | an average that emulates a decay of the learning rate    |
 | ``RUN@sigma_rel=0.25,max_error=0.1`` | even if its predicted error is above 0.02                |
+
+A run that has trained an adapter, or the file of one, stands for the model that it was trained on
+with the adapter; that model is found by the name that the run gave it.
 """
 
 from __future__ import annotations
 
-import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-import xxhash
 from torch import Tensor
 
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import Reconstruction, plan_targets
 from edm2lite.ema.building import build
 from edm2lite.ema.targets import MAX_ERROR
+from edm2lite.models.adapters import (
+    Adapter,
+    adapter_of,
+    parse_strength,
+)
 from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
-from edm2lite.network.conditions import ClassLabel
-from edm2lite.strict_json import parse
-from edm2lite.tensorfile import load_tensors
-from edm2lite.text.encoder import TextEncoder, text_encoder_from_json
+from edm2lite.models.merging import merged, without_source
+from edm2lite.models.model import EXPORTED as EXPORTED
+from edm2lite.models.model import IN_FOLDERS
+from edm2lite.models.model import Model as Model
+from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, read_header
+from edm2lite.text.encoder import text_encoder_from_json
 from edm2lite.units import parse_count
 
-EXPORTED = "model.safetensors"
-"""Name of the weights in the folder of an exported model."""
 
-_IN_FOLDERS = ("last.safetensors", EXPORTED)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A denoiser with everything that is needed to use it.
-
-    Attributes:
-        name: Name by which it was loaded.
-        net: The denoiser, in evaluation mode.
-        encoder: Encoder between images and what ``net`` works on.
-        metadata: Metadata of its file: run, nimg, sigma_rel, ...
-        text_encoder: Encoder of prompts, or None for a network that is told no text.
-
-    Example:
-        >>> from edm2lite.diffusion.precond import PrecondConfig
-        >>> from edm2lite.network.unet import UNetConfig
-        >>> unet = UNetConfig(img_resolution=8, img_channels=1, label_dim=10, model_channels=8,
-        ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=8)
-        >>> model = Model("untrained", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
-        >>> model.num_classes
-        10
-    """
-
-    name: str
-    net: Precond
-    encoder: Encoder
-    metadata: dict[str, str] = field(repr=False)
-    text_encoder: TextEncoder | None = field(repr=False, default=None)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes that the network can be told, 0 for none."""
-        conditions = self.net.config.backbone.conditions
-        return sum(c.num_classes for c in conditions if isinstance(c, ClassLabel))
-
-    @property
-    def short_name(self) -> str:
-        """``last`` for a run, ``sigma_rel=0.1`` for an average, else the name of file or folder."""
-        path = Path(self.name)
-        if path.is_dir():
-            return "last" if (path / _IN_FOLDERS[0]).is_file() else path.resolve().name
-        if path.is_file():
-            return path.stem
-        return self.name.rpartition("@")[2].replace(":", "-")  # no colons in names of folders
-
-    @property
-    def identity(self) -> str:
-        """Hash of where the weights come from: of the snapshots of an average, or of the file.
-
-        It is equal for an average that is rebuilt now, alone or with others, on this machine or on
-        another one, and one that is read from a file; their coefficients agree but for rounding.
-        """
-        return self._hash(_recipe(self.metadata))
-
-    @property
-    def earlier_identity(self) -> str:
-        """The identity by which versions before 0.3 knew these weights: of exact coefficients."""
-        return self._hash(self.metadata.get("inputs"))
-
-    def _hash(self, recipe: str | None) -> str:
-        source = recipe or self.metadata.get("digest")
-        if source is None:  # a file that another tool has written: hash the weights themselves
-            state = xxhash.xxh3_64()
-            for name, value in self.net.state_dict().items():
-                state.update(name.encode())
-                state.update(value.detach().cpu().contiguous().reshape(-1).numpy())
-            return state.hexdigest()
-        return xxhash.xxh3_64_hexdigest(source.encode())
-
-
-def _recipe(metadata: Mapping[str, str]) -> str | None:
-    """What an average was rebuilt from, and how; None for weights that are none."""
-    text = metadata.get("inputs")
-    if text is None:
-        return None
-    try:
-        digests = [entry["digest"] for entry in parse(text)]
-    except (ValueError, TypeError, KeyError):  # another tool's
-        return text
-    how = [metadata.get(key) for key in ("profile", "solver", "solver_revision")]
-    return json.dumps([how, digests])
-
-
-def load(spec: str | Path) -> Model:
+def load(spec: str | Path, adapters: Sequence[Adapter | str | Path] = ()) -> Model:
     """Load a model by its name; no code in a file is executed.
 
     A network of a class of yours is found if its module is imported already.
 
     Args:
         spec: Name of the model, see :mod:`edm2lite.models.loading`.
+        adapters: Adapters to add to it, see :func:`with_adapters`.
 
     Raises:
         FileNotFoundError: If there is no such file or run.
         ValueError: If the name is malformed, a file is damaged or not one of our models, the class
-            of its network is not imported, or an average cannot be rebuilt exactly enough.
+            of its network is not imported, an average cannot be rebuilt exactly enough, or an
+            adapter was trained on another model.
 
     Example:
         >>> import tempfile
@@ -145,7 +68,31 @@ def load(spec: str | Path) -> Model:
         >>> model.encoder, model.net.config.backbone.img_resolution
         (PixelEncoder(kind='pixels', shift=127.5, scale=127.5), 8)
     """
-    return _assembled(str(spec), *read(spec))
+    return with_adapters(_assembled(str(spec), *read(spec)), adapters)
+
+
+def with_adapters(model: Model, adapters: Sequence[Adapter | str | Path]) -> Model:
+    """A model with adapters added to it; the model itself stays as it is.
+
+    Args:
+        model: The model that the adapters were trained on.
+        adapters: Adapters, or their names as :func:`load_adapter` takes them, each with its
+            strength as in ``FILE:0.5``. [default: 1]
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file is damaged, or an adapter was trained on another model.
+    """
+    chosen = []
+    for given in adapters:
+        path, strength = (given, 1.0) if isinstance(given, Adapter) else parse_strength(str(given))
+        adapter = path if isinstance(path, Adapter) else load_adapter(path)
+        adapter.check_base(model.identity, model.name)
+        chosen.append((adapter, strength))
+    if not any(strength for _, strength in chosen):
+        return model
+    metadata = {**model.metadata, "model": model.net.config.to_json()}
+    return _assembled(model.name, *merged(model.net.state_dict(), metadata, chosen))
 
 
 def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -158,15 +105,47 @@ def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: If there is no such file or run.
         ValueError: As :func:`load`, but the tensors may be of any model.
     """
-    text = str(spec)
+    return _with_base(*_stored(str(spec)), str(spec))
+
+
+def load_adapter(spec: str | Path) -> Adapter:
+    """An adapter by its name: its file, the run that trained it, or an average of that run.
+
+    Args:
+        spec: Name of the adapter, in the forms that :func:`load` takes.
+
+    Raises:
+        FileNotFoundError: If there is no such file or run.
+        ValueError: If it is damaged, or no adapter.
+    """
+    return adapter_of(*_stored(str(spec)), str(spec))
+
+
+def _stored(text: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file or an average, as they are."""
     run, at, query = text.rpartition("@")
     if at and not Path(text).exists():
-        rebuilt = _rebuild(run, query, text)
+        rebuilt = build([_planned(run, query, text)])[0]
         return rebuilt.state_dict or {}, rebuilt.metadata
+    return load_tensors(_file(text))
+
+
+def read_metadata(spec: str | Path) -> dict[str, str]:
+    """The metadata that :func:`read` returns, without most of its work."""
+    text = str(spec)
+    run, at, query = text.rpartition("@")
+    is_average = at and not Path(text).exists()
+    header = None if is_average else read_header(_file(text))
+    metadata = _planned(run, query, text).metadata if header is None else header.metadata
+    return read(spec)[1] if "adapter" in metadata else metadata
+
+
+def _file(text: str) -> Path:
+    """The file of a model that is no average."""
     file = Path(text)
     if file.is_dir():
-        found = [file / name for name in _IN_FOLDERS if (file / name).is_file()]
-        file = found[0] if found else file / _IN_FOLDERS[0]
+        found = [file / name for name in IN_FOLDERS if (file / name).is_file()]
+        file = found[0] if found else file / IN_FOLDERS[0]
     if not file.is_file() and (Path(text) / "snapshots").is_dir():
         raise FileNotFoundError(
             f"{text} must have ended to be a model, it has no {file.name} yet; give an average of"
@@ -175,7 +154,28 @@ def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not file.is_file():
         raise FileNotFoundError(f"no model at {file}; give a file, a run, or RUN@sigma_rel=0.10")
     _refuse_other_kinds(file)
-    return load_tensors(file)
+    return file
+
+
+def _with_base(
+    tensors: dict[str, Tensor], metadata: dict[str, str], name: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a model; those of an adapter with the model that it belongs to."""
+    if "adapter" not in metadata:
+        return tensors, metadata
+    adapter = adapter_of(tensors, metadata, name)
+    try:
+        base = load(adapter.base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name} was trained on {adapter.base}, which must be there to load it: {error}"
+        ) from error
+    adapter.check_base(base.identity, base.name)
+    told = {**base.metadata, "model": base.net.config.to_json()}
+    found, told = merged(base.net.state_dict(), told, [(adapter, 1.0)])
+    own = {**adapter.metadata, "format": MODEL_FORMAT, "base": adapter.base}
+    kept = {key: told[key] for key in ("label_dropout", "unlabeled") if key in told}
+    return found, {**without_source(told), **own, **kept}  # what the base was not told, it is not
 
 
 def _refuse_other_kinds(file: Path) -> None:
@@ -199,10 +199,10 @@ def from_reconstruction(rebuilt: Reconstruction, name: str) -> Model:
         name: Name of the model.
     """
     assert rebuilt.state_dict is not None, name
-    return _assembled(name, rebuilt.state_dict, rebuilt.metadata)
+    return _assembled(name, *_with_base(rebuilt.state_dict, rebuilt.metadata, name))
 
 
-def _rebuild(run: str, query: str, text: str) -> Reconstruction:
+def _planned(run: str, query: str, text: str) -> Reconstruction:
     values: dict[str, str] = {}
     for part in query.split(","):
         key, equals, value = part.partition("=")
@@ -230,7 +230,7 @@ def _rebuild(run: str, query: str, text: str) -> Reconstruction:
             f" {max_error:g}: the snapshots cannot give this length; choose another, or allow it by"
             f" adding ,max_error={2 * plans[0].predicted_error:.1g}"
         )
-    return build(plans)[0]
+    return plans[0]
 
 
 def _number(key: str, value: str, text: str) -> float:

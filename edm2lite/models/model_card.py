@@ -91,6 +91,7 @@ def _facts(metadata: Mapping[str, str]) -> list[list[str]]:
         "predicted error / norm of the weights": error and f"{float(error):.1e}",
         "solver": metadata.get("solver"),
         "run": metadata.get("run"),
+        "fine-tuned from": metadata.get("base"),
         "made from": metadata.get("source"),
         "xxh3-128 of the source": metadata.get("source_digest"),
         "xxh3-128 of the weights": metadata.get("digest"),

@@ -61,6 +61,10 @@ class PatchEncoder(Encoder):
         """Float [N, C p^2, H/p, W/p] -> uint8 [N, C, H, W], rounded to nearest and clipped."""
         return self._pixels.decode(pixel_shuffle(x, self.patch_size))
 
+    def image_channels(self, channels: int) -> int:
+        """See :meth:`Encoder.image_channels`."""
+        return channels // self.patch_size**2
+
     @property
     def _pixels(self) -> PixelEncoder:
         return PixelEncoder(shift=self.shift, scale=self.scale)

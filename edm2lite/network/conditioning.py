@@ -91,10 +91,22 @@ class Conditioning:
         """The null form of every value, which is what a network sees that is told nothing."""
         return Conditioning({name: _null(v) for name, v in self.values.items()})
 
-    def drop_(self, row: int) -> None:
-        """Replace one row by its null form, in place: label dropout."""
-        for value in self.values.values():
-            value[row] = _null(value[row])
+    def drop_(self, row: int, names: Collection[str] | None = None) -> None:
+        """Replace one row by its null form, in place: label dropout.
+
+        Args:
+            row: Index of the row.
+            names: Names of the values; all of them by default.
+
+        Example:
+            >>> told = Conditioning({"label": torch.tensor([3]), "ink": torch.ones(1, 1)})
+            >>> told.drop_(0, ["label"])
+            >>> told["label"].item(), told["ink"].item()
+            (-1, 1.0)
+        """
+        for name, value in self.values.items():
+            if names is None or name in names:
+                value[row] = _null(value[row])
 
     def flip_(self, row: int) -> None:
         """Mirror one row left to right, in place, where its image is mirrored.

@@ -13,8 +13,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from edm2lite.network.additions import Hypernetwork, LearnedClasses
 from edm2lite.network.backbone import Backbone
 from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel
 from edm2lite.network.dit_layers import (
     MLP,
     NUM_FREQUENCIES,
@@ -169,6 +171,11 @@ class DiT(Backbone):
         )
         pooled = config.text.pooled if config.text else 0
         self.pooled_embedder = nn.Linear(pooled + 1, width, bias=False) if pooled else None
+        learned, ratio = config.learned_classes, config.hypernetwork
+        self.emb_learned = (
+            LearnedClasses(learned, config.label_dim, width, is_unit=False) if learned else None
+        )
+        self.emb_hyper = Hypernetwork(width, ratio) if ratio else None
         self.layers = nn.ModuleList(self.block_class(config) for _ in range(config.num_blocks))
         self.final_layer = FinalLayer(config)
         self.apply(_initialize_)
@@ -198,12 +205,28 @@ class DiT(Backbone):
             label = conditioning.get("label")
             if label is None:
                 label = torch.full((len(c_noise),), -1, device=c_noise.device)
-            emb = emb + self.y_embedder(label)
+            emb = emb + self.class_embedding(label)
         for name, layer in self.vector_embedders.items():
             if name in conditioning:
                 emb = emb + layer(conditioning[name].to(emb.dtype))
         if self.pooled_embedder is not None and self.config.text is not None:
             emb = emb + self.pooled_embedder(pooled_of(conditioning, self.config.text, emb))
+        if self.emb_hyper is not None:
+            emb = self.emb_hyper(emb)
+        return emb
+
+    def class_embedding(self, label: Tensor) -> Tensor:
+        """[N] class indices, -1 for none, or vectors [N, num_classes] -> [N, C]."""
+        if self.emb_learned is None:
+            return self.known_classes(label)
+        vectors = ClassLabel(self.config.num_classes).vectors(label)
+        emb: Tensor = self.emb_learned(vectors, self.known_classes)
+        return emb
+
+    def known_classes(self, label: Tensor) -> Tensor:
+        """[N] class indices, or vectors [N, label_dim] -> [N, C], without learned classes."""
+        assert self.y_embedder is not None
+        emb: Tensor = self.y_embedder(label)
         return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:

@@ -91,8 +91,8 @@ class MPConv(nn.Module):
 
     def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
         """The weight that ``forward`` applies: rows have L2 norm ``gain * out_rms / in_rms``."""
-        dim = tuple(range(1, self.weight.ndim))
-        weight = unit_rms(self.weight.float(), dim, self._norm)
+        weight = self.weight  # asked for once: an adapted layer computes it
+        weight = unit_rms(weight.float(), tuple(range(1, weight.ndim)), self._norm)
         if isinstance(gain, Tensor) or gain != 1:
             weight = weight * gain
         return weight.to(dtype)
@@ -100,6 +100,12 @@ class MPConv(nn.Module):
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
         """[N, C_in, ...] -> [N, C_out, ...] in the dtype of ``x``, of RMS ``gain * out_rms``."""
         return self.convolve(x, self.normalized_weight(x.dtype, gain))
+
+    def fixed_length_weights(self) -> list[nn.Parameter]:
+        """Trained weights whose rows :func:`normalize_weights_` resets to RMS 1."""
+        weight = self._parameters.get("weight")  # None in an adapted layer
+        is_reset = weight is not None and weight.requires_grad and self.has_fixed_length
+        return [weight] if is_reset else []
 
     def expected_rms(self, x: Tensor, gain: float | Tensor = 1.0) -> float | Tensor:
         """The RMS that ``forward(x, gain)`` has by design, for input of RMS ``in_rms``."""
@@ -172,9 +178,10 @@ def mp_weights(net: nn.Module) -> Iterable[nn.Parameter]:
 def normalize_weights_(net: nn.Module) -> None:
     """Reset the stored rows of every magnitude-preserving layer to RMS 1, in place (Eq. 66).
 
-    Call it once per optimizer step, after the EMA update. Rows of zeros stay zero, and layers
-    without :attr:`MPConv.has_fixed_length` stay as they are. Where weights are sharded by rows
-    (FSDP2) every process normalizes its own rows, without communication.
+    Call it once per optimizer step, after the EMA update. Rows of zeros stay zero; layers without
+    :attr:`MPConv.has_fixed_length` and frozen weights stay as they are. Further modules take part
+    by a method ``fixed_length_weights``, see :meth:`MPConv.fixed_length_weights`. Where weights are
+    sharded by rows (FSDP2) every process normalizes its own rows, without communication.
 
     Example:
         >>> layer = MPConv(4, 2)
@@ -183,7 +190,8 @@ def normalize_weights_(net: nn.Module) -> None:
         >>> layer.weight.detach().square().mean(1)
         tensor([1.0000, 1.0000])
     """
-    fixed = (layer.weight for layer in mp_layers(net) if layer.has_fixed_length)
+    modules = [module for module in net.modules() if hasattr(module, "fixed_length_weights")]
+    fixed = [weight for module in modules for weight in module.fixed_length_weights()]
     for weight in map(_local_rows, fixed):
         if weight.is_meta:  # without values; asking for them takes most of the time of building
             continue

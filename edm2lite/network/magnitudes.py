@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from edm2lite.jsonlines import read_lines
 from edm2lite.network.backbone import Backbone
@@ -260,12 +261,13 @@ def by_bucket(magnitudes: Iterable[Magnitude]) -> dict[str, dict[str, float]]:
 
 
 def _layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Modules with a parameter ``weight`` of their own."""
+    """Modules with a parameter ``weight`` of their own, adapted or not."""
     return {name: m for name, m in net.named_modules() if _is_layer(m)}
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), nn.Parameter)
+    own = isinstance(getattr(module, "weight", None), nn.Parameter)
+    return own or is_parametrized(module, "weight")
 
 
 def _blocks(net: nn.Module) -> set[nn.Module]:
@@ -292,6 +294,6 @@ def _weight_rms(layer: nn.Module) -> float:
 def _features_last(module: nn.Module, output: Tensor) -> bool:
     """Whether features are the last dimension of an output, not its channels [N, C, ...]."""
     weight = getattr(module, "weight", None)
-    if isinstance(weight, nn.Parameter) and weight.ndim > 1:
+    if isinstance(weight, Tensor) and _is_layer(module) and weight.ndim > 1:
         return weight.ndim == 2  # a matrix is applied to the last dimension
     return output.ndim <= 3  # [N, C], or tokens [N, T, C]

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edm2lite.network.additions import Hypernetwork, LearnedClasses
 from edm2lite.network.attention import attend
 from edm2lite.network.backbone import Backbone
 from edm2lite.network.conditioning import Conditioning
@@ -216,6 +217,9 @@ class MPDiT(Backbone):
         )
         pooled = config.text.pooled if config.text else 0
         self.emb_pooled = MPConv(pooled + 1, width) if pooled else None
+        learned, ratio = config.learned_classes, config.hypernetwork
+        self.emb_learned = LearnedClasses(learned, config.label_dim, width) if learned else None
+        self.emb_hyper = Hypernetwork(width, ratio) if ratio else None
         self.layers = nn.ModuleList(self.block_class(config) for _ in range(config.num_blocks))
         self.out_modulation = MPConv(width, width)
         self.out_modulation_gain = nn.Parameter(torch.zeros(1))
@@ -242,17 +246,33 @@ class MPDiT(Backbone):
             label = conditioning.get("label")
             if label is None:
                 label = torch.full((len(c_noise),), -1, device=c_noise.device)
-            vectors = ClassLabel(self.config.label_dim).vectors(label)
-            is_null = (vectors == 0).all(1, keepdim=True).to(vectors.dtype)
-            one_hot = torch.cat([vectors, is_null], 1) * math.sqrt(self.config.label_dim + 1)
-            emb, num = emb + self.emb_label(one_hot.to(emb.dtype)), num + 1
+            vectors = ClassLabel(self.config.num_classes).vectors(label)
+            emb, num = emb + self.class_embedding(vectors.to(emb.dtype)), num + 1
         for name, layer in self.emb_vectors.items():
             if name in conditioning:
                 emb, num = emb + layer(conditioning[name].to(emb.dtype)), num + 1
         if self.emb_pooled is not None and self.config.text is not None:
             pooled = pooled_of(conditioning, self.config.text, emb)
             emb, num = emb + self.emb_pooled(pooled), num + 1
-        return mp_silu(emb / math.sqrt(num))
+        emb = mp_silu(emb / math.sqrt(num))
+        if self.emb_hyper is not None:
+            emb = self.emb_hyper(emb)
+        return emb
+
+    def class_embedding(self, vectors: Tensor) -> Tensor:
+        """[N, num_classes] one-hot vectors, 0 for no class -> [N, C], of magnitude 1."""
+        if self.emb_learned is None:
+            return self.known_classes(vectors)
+        emb: Tensor = self.emb_learned(vectors, self.known_classes)
+        return emb
+
+    def known_classes(self, vectors: Tensor) -> Tensor:
+        """[N, label_dim] one-hot vectors, 0 for no class -> [N, C], without learned classes."""
+        assert self.emb_label is not None
+        is_null = (vectors == 0).all(1, keepdim=True).to(vectors.dtype)
+        one_hot = torch.cat([vectors, is_null], 1) * math.sqrt(self.config.label_dim + 1)
+        emb: Tensor = self.emb_label(one_hot)
+        return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from edm2lite.network.additions import check_ratio, num_classes
 from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.conditions import ClassLabel, Condition, Vector
 from edm2lite.network.text import TextConfig
@@ -40,6 +41,9 @@ class TransformerConfig(BackboneConfig):
         label_dim: Number of classes, or length of vectors of norm 1 in their place; 0 for none.
         vectors: Name -> length of vectors that the network is told besides; 0 is their null form.
         text: Text that the network is told, or None; every block attends to its tokens.
+        learned_classes: Classes that have vectors of their own, learned later; None for none.
+        hypernetwork: Width of the hidden layer of a hypernetwork over that of the embedding, or
+            None.
         patch_size: Side of a patch.
         width: Number of channels of a token.
         num_blocks: Number of blocks.
@@ -59,6 +63,8 @@ class TransformerConfig(BackboneConfig):
     label_dim: int = 0
     vectors: Mapping[str, int] = field(default_factory=dict)
     text: TextConfig | None = None
+    learned_classes: tuple[int, ...] | None = None
+    hypernetwork: int | None = None
     patch_size: int = 2
     width: int = 384
     num_blocks: int = 12
@@ -82,6 +88,8 @@ class TransformerConfig(BackboneConfig):
                 raise ValueError(f"{name} must lie between 1 and 65536, got {value}")
         if not 0 <= self.label_dim < 2**31:
             raise ValueError(f"label_dim must lie between 0 and 2**31 - 1, got {self.label_dim}")
+        num_classes(self.label_dim, self.learned_classes)
+        check_ratio(self.hypernetwork)
         if self.img_resolution % self.patch_size:
             raise ValueError(
                 f"img_resolution must be a multiple of patch_size = {self.patch_size}, got"
@@ -123,8 +131,13 @@ class TransformerConfig(BackboneConfig):
         return self.img_resolution // self.patch_size
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes, learned ones included."""
+        return num_classes(self.label_dim, self.learned_classes)
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """A class label, vectors and text, where there are any."""
-        label = (ClassLabel(self.label_dim),) if self.label_dim else ()
+        label = (ClassLabel(self.num_classes),) if self.label_dim else ()
         vectors = (Vector(name, length) for name, length in self.vectors.items())
         return (*label, *vectors, *(self.text.conditions if self.text else ()))

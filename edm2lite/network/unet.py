@@ -16,10 +16,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from edm2lite.network.additions import Hypernetwork, LearnedClasses, check_ratio, num_classes
 from edm2lite.network.backbone import Backbone
 from edm2lite.network.block import Block
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import ClassLabel, Condition, ConditionImage
+from edm2lite.network.controlnet import Control, ControlBranch
 from edm2lite.network.layers import MPConv, MPFourier
 from edm2lite.network.operations import mp_cat, mp_silu, mp_sum
 from edm2lite.network.text import PixelTextAttention, UNetText, pooled_of, text_of
@@ -49,6 +51,11 @@ class UNetConfig(UNetShape):
         head_channels: Number of channels of an attention head.
         dropout: Probability of dropout within the residual branches.
         text: Text that the network is told, or None.
+        controls: Images that the network follows, each by a ControlNet of its own
+            (:mod:`edm2lite.network.controlnet`); None for none.
+        learned_classes: Classes that have vectors of their own, learned later; None for none.
+        hypernetwork: Width of the hidden layer of a hypernetwork over that of the embedding, or
+            None.
         label_balance: Share t of the class in the embedding, or of class and text together.
         concat_balance: Share t of the skip connection where the decoder takes it back.
         res_balance: Share t of the convolutions of a block in its sum with the main path.
@@ -67,6 +74,9 @@ class UNetConfig(UNetShape):
     kind: Literal["unet"] = "unet"
     cond_channels: int = 0
     text: UNetText | None = None
+    controls: tuple[Control, ...] | None = None
+    learned_classes: tuple[int, ...] | None = None
+    hypernetwork: int | None = None
     label_balance: float = 0.5
     concat_balance: float = 0.5
     res_balance: float = 0.3
@@ -79,6 +89,7 @@ class UNetConfig(UNetShape):
         " [arXiv 2312.02696](https://arxiv.org/abs/2312.02696))"
     )
     groups: ClassVar[Mapping[str, str]] = {
+        "control": r"unet\.controls\.",
         "text": r"unet\.emb_pooled|\.text_attn\.",
         "embedding": r"unet\.emb_|emb_(linear|gain)",
         "attention": r"\.attn_",
@@ -90,6 +101,13 @@ class UNetConfig(UNetShape):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, _RANGES)
+        num_classes(self.label_dim, self.learned_classes)
+        check_ratio(self.hypernetwork)
+        names = [condition.name for condition in self.conditions]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"controls must have names of their own, {twice[0]} is that of two conditions"
+            )
         levels = [self.img_resolution >> level for level in range(len(self.channel_mult))]
         if unknown := sorted({*self.text_resolutions} - {*levels}):
             raise ValueError(
@@ -98,11 +116,17 @@ class UNetConfig(UNetShape):
             )
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes, learned ones included."""
+        return num_classes(self.label_dim, self.learned_classes)
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
-        """A class label, a condition image and text, where there are any."""
-        label = (ClassLabel(self.label_dim),) if self.label_dim else ()
+        """A class label, a condition image, text and images to follow, where there are any."""
+        label = (ClassLabel(self.num_classes),) if self.label_dim else ()
         image = (ConditionImage(self.cond_channels),) if self.cond_channels else ()
-        return (*label, *image, *(self.text.conditions if self.text else ()))
+        text = self.text.conditions if self.text else ()
+        return (*label, *image, *text, *(c.condition for c in self.controls or ()))
 
     @property
     def text_resolutions(self) -> tuple[int, ...]:
@@ -146,16 +170,28 @@ class UNet(Backbone):
         self.emb_label = MPConv(config.label_dim, config.emb_channels) if config.label_dim else None
         pooled = config.text.pooled if config.text else 0
         self.emb_pooled = MPConv(pooled + 1, config.emb_channels) if pooled else None
+        learned, ratio = config.learned_classes, config.hypernetwork
+        self.emb_learned = (
+            LearnedClasses(learned, config.label_dim, config.emb_channels) if learned else None
+        )
+        self.emb_hyper = Hypernetwork(config.emb_channels, ratio) if ratio else None
         self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
         inputs = config.img_channels + config.cond_channels + 1  # ones, in place of biases
         res = config.img_resolution
         self.enc[f"{res}x{res}_conv"] = MPConv(inputs, config.model_channels, (3, 3))
-        for place in config.encoder():
+        places = config.encoder()
+        for place in places:
             self.enc[place.name] = self._block(place, "enc")
         for place in config.decoder():
             self.dec[place.name] = self._block(place, "dec")
         self.out_conv = MPConv(place.out_channels, config.img_channels, (3, 3))
+        widths = [config.model_channels, *(place.out_channels for place in places)]
+        self.controls = nn.ModuleDict()
+        for control in config.controls or ():
+            stem = MPConv(inputs, config.model_channels, (3, 3))
+            blocks = {place.name: self._block(place, "enc") for place in places}
+            self.controls[control.name] = ControlBranch(control.channels, stem, blocks, widths)
 
     def _block(self, place: Place, flavor: Literal["enc", "dec"]) -> Block:
         """The block at a place, with what all blocks of the network have in common."""
@@ -179,9 +215,10 @@ class UNet(Backbone):
         )
 
     def blocks(self) -> list[nn.Module]:
-        """The residual blocks, encoder first."""
+        """The residual blocks, encoder first; then those of the controls."""
         _, *encoder = self.enc.values()
-        return [*encoder, *self.dec.values()]
+        controls = (block for control in self.controls.values() for block in control.enc.values())
+        return [*encoder, *self.dec.values(), *controls]
 
     def embed(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """Embedding of noise level, class and pooled text, which modulates every block.
@@ -197,16 +234,32 @@ class UNet(Backbone):
         emb, told = self.emb_noise(self.emb_fourier(c_noise)), None
         if self.emb_label is not None:
             label = conditioning.get("label")
-            vectors = emb.new_zeros(1, self.config.label_dim)
+            vectors = emb.new_zeros(1, self.config.num_classes)
             if label is not None:
-                vectors = ClassLabel(self.config.label_dim).vectors(label)
-            told = self.emb_label(vectors * math.sqrt(self.config.label_dim))
+                vectors = ClassLabel(self.config.num_classes).vectors(label)
+            told = self.class_embedding(vectors)
         if self.emb_pooled is not None and self.config.text is not None:
             text_emb = self.emb_pooled(pooled_of(conditioning, self.config.text, emb))
             told = text_emb if told is None else mp_sum(told, text_emb, 0.5)
         if told is not None:
             emb = mp_sum(emb, told.expand_as(emb), self.config.label_balance)
-        return mp_silu(emb)
+        emb = mp_silu(emb)
+        if self.emb_hyper is not None:
+            emb = self.emb_hyper(emb)
+        return emb
+
+    def class_embedding(self, vectors: Tensor) -> Tensor:
+        """[N, num_classes] one-hot vectors -> [N, C_emb], of magnitude 1."""
+        if self.emb_learned is None:
+            return self.known_classes(vectors)
+        emb: Tensor = self.emb_learned(vectors, self.known_classes)
+        return emb
+
+    def known_classes(self, vectors: Tensor) -> Tensor:
+        """[N, label_dim] one-hot vectors -> [N, C_emb], without learned classes."""
+        assert self.emb_label is not None
+        emb: Tensor = self.emb_label(vectors * math.sqrt(self.config.label_dim))
+        return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """F_x of input of unit variance, see :meth:`Backbone.forward`; zero at initialization."""
@@ -214,15 +267,17 @@ class UNet(Backbone):
         text = text_of(conditioning, self.config.text, x)
         told = (emb,) if text is None else (emb, text)
         image = conditioning.get("image")
-        inputs = [x] if image is None else [x, image.to(x.dtype)]
-        x = torch.cat([*inputs, torch.ones_like(x[:, :1])], dim=1)
+        seen = [x] if image is None or not self.config.cond_channels else [x, image.to(x.dtype)]
+        x = torch.cat([*seen, torch.ones_like(x[:, :1])], dim=1)
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)  # channels last: faster convolutions
-        stem, *encoder = self.enc.values()
+        inputs, (stem, *encoder) = x, self.enc.values()
         x = stem(x)
         skips = [x]
         for block in encoder:
             x = block(x, *told)
             skips.append(x)
+        for name, control in self.controls.items():
+            skips, x = control(inputs, told, conditioning[name], skips)
         for block in self.dec.values():
             if block.takes_skip:
                 x = mp_cat(x, skips.pop(), self.config.concat_balance)

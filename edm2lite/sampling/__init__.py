@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edm2lite.lazy import exports
 
 if TYPE_CHECKING:
+    from edm2lite.sampling.edit import Edit as Edit
     from edm2lite.sampling.editing import Inpaint as Inpaint
     from edm2lite.sampling.generation import generate as generate
     from edm2lite.sampling.guidance import APG as APG
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
+        "edm2lite.sampling.edit": "Edit",
         "edm2lite.sampling.editing": "Inpaint",
         "edm2lite.sampling.generation": "generate",
         "edm2lite.sampling.guidance": "APG Conditioned Guided Mixed Rescale",

@@ -1,16 +1,14 @@
-"""Sampling that begins with an image: filling in a part of it.
-
-Image-to-image needs nothing of its own: begin at the image plus noise of a level in between, and
-solve from there (:func:`edm2lite.sampling.levels.sigmas_from`).
-"""
+"""Denoisers for sampling that begins with an image: a part filled in, or later steps alone."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edm2lite.sampling.solvers import Denoise, Stepwise, per_step
@@ -47,3 +45,43 @@ class Inpaint:
 
     def _filled(self, denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
         return torch.lerp(self.known, denoise(x, sigma), self.mask.to(x.dtype))
+
+
+@dataclass(frozen=True)
+class LaterSteps:
+    """A denoiser for a run that begins at a later step, with what guidance does from that step on.
+
+    Attributes:
+        denoise: The denoiser of the whole run.
+        first: Number of steps that are left out.
+
+    Example:
+        >>> later = LaterSteps(lambda x, sigma: 0 * x, first=3)
+        >>> next(later.per_step())(torch.ones(1), torch.tensor(1.0))
+        tensor([0.])
+    """
+
+    denoise: Denoise | Stepwise
+    first: int
+
+    def per_step(self) -> Iterator[Denoise]:
+        """The denoiser of each step; see :class:`edm2lite.sampling.solvers.Stepwise`."""
+        return itertools.islice(per_step(self.denoise), self.first, None)
+
+
+def coarse_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask of pixels on the grid of what the network works on: a place is filled if a pixel is.
+
+    Args:
+        mask: [N, 1, H, W] bool.
+        size: Height and width of the grid, which divide those of the mask.
+
+    Returns:
+        [N, 1, h, w] float32.
+
+    Example:
+        >>> coarse_mask(torch.tensor([[[[0, 0, 0, 1]]]], dtype=torch.bool), (1, 2))
+        tensor([[[[0., 1.]]]])
+    """
+    height, width = mask.shape[2] // size[0], mask.shape[3] // size[1]
+    return F.max_pool2d(mask.float(), (height, width))

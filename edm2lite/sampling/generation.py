@@ -17,10 +17,13 @@ from torch import Tensor
 from edm2lite import processes
 from edm2lite.claim import Claim
 from edm2lite.dataset import ImageDataset
-from edm2lite.models.loading import Model, load
+from edm2lite.models.adapters import Adapter
+from edm2lite.models.loading import Model, load, with_adapters
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
+from edm2lite.sampling.controls import control_values
+from edm2lite.sampling.edit import Edit, Pictures, as_dataset
 from edm2lite.sampling.image_folder import ImageFolder
 from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.prompts import captions_of_seeds, prompts_of_seeds
@@ -43,7 +46,10 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: None = None,
@@ -62,7 +68,10 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: str | Path,
@@ -80,7 +89,10 @@ def generate(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
     out: str | Path | None = None,
@@ -102,7 +114,11 @@ def generate(
         guide: Denoiser to guide away from: a model, its name, or ``"unconditional"`` for ``model``
             without its conditions, which is the default with prompts; with a weight in
             ``sampling.guidance``.
+        edit: Images to begin with, and which part of them is made, in place of noise alone.
+        controls: Images for each condition image that the network takes, uint8 [M, C, H, W] or a
+            data set; seed s is told image s mod M. They are normalized as in training.
         batch_size: Number of images at a time on a GPU; ignored on a CPU, where it is chosen.
+        adapters: Adapters of the model, or their files with a strength each: ``FILE:0.5``.
         device: Device that computes. [default: the GPU of this process, else the CPU]
         compiled: Whether torch.compile makes kernels for the networks first.
         out: Folder, or ZIP file, to write to; images that are there already are kept. Under
@@ -113,7 +129,7 @@ def generate(
         [N, C, H, W] uint8 images on the CPU; or ``out``, if it is given.
 
     Raises:
-        FileNotFoundError: If there is no such model.
+        FileNotFoundError: If there is no such model, or adapter.
         ValueError: If the arguments do not fit the model, or ``out`` holds other images or is being
             written by another process.
 
@@ -130,8 +146,8 @@ def generate(
     """
     generator = image_generator(
         model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
-        classes=classes, sampling=sampling, guide=guide, batch_size=batch_size, device=device,
-        compiled=compiled,
+        classes=classes, sampling=sampling, guide=guide, edit=edit, controls=controls,
+        batch_size=batch_size, device=device, adapters=adapters, compiled=compiled,
     )  # fmt: skip
     if out is None:
         return _collected(generator, progress)
@@ -159,12 +175,15 @@ def image_generator(
     classes: Classes | None = None,
     sampling: Sampling | None = None,
     guide: Guide | str | Path = None,
+    edit: Edit | None = None,
+    controls: Sequence[Pictures] = (),
     batch_size: int = 64,
+    adapters: Sequence[Adapter | str | Path] = (),
     device: torch.device | str | None = None,
     compiled: bool = False,
 ) -> ImageGenerator:
     """The generator of images that :func:`generate` runs; see there for arguments and errors."""
-    model = model if isinstance(model, Model) else load(model)
+    model = with_adapters(model if isinstance(model, Model) else load(model), adapters)
     sampling = sampling or Sampling()
     if seeds is None:
         if prompts is None:
@@ -172,6 +191,10 @@ def image_generator(
         seeds = range(len(prompts))
     dataset = conditioning if isinstance(conditioning, ImageDataset) else None
     values = None if isinstance(conditioning, ImageDataset) else Conditioning.of(conditioning)
+    if controls:
+        sources = [as_dataset(images, "control images") for images in controls]
+        known = {} if values is None else values.values
+        values = Conditioning({**known, **control_values(model, sources, seeds)})
     conditioning = conditions_of_seeds(
         model, seeds, values=values, dataset=dataset, classes=classes
     )
@@ -192,6 +215,7 @@ def image_generator(
         compiled,
         texts,
         negative_prompt,
+        edit,
     )
 
 

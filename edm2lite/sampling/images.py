@@ -24,6 +24,7 @@ from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.told import check_conditioning, examples
 from edm2lite.sampling.compatibility import Guide, check_sampling
 from edm2lite.sampling.conditions import class_indices, conditions_of_seeds
+from edm2lite.sampling.edit import Edit
 from edm2lite.sampling.guidance import Conditioned, Guided, Network, Rescale
 from edm2lite.sampling.levels import first_state
 from edm2lite.sampling.prompts import text_conditions, text_encoder_of, with_prompts
@@ -72,6 +73,7 @@ class ImageGenerator:
         prompts: Prompt of each seed, for a model that is told text; an empty one tells it nothing.
             None for no prompts.
         negative_prompt: What an unconditional guide is told in words, in place of nothing.
+        edit: Images to begin with, and the part of them that is made; None to begin with noise.
 
     Raises:
         ValueError: If conditions, prompts or guide do not fit the model, or it cannot take the
@@ -99,6 +101,7 @@ class ImageGenerator:
     compiled: bool = False
     prompts: Sequence[str] | None = None
     negative_prompt: str = ""
+    edit: Edit | None = None
 
     def __post_init__(self) -> None:
         if self.conditioning is None:
@@ -116,6 +119,8 @@ class ImageGenerator:
             if any([*(self.prompts or ()), self.negative_prompt]):
                 encoder.opened()  # before anything is generated
         check_sampling(self.model, self.guide, self.sampling, self.negative_prompt)
+        if self.edit is not None:
+            self.edit.check(self.model.encoder, self.sampling, self.shape)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -156,6 +161,7 @@ class ImageGenerator:
         return {
             "weights": self.model.identity, **({"guide": guide} if guide else {}),
             **self.sampling.changes(), **rows, **compiled, **negative,
+            **({} if self.edit is None else self.edit.settings),
         }  # fmt: skip
 
     @property
@@ -206,20 +212,27 @@ class ImageGenerator:
         if self.prompts is not None:
             conditioning = with_prompts(self.model, conditioning, self.prompts[part])
         empty = self.rows - len(seeds)  # filled with copies of the last image
-        generators = [rng(s, 0, Purpose.GENERATION) for s in seeds + seeds[-1:] * empty]
+        every = seeds + seeds[-1:] * empty
+        generators = [rng(s, 0, Purpose.GENERATION) for s in every]
 
         def noise() -> Tensor:
             return normals(generators, self.shape).to(self.device)
 
         filled = conditioning.rows([*range(len(seeds)), *[len(seeds) - 1] * empty]).to(self.device)
-        x = first_state(noise(), self.sampling.levels())
-        x = self.sampling.solve(self._denoiser(net, other, filled), x, noise)
+        denoise = self._denoiser(net, other, filled)
+        if self.edit is None:
+            x = first_state(noise(), self.sampling.levels())
+            x = self.sampling.solve(denoise, x, noise)
+        else:
+            x = self.edit.solve(every, self.model.encoder, self.sampling, denoise, noise)
         if not x.isfinite().all():
             raise ValueError(
                 f"images of seeds {seeds[0]} to {seeds[-1]} came out as NaN or infinite; use weaker"
                 " guidance, or a dtype of wider range (float32, or bfloat16 for float16)"
             )
         images = self.model.encoder.decode(x).cpu()[: len(seeds)]
+        if self.edit is not None:
+            images = self.edit.finished(seeds, images)
         return GeneratedBatch(seeds, conditioning, images)
 
     def _denoiser(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.sampling.guidance import APG
 from edm2lite.sampling.levels import user_sigmas
 from edm2lite.sampling.registry import SCHEDULES, SOLVERS
-from edm2lite.sampling.solvers import Denoise, Noise, Solver, Stepwise
+from edm2lite.sampling.solvers import Denoise, Noise, Solver, Stepwise, per_step
 
 SOLVER_OPTIONS = ("S_churn", "S_min", "S_max", "S_noise")
 """Fields that only some solvers take: those that declare them."""
@@ -128,13 +130,23 @@ class Sampling:
         values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
         return {name: _json_value(v) for name, (v, default) in values.items() if v != default}
 
-    def solve(self, denoise: Denoise | Stepwise, x: Tensor, noise: Noise) -> Tensor:
+    def solve(
+        self,
+        denoise: Denoise | Stepwise,
+        x: Tensor,
+        noise: Noise,
+        *,
+        levels: Tensor | None = None,
+        resample: int = 1,
+    ) -> Tensor:
         """Solve the ODE from the first noise level to the last.
 
         Args:
             denoise: The denoiser.
             x: [N, C, H, W], noise at the first level.
             noise: Source of further noise, for solvers that add some on the way.
+            levels: Noise levels to solve through. [default: those of :meth:`levels`]
+            resample: Number of times that each step is taken; fresh noise goes back up in between.
 
         Returns:
             [N, C, H, W] images in the space of the denoiser.
@@ -142,11 +154,27 @@ class Sampling:
         Raises:
             ValueError: If a solver of yours changes the shape.
         """
+        levels = self.levels() if levels is None else levels
+        if resample == 1:
+            return self._solved(denoise, x, levels, noise)
+        for denoise_i, (sigma, sigma_next) in zip(
+            per_step(denoise), itertools.pairwise(levels), strict=False
+        ):
+            step = torch.stack([sigma, sigma_next])
+            for again in range(resample if sigma.isfinite() else 1):
+                if again:
+                    x = x + float((sigma.square() - sigma_next.square()).sqrt()) * noise()
+                x = self._solved(denoise_i, x, step, noise)
+        return x
+
+    def _solved(
+        self, denoise: Denoise | Stepwise, x: Tensor, levels: Tensor, noise: Noise
+    ) -> Tensor:
         solver = self._solver()
         options: dict[str, Any] = {name: getattr(self, name) for name in solver.options}
         if solver.draws_noise:
             options["noise"] = noise
-        solved = solver(denoise, x, self.levels(), **options)
+        solved = solver(denoise, x, levels, **options)
         if solved.shape != x.shape:
             raise ValueError(
                 f"solver {self.solver} must return x of shape {list(x.shape)}, got"

@@ -139,9 +139,8 @@ class Measurer:
         decays = [s for s in new if isinstance(s, str)]
         plans = plan_targets(self.run, sigma_rel=lengths, nimg=nimg) if lengths else []
         plans += plan_targets(self.run, decay=decays, nimg=nimg) if decays else []
-        self._plans.update(
-            {(s, nimg): plan for s, plan in zip([*lengths, *decays], plans, strict=True)}
-        )
+        names: list[float | str] = [*lengths, *decays]
+        self._plans.update({(s, nimg): plan for s, plan in zip(names, plans, strict=True)})
         return [self._plans[s, nimg] for s in averages]
 
     def check_errors(

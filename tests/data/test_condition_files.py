@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from edm2lite.dataset import open_collection, open_dataset
-from edm2lite.dataset.condition_files import Normalization, normalization_of
+from edm2lite.dataset.condition_files import normalization_of
+from edm2lite.dataset.conditions import Normalization
 from edm2lite.dataset.conversion import Conversion
 from edm2lite.dataset.convert import convert_images
 from edm2lite.network.conditions import ConditionImage

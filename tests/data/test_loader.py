@@ -73,6 +73,10 @@ CASES = {
         lambda: pixels(labels=CLASSES).with_condition(ConditionImage(2), lambda i: PICTURES[i]),
         {"flip": True, "label_dropout": 0.3},
     ),
+    "conditions apart": (
+        lambda: pixels(labels=CLASSES).with_condition(ConditionImage(2), lambda i: PICTURES[i]),
+        {"flip": True, "label_dropout": 0.1, "condition_dropout": {"label": 0.5, "image": 0.2}},
+    ),
     "buckets": (lambda: pixels(sizes=[[4, 6]] * 25 + [[6, 4]] * 15), {"buckets": True}),
 }
 
@@ -151,6 +155,21 @@ def test_labels_are_dropped_with_the_given_probability(vectors):
     loader.close()
 
 
+def test_conditions_are_dropped_each_apart_from_the_others():
+    dataset = CASES["conditions apart"][0]()
+    loader = source(dataset, condition_dropout={"label": 0.5, "image": 0.2}, label_dropout=0.1)
+    told = [loader.batch(8 * k)[0].conditioning for k in range(150)]
+    label = torch.cat([each["label"] for each in told]) == -1
+    image = ~torch.cat([each["image"] for each in told]).any(dim=(1, 2, 3))
+    # shares of 1200 draws: three standard errors are at most 0.044
+    for found, share in (
+        (label, 0.1 + 0.9 * 0.5), (image, 0.1 + 0.9 * 0.2), (label & image, 0.1 + 0.9 * 0.1),
+    ):  # fmt: skip
+        assert found.float().mean() == pytest.approx(share, abs=0.044)
+    assert PICTURES.any(axis=(1, 2, 3)).all()
+    loader.close()
+
+
 def test_noise_is_that_of_the_sample_and_latents_have_their_own():
     batch = source(latents()).batch(16)[0]
     generators = [rng(1, g, Purpose.TRAINING) for g in range(16, 24)]
@@ -204,6 +223,11 @@ def test_damage_met_while_preparing_comes_out_where_the_batch_is_asked_for():
     [
         (latents, {"flip": True}, "data.flip must be false for latents.*convert --mirror"),
         (pixels, {"label_dropout": 0.1}, "data.label_dropout must be 0, made has no labels"),
+        (
+            pixels,
+            {"condition_dropout": {"label": 0.1}},
+            r"must name conditions of made \(none\), got label",
+        ),
         (pixels, {"class_balanced": True}, "must have class indices, found no labels"),
         (
             lambda: pixels(labels=CLASSES),
@@ -218,9 +242,17 @@ def test_options_that_do_not_fit_are_refused(make, options, message):
         source(make(), **options)
 
 
-@pytest.mark.parametrize("options", [{"label_dropout": 1.0}, {"workers": 0}, {"prefetch": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_dropout": 1.0},
+        {"condition_dropout": {"label": 1.1}},
+        {"workers": 0},
+        {"prefetch": 0},
+    ],
+)
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
+    with pytest.raises(ValueError, match=rf"{next(iter(options))}.* must"):
         DataConfig(source="digits", **options)
 
 

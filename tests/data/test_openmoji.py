@@ -38,11 +38,26 @@ def test_emoji_are_named_as_unicode_names_them(emoji):
     assert not any("skin tone" in text for (text,) in texts.values())
 
 
+def test_classes_are_the_groups_of_unicode(emoji):
+    classes, values = emoji.table.classes, emoji.table.values
+    assert len(classes) == 9 and {"Flags", "Food & Drink", "Smileys & Emotion"} < set(classes)
+    group = {
+        name: classes[value] if value >= 0 else None
+        for name, value in zip(emoji.names, values.tolist(), strict=True)
+    }
+    assert group["1F34E.svg"] == "Food & Drink" and group["1F431.svg"] == "Animals & Nature"
+    assert group["2764.svg"] == "Smileys & Emotion" and group["1F3F4-200D-2620-FE0F.svg"] == "Flags"
+    flags = [name for name, (text,) in zip(emoji.names, emoji.captions.texts, strict=True)
+             if text.startswith("flag of ")]  # fmt: skip
+    assert len(flags) > 250 and all(group[name] == "Flags" for name in flags)
+    assert (values < 0).sum() < 30 and np.bincount(values[values >= 0]).min() > 50
+
+
 @pytest.mark.parametrize("side", [32, 128, 50])
 def test_emoji_have_the_size_that_is_asked_for_and_sharp_edges(side):
     emoji = open_collection("openmoji", resolution=side)
     square = np.asarray(emoji.load(emoji.names.index("1F7E5.svg")))  # the red square
-    assert square.shape == (side, side, 4) and emoji.table is None
+    assert square.shape == (side, side, 4)
     assert square[side // 2, side // 2].tolist() == [210, 47, 39, 255]  # OpenMoji's red, #d22f27
     assert square[0, 0, 3] == 0
     partly = ((square[..., 3] > 0) & (square[..., 3] < 255)).mean()

@@ -15,7 +15,7 @@ from pages import DOCS, blocks, run, write_config
 from PIL import Image
 from tiny_run import TINY
 
-from edm2lite import load
+from edm2lite import load, open_dataset
 from edm2lite.network.dit import DiTConfig
 from edm2lite.network.flops import count_macs
 from edm2lite.network.patches import sine_positions
@@ -332,12 +332,78 @@ def text(page):
     assert [p.sigma_rel for p in read_csv(Path("sweeps/fd/sweep.csv"))] == [None, 0.05, 0.1]
 
 
+def control(page):
+    page.finished_run()
+    digits = open_dataset("digits").images([13])
+    mask = np.where(np.arange(8)[:, None] < 4, 255, 0).repeat(8, axis=1).astype(np.uint8)
+    for name, pixels in {"three": digits[0, 0], "outline": digits[0, 0], "upper": mask}.items():
+        Image.fromarray(pixels).save(f"{name}.png")
+
+    def shrink(line):
+        line = line.replace("--steps 18", "--steps 2").replace("000032000", "000001280")
+        if "-m edm2lite.training" not in line:
+            return line
+        is_tuned = "digits-control" in line
+        changes = [change for change in TINY if not (is_tuned and change.startswith("net."))]
+        return line + "".join(f" --set {change}" for change in changes)
+
+    page.small = shrink
+    yield
+    for name in ("large", "followed", "threes", "variations", "filled"):
+        with Image.open(f"{name}.png") as picture:
+            assert picture.width >= 24
+    written = load_config("control.yaml")
+    shipped = load_config("digits-control")
+    assert dataclasses.replace(written, microbatch=64) == shipped
+    assert page.names["images"].shape == (4, 1, 8, 8)
+    assert page.printed["import torch"] == "True\n"
+
+
+def finetune(page):
+    changes = ("batch_size=8", "microbatch=8", "total_nimg=32", "status_nimg=32",
+               "snapshot_nimg=8", "checkpoint_nimg=32", "net.backbone.model_channels=16",
+               "net.backbone.head_channels=16", "optim.rampup_nimg=0")  # fmt: skip
+    small = "".join(f" --set {change}" for change in changes)
+
+    def shrink(line):
+        line = line.replace("--grid", "--steps 2 --grid")
+        return line + small if "-m edm2lite.training" in line else line
+
+    page.small = shrink
+    yield
+    for name in ("nines", "half", "average"):
+        with Image.open(f"{name}.png") as picture:
+            assert picture.width >= 64
+    assert page.names["images"].shape == (16, 1, 8, 8)
+    base = load("runs/nine@sigma_rel=0.10")
+    assert load("runs/tenth").metadata["base"] == base.name
+    assert page.names["model"].identity != base.identity
+    assert Path("runs/vector/last.safetensors").stat().st_size < 1024
+    stored, gains = base.net.state_dict(), load("runs/gains").net.state_dict()
+    moved = [name for name, value in gains.items() if not value.equal(stored[name])]
+    assert moved and all("gain" in name for name in moved)
+
+
 def num_parameters(config):
     with torch.device("meta"):
         return sum(p.numel() for p in config.build().parameters())
 
 
+def decay(page):
+    page.finished_run("RUN")
+    yield
+    shown = page.printed["from edm2lite.ema import plan_targets, reconstruct"].splitlines()
+    assert [line.split()[0] for line in shown] == ["linear:0.2", "1-sqrt:0.1"]
+    assert len(list(Path("RUN/decayed").iterdir())) == 3
+    assert read_csv(Path("RUN/decays/sweep.csv"))[1].decay == "linear:0.25"
+    (logged,) = (text for line, text in page.printed.items() if "--lr-log" in line)
+    assert "linear:0.5" in logged
+
+
 NEEDS = {
+    "decay.md": decay,
+    "control.md": control,
+    "finetune.md": finetune,
     "extending.md": extending,
     "ladder.md": ladder,
     "transformers.md": transformers,

@@ -239,7 +239,8 @@ def test_a_constant_rate_changes_nothing():
 def test_a_rate_that_falls_faster_than_the_decay_gives_signs_and_a_warning(walk, caplog):
     run, steps = walk
     recorded = rate((0, 1.0), (64 * 800, 1.0), (64 * 1000, 0.3), (64 * 1200, 0.3))
-    (plan,) = plan_targets(run, decay="linear:0.15", lr_log=recorded)
+    slow = rate((0, 1.0), (64 * 800, 1.0), (64 * 1200, 0.8))
+    (plan,) = plan_targets(run, decay="linear:0.5", lr_log=slow)
     assert plan.profile.largest_rise < 1e-9 and not caplog.records
     (plan,) = plan_targets(run, decay="cosine:0.4", lr_log=recorded)
     (record,) = caplog.records

@@ -6,7 +6,7 @@ import pytest
 from edm2lite.ema.merging import merging_coefficients
 from edm2lite.ema.planning import random_walk
 from edm2lite.ema.profile import PowerFunction, Step, Tabulated, Window
-from edm2lite.ema.solve import minimum_error_coefficients, solve_calibrated, solve_paper
+from edm2lite.ema.solve import minimum_error_coefficients, solve_calibrated
 from edm2lite.ema.solvers import SOLVERS, solve_wsm, usable
 from edm2lite.ema.trajectory_fit import fit_trajectory
 
@@ -75,7 +75,7 @@ def test_coefficients_are_those_of_least_expected_error_of_a_random_walk(share):
     assert predicted == pytest.approx(float(np.sqrt(square[0] / UPDATES)), rel=1e-2)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.97])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("inside", [False, True])
 def test_least_squares_is_never_worse_than_merging_and_better_by_a_third(momentum, inside):
     weights, gains, calibration, models = walk(3, momentum), [], [], {}
@@ -126,8 +126,11 @@ def test_noise_of_single_updates_is_averaged_out():
     sources = [Step(UPDATES * k // 8) for k in range(1, 9)]
     values = np.stack([weights[s.nimg - 1] for s in sources])
     model = fit_trajectory(sources, values, 2.5e-8)
-    x = minimum_error_coefficients(sources, [decay("linear", 0.1)], model, 2.5e-8)[:, 0]
-    assert np.abs(x - 1 / 8).max() < 0.03
+    target = decay("linear", 0.1)
+    x = minimum_error_coefficients(sources, [target], model, 2.5e-8)[:, 0]
+    truth = (masses([target]) @ weights)[0]
+    rebuilt, mean = (np.linalg.norm(c @ values - truth) for c in (x, np.full(8, 1 / 8)))
+    assert rebuilt < 1.25 * mean < 0.5 * np.linalg.norm(values[-1] - truth)
 
 
 def test_the_rounding_of_the_files_is_in_the_predicted_error():
@@ -149,5 +152,3 @@ def test_solvers_take_the_snapshots_that_they_can_combine():
         usable("wsm", mixed[::2])
     with pytest.raises(ValueError, match="needs raw checkpoints"):
         merging_coefficients(mixed[::2], [Window(50, 200)])
-    with pytest.raises(ValueError, match="power functions"):
-        solve_paper([Window(10, 100)], [Window(50, 200)], random_walk(200, 100))

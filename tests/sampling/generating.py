@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -32,6 +35,22 @@ def fail(*arguments, code=1):
     line = result.output.strip().splitlines()[-1]
     assert line.startswith("Error: ")
     return line
+
+
+def on_two_ranks(*arguments):
+    """What each of two processes says that generate together, as under torchrun."""
+    env = {**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-m", "edm2lite.tools.generate", *map(str, arguments)]
+    ranks = [
+        subprocess.Popen(command, env={**env, "RANK": r}, stdout=subprocess.PIPE) for r in "01"
+    ]
+    try:
+        said = [rank.communicate(timeout=60)[0].decode() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    return said
 
 
 def files(folder):

@@ -1,12 +1,9 @@
 """The command ``edm2lite generate``."""
 
 import json
-import os
-import subprocess
-import sys
 
 from PIL import Image
-from sampling.generating import fail, files, succeed
+from sampling.generating import fail, files, on_two_ranks, succeed
 
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.network.unet import UNetConfig
@@ -15,18 +12,7 @@ from edm2lite.network.unet import UNetConfig
 def test_processes_share_the_seeds_and_the_folder(run_dir, names, tmp_path):
     common = (names[0], "--seeds", "0-69", "--steps", 2, "--guide", names[1], "--guidance", 2)
     succeed(*common, "--out", tmp_path / "one.zip")
-    env = {**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-m", "edm2lite.tools.generate", *map(str, common)]
-    command += ["--out", str(tmp_path / "two.zip"), "--grid", str(tmp_path / "grid.png")]
-    ranks = [
-        subprocess.Popen(command, env={**env, "RANK": r}, stdout=subprocess.PIPE) for r in "01"
-    ]
-    try:
-        said = [rank.communicate(timeout=60)[0].decode() for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    said = on_two_ranks(*common, "--out", tmp_path / "two.zip", "--grid", tmp_path / "grid.png")
     assert "70 images in" in said[0] and said[1] == ""
     assert (tmp_path / "two.zip").read_bytes() == (tmp_path / "one.zip").read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"one.zip", "two.zip", "grid.png"}

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sampling.generating import Raw, fail, files, images, noise_of, run, solved_by_hand, succeed
+from sampling.generating import (
+    Raw,
+    fail,
+    files,
+    images,
+    noise_of,
+    on_two_ranks,
+    run,
+    solved_by_hand,
+    succeed,
+)
 from text.text_models import save_text_model
 from text.tiny_encoders import WORDS
 
@@ -65,6 +75,15 @@ def test_an_image_depends_on_seed_and_prompt_to_the_last_bit(file, negative):
     longer = dataclasses.replace(model.text_encoder, num_tokens=9)  # more padding
     padded = dataclasses.replace(model, text_encoder=longer)
     assert images(padded, order, prompts=chosen, **options).equal(together[order])
+
+
+def test_processes_share_the_prompts(file, tmp_path):
+    prompts = [word for text in WORDS for word in ("--prompt", text)]
+    words = (file, *prompts, "--seeds", "0-69", "--steps", 2, "--guidance", 2)
+    succeed(*words, "--out", tmp_path / "one.zip")
+    said = on_two_ranks(*words, "--out", tmp_path / "two.zip")
+    assert "70 images in" in said[0] and said[1] == ""
+    assert (tmp_path / "two.zip").read_bytes() == (tmp_path / "one.zip").read_bytes()
 
 
 def test_images_are_those_of_the_sampler_told_the_encoded_prompt(file):

@@ -80,6 +80,13 @@ def test_a_store_gives_the_weights_of_captions_encoded_on_the_fly(text_run, tabl
     assert len(found) == 4 and found.items() <= digests(text_run).items()
 
 
+def test_an_interrupted_run_continues_to_the_same_bits(text_run, table, tmp_path):
+    for total in (320, 640):
+        config = text_config(table, f"total_nimg={total}", "checkpoint_nimg=320")
+        Trainer(config, tmp_path / "run", CPU).train()
+    assert digests(tmp_path / "run") == digests(text_run)
+
+
 def test_a_run_continues_with_the_statistics_that_it_has(text_run, table, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("captions were measured again")

@@ -59,7 +59,7 @@ def test_a_decay_is_the_name_of_a_model(run_dir, tmp_path):
     run(edm2lite, "generate", model.name, "--seeds", "0-1", "--steps", 2, "--out", out)
     assert len(list(out.rglob("*.png"))) == 2
     for name, message in (
-        ("decay=cosine", "length of a decay"),
+        ("decay=cosine", "and its length"),
         ("decay=liner:0.2", "must be one of linear"),
         ("decay=cosine:0.2,sigma_rel=0.1", "one of sigma_rel, gamma and decay"),
         ("decay=1-sqrt:0.01,max_error=1e-9", "above 1e-09"),

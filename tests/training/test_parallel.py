@@ -5,6 +5,7 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
+from text.text_configs import text_config
 from tiny_run import tiny_config
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from training_runs import arguments, losses, run_jobs, stats
@@ -77,6 +78,17 @@ def test_a_run_continues_with_other_processes_after_a_signal_to_one_of_them(run_
     merged = [line for line in stats(folder) if line["nimg"] in (320, 640)]
     assert merged[0]["loss"] == pytest.approx(losses(run_dir)[0], rel=1e-5)
     expected, found = averages(run_dir), averages(folder)
+    for key, value in expected.items():
+        assert (found[key] - value).norm() <= 1e-4 * value.norm() + 1e-9, key
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one_that_is_told_words(text_run, table, tmp_path):
+    (tmp_path / "text.yaml").write_text(text_config(table, "total_nimg=320").to_yaml())
+    run = tmp_path / "run"
+    codes, said = run_jobs({"args": [str(tmp_path / "text.yaml"), "--out", str(run)], "ranks": 2})
+    assert codes == [[0, 0]], said
+    expected, found = averages(text_run, 320), averages(run, 320)
     for key, value in expected.items():
         assert (found[key] - value).norm() <= 1e-4 * value.norm() + 1e-9, key
 

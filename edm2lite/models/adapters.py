@@ -1,0 +1,283 @@
+"""Adapters: what fine-tuning adds to a model, in a small file of its own.
+
+A low-rank adapter is added to stored weights, before normalization
+(:mod:`edm2lite.network.adapters`); a learned class or a hypernetwork brings tensors of its own, and
+the fields of the network's configuration that make room for them. Adapters are merged when a model
+is loaded (:mod:`edm2lite.models.merging`), so sampling costs what it costs without.
+
+The file is safetensors. Of a layer it holds the factors, ``LAYER.down`` and ``LAYER.up``, or the
+whole of what is added, ``LAYER.delta``, as averages do; every other tensor belongs to the network.
+The metadata ``adapter`` is JSON: the kind, the model that it was trained on (``base``, its name,
+and ``base_identity``, a hash of where its weights come from), ``scales`` of the layers, and
+``backbone``, the fields that it sets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from torch import Tensor
+
+from edm2lite.ema.decays import NamedDecay
+from edm2lite.messages import one_line
+from edm2lite.network.low_rank import Factors, factorize
+from edm2lite.strict_json import parse_object
+from edm2lite.tensorfile import ADAPTER_FORMAT, all_finite, as_bytes, load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What fine-tuning adds to a model.
+
+    Attributes:
+        name: Name for messages: its file.
+        kind: How it was made: ``lora``, ``embedding`` or ``hypernetwork``.
+        tensors: ``LAYER.down`` and ``LAYER.up``, or ``LAYER.delta``, and tensors of the network.
+        base: Name of the model that it was trained on, as :func:`edm2lite.load` takes it.
+        base_identity: :attr:`edm2lite.models.Model.identity` of that model; empty if unknown, as
+            in files of other tools.
+        scales: Layer -> scale s of its factors; 1 for layers that are not listed.
+        backbone: Fields of the network's configuration that it sets.
+        metadata: Further metadata of its file: run, nimg, sigma_rel, ...
+
+    Raises:
+        ValueError: If factors do not fit each other, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> tensors = {"0.down": torch.ones(2, 8), "0.up": torch.ones(4, 2)}
+        >>> adapter = Adapter("a", "lora", tensors, scales={"0": 0.5})
+        >>> adapter.ranks, adapter.deltas()["0"][0, 0]
+        ({'0': 2}, tensor(1.))
+    """
+
+    name: str
+    kind: str
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    base: str = ""
+    base_identity: str = ""
+    scales: Mapping[str, float] = field(default_factory=dict, repr=False)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, value in self.tensors.items():
+            if not value.is_floating_point() or not all_finite(value):
+                raise ValueError(
+                    f"{self.name} must hold finite numbers, {name} does not; use another file"
+                )
+        for layer, factors in self.factors().items():
+            if not math.isfinite(factors.scale):
+                raise ValueError(f"{self.name} must have finite scales, {layer} does not")
+            down, up = [*factors.down.shape], [*factors.up.shape]
+            if len(down) < 2 or len(up) < 2 or up[1] != down[0] or any(n != 1 for n in up[2:]):
+                raise ValueError(
+                    f"{self.name} must have factors of one rank for each layer, {layer} has"
+                    f" {down} and {up}"
+                )
+
+    def factors(self) -> dict[str, Factors]:
+        """Layer -> its factors, of those that have factors.
+
+        Raises:
+            ValueError: If one of the two factors is missing.
+        """
+        layers = [n.rpartition(".")[0] for n in self.tensors if n.endswith((".down", ".up"))]
+        found = {}
+        for layer in dict.fromkeys(layers):
+            down, up = (self.tensors.get(f"{layer}.{part}") for part in ("down", "up"))
+            if down is None or up is None:
+                raise ValueError(f"{self.name} must have both factors of {layer}, it has one")
+            found[layer] = Factors(down, up, self.scales.get(layer, 1.0))
+        return found
+
+    def deltas(self) -> dict[str, Tensor]:
+        """Layer -> what is added to its stored weight, float32."""
+        dense = {
+            name.removesuffix(".delta"): value.float()
+            for name, value in self.tensors.items()
+            if name.endswith(".delta")
+        }
+        return {**{layer: f.delta() for layer, f in self.factors().items()}, **dense}
+
+    @property
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The tensors that the network has because of the adapter."""
+        ends = (".down", ".up", ".delta")
+        return {name: value for name, value in self.tensors.items() if not name.endswith(ends)}
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Layer -> rank of its factors."""
+        return {layer: len(factors.down) for layer, factors in self.factors().items()}
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of the tensors, as the file states it or else computed."""
+        if "digest" in self.metadata:
+            return self.metadata["digest"]
+        state = xxhash.xxh3_128()
+        for value in self.tensors.values():
+            state.update(as_bytes(value.detach().cpu().contiguous()))
+        return state.hexdigest()
+
+    def check_base(self, identity: str, name: str) -> None:
+        """Raise ValueError if the adapter was trained on another model.
+
+        Args:
+            identity: Identity of the model that is to be adapted.
+            name: Name of that model in messages.
+        """
+        if self.base_identity not in ("", identity):
+            raise ValueError(
+                f"{self.name} must be used with the model that it was trained on, {self.base}"
+                f" ({self.base_identity}), got {name} ({identity})"
+            )
+
+    def to_metadata(self) -> dict[str, str]:
+        """Metadata of its file."""
+        named = {key: getattr(self, key) for key in ("kind", "base", "base_identity")}
+        parts = {key: dict(getattr(self, key)) for key in ("scales", "backbone")}
+        described = {**named, **{key: value for key, value in parts.items() if value}}
+        text = json.dumps(described, separators=(",", ":"))
+        return {**self.metadata, "format": ADAPTER_FORMAT, "adapter": text}
+
+
+def save_adapter(path: str | Path, adapter: Adapter) -> Path:
+    """Write an adapter to a file, atomically.
+
+    Example:
+        >>> import tempfile, torch
+        >>> tensors = {"unet.emb_noise.delta": torch.ones(4, 8)}
+        >>> path = f"{tempfile.mkdtemp()}/a.safetensors"
+        >>> read_adapter(save_adapter(path, Adapter("a", "lora", tensors))).kind
+        'lora'
+    """
+    return save_tensors(Path(path), adapter.tensors, adapter.to_metadata())
+
+
+def factorized(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """An adapter with the best factors of a rank for what it adds to each layer, and their error.
+
+    What an average adds has no low rank, although each product in it has.
+
+    Args:
+        adapter: The adapter.
+        rank: Largest rank of a layer.
+
+    Returns:
+        The adapter, and the L2 norm of what it lacks over that of what was there, over all layers.
+
+    Example:
+        >>> import torch
+        >>> whole = Adapter("a", "lora", {"0.delta": torch.diag(torch.tensor([4.0, 3.0]))})
+        >>> thin, error = factorized(whole, rank=1)
+        >>> thin.ranks, round(error, 4)
+        ({'0': 1}, 0.6)
+    """
+    tensors, lost, there = dict(adapter.own_tensors), 0.0, 0.0
+    for layer, delta in adapter.deltas().items():
+        found, size = factorize(delta, rank=rank), delta.double().square().sum().item()
+        down, up = found.change.down.contiguous(), found.change.up.contiguous()
+        tensors |= {f"{layer}.down": down, f"{layer}.up": up}
+        lost, there = lost + found.error**2 * size, there + size
+    error = math.sqrt(lost / there) if there else 0.0
+    rest_of = {k: v for k, v in adapter.metadata.items() if k not in ("digest", "header_digest")}
+    metadata = {**rest_of, "rank_error": repr(error)}
+    return dataclasses.replace(adapter, tensors=tensors, scales={}, metadata=metadata), error
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """The adapter in a file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, is not an adapter, or holds a value that is not finite.
+
+    Example:
+        >>> read_adapter("nowhere.safetensors")
+        Traceback (most recent call last):
+        FileNotFoundError: no adapter at nowhere.safetensors; give the file of an adapter, or a run
+    """
+    file = Path(path)
+    file = file / "last.safetensors" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"no adapter at {file}; give the file of an adapter, or a run")
+    return adapter_of(*load_tensors(file), str(path))
+
+
+def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> Adapter:
+    """The adapter of given tensors and metadata, as they stand in its file.
+
+    Args:
+        tensors: Tensors of the adapter.
+        metadata: Metadata, with its description under ``adapter``.
+        name: Name of the adapter for messages.
+
+    Raises:
+        ValueError: If there is no description or it is damaged, or the tensors do not fit it.
+
+    Example:
+        >>> metadata = {"adapter": '{"kind": "lora", "base": "", "base_identity": ""}'}
+        >>> adapter_of({}, metadata, "a").kind
+        'lora'
+    """
+    if "adapter" not in metadata:
+        raise ValueError(f"{name} must be an adapter, it is something else; load models by load()")
+    try:
+        told = parse_object(metadata["adapter"])
+        texts = {key: str(told[key]) for key in ("kind", "base", "base_identity")}
+        scales = {str(key): float(value) for key, value in dict(told.get("scales", {})).items()}
+        backbone = dict(told.get("backbone", {}))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"the description of {name} must have kind, base and base_identity, but"
+            f" {one_line(error)}; the file may be damaged or of a newer version"
+        ) from error
+    rest = {key: value for key, value in metadata.items() if key not in ("adapter", "format")}
+    return Adapter(name, tensors=tensors, scales=scales, backbone=backbone, metadata=rest, **texts)
+
+
+def parse_strength(text: str) -> tuple[str, float]:
+    """The file and the strength in ``FILE:STRENGTH``; 1 if it is not given.
+
+    The length of a decay, as in ``RUN@decay=cosine:0.2``, is no strength.
+
+    Raises:
+        ValueError: If the strength is not finite.
+
+    Example:
+        >>> parse_strength("cat.safetensors:0.5"), parse_strength("cat.safetensors")
+        (('cat.safetensors', 0.5), ('cat.safetensors', 1.0))
+        >>> parse_strength("runs/a@decay=linear:0.2"), parse_strength("a@decay=linear:0.2:0.5")
+        (('runs/a@decay=linear:0.2', 1.0), ('a@decay=linear:0.2', 0.5))
+    """
+    path, colon, number = text.rpartition(":")
+    try:
+        strength = float(number)
+    except ValueError:
+        return text, 1.0
+    if not colon or Path(text).exists() or _ends_in_decay(path):
+        return text, 1.0
+    if not math.isfinite(strength):
+        raise ValueError(f"the strength of an adapter must be finite, got {text}")
+    return path, strength
+
+
+def _ends_in_decay(path: str) -> bool:
+    """Whether a name ends within that of a decay, so that what follows is the length of it."""
+    name = path.rpartition("@")[2].rpartition("decay=")
+    if not name[1] or "," in name[2]:
+        return False
+    try:
+        NamedDecay.parse(name[2])
+    except ValueError:
+        return True
+    return False

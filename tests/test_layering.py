@@ -66,6 +66,7 @@ TORCH_DISTRIBUTED = {
 TORCH_FREE = (
     "edm2lite",
     "edm2lite.config_file",
+    "edm2lite.ema.decays",
     "edm2lite.ema.lengths",
     "edm2lite.ema.planning",
     "edm2lite.ema.profile",

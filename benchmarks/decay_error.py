@@ -5,8 +5,9 @@ A run is given as its weights after every step. Stored are either two averages (
 weights at eight times of the decay. From the averages, decays are rebuilt by the calibrated solver.
 From the raw files, by the rule of warmup-stable-merge (WSM, arXiv 2507.17634): the multiplier of
 the rate falls by the coefficient of a file at its time, so that a file stands for all weights since
-the file before it. Truth is the decay with every step in its place, in float64. Errors are relative
-to the norm of the weights, in the table also to the error of the last iterate.
+the file before it. From the same raw files also by the calibrated solver. Truth is the decay with
+every step in its place, in float64. Errors are relative to the norm of the weights, in the table
+also to the error of the last iterate.
 
 Example:
   python benchmarks/decay_error.py --extra digits=digits.npy --extra lm=lm.npy
@@ -26,9 +27,10 @@ from trajectories import TRAJECTORIES
 
 from edm2lite.ema.decays import NamedDecay
 from edm2lite.ema.formulas import decay as beta
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.profile import PowerFunction, Step
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.solve import solve_calibrated
+from edm2lite.ema.solvers import solve_wsm
 from edm2lite.ema.trajectory_fit import fit_trajectory
 
 Array = NDArray[np.float64]
@@ -50,11 +52,19 @@ class Cell:
     averages: float
     predicted: float
     raw: float
+    raw_predicted: float
+    best: float
+    best_predicted: float
     last: float
 
     @property
     def ratio(self) -> float:
         return self.predicted / self.averages
+
+    @property
+    def raw_ratios(self) -> tuple[float, float]:
+        """Predicted over actual error from raw files, by the rule and by the solver."""
+        return self.raw_predicted / self.raw, self.best_predicted / self.best
 
 
 def moments(steps: int, decay: float, count: int, first: int) -> list[int]:
@@ -75,12 +85,6 @@ def tracked(weights: Array, at: set[int]) -> dict[tuple[float, int], Array]:
     return values
 
 
-def merged(weights: Array, at: Sequence[int], cumulative: Array) -> Array:
-    """WSM's rule: a file stands for the weights since the file before it."""
-    weight_until = cumulative[list(at)]
-    return np.diff(weight_until, prepend=0) @ weights[[step - 1 for step in at]]
-
-
 def cells(name: str, seed: int, weights: Array) -> Iterator[Cell]:
     """All decays of one run."""
     steps, n = weights.shape
@@ -94,35 +98,44 @@ def cells(name: str, seed: int, weights: Array) -> Iterator[Cell]:
         values = np.stack([stored[key] for key in keys])
         model = fit_trajectory(sources, values[:, picked], q, updates=steps)
         decays = [NamedDecay.parse(f"{shape}:{share:g}") for shape in SHAPES]
-        solution = solve_calibrated(sources, [d.at(steps) for d in decays], model, q)
+        targets = [d.at(steps) for d in decays]
+        solution = solve_calibrated(sources, targets, model, q)
+        files = [Step(step) for step in moments(steps, share, RAW, 1)]
+        raw = weights[[file.nimg - 1 for file in files]]
+        model = fit_trajectory(files, raw[:, picked], q)
+        by_rule, best = (f(files, targets, model, q) for f in (solve_wsm, solve_calibrated))
         for r, decay in enumerate(decays):
             cumulative = decay.at(steps).cumulative(np.arange(steps + 1))
             exact = np.diff(cumulative) @ weights
-            by_rule = merged(weights, moments(steps, share, RAW, 1), cumulative)
-            off = [
-                float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
-                for found in (solution.coefficients[:, r] @ values, by_rule, weights[-1])
-            ]
-            error = float(solution.predicted_error[r])
-            yield Cell(name, seed, str(decay), off[0], error, off[1], off[2])
+            results = (
+                solution.coefficients[:, r] @ values,
+                by_rule.coefficients[:, r] @ raw,
+                best.coefficients[:, r] @ raw,
+                weights[-1],
+            )
+            off = [float(np.linalg.norm(v - exact) / np.linalg.norm(exact)) for v in results]
+            error, *others = (float(s.predicted_error[r]) for s in (solution, by_rule, best))
+            raw_errors = (off[1], others[0], off[2], others[1])
+            yield Cell(name, seed, str(decay), off[0], error, *raw_errors, off[3])
 
 
 def summary(found: Sequence[Cell]) -> str:
     """Errors relative to that of the last iterate, by run and decay."""
     lines = [
-        "| run | decay | last iterate | raw, WSM's rule | averages | WSM / averages |",
-        "|---" * 6 + "|",
+        "| run | decay | last iterate | raw, WSM's rule | raw, least squares | averages"
+        " | WSM / averages |",
+        "|---" * 7 + "|",
     ]
     for run in dict.fromkeys(c.run for c in found):
         for text in dict.fromkeys(c.decay for c in found if c.decay.endswith(":0.25")):
             own = [c for c in found if (c.run, c.decay) == (run, text)]
-            last, raw, mine = (
+            last, raw, best, mine = (
                 float(np.exp(np.mean([np.log(getattr(c, key)) for c in own])))
-                for key in ("last", "raw", "averages")
+                for key in ("last", "raw", "best", "averages")
             )
             lines.append(
-                f"| {run} | {text} | {last:.2e} | {raw / last:.1%} | {mine / last:.2%} |"
-                f" {raw / mine:.1f} |"
+                f"| {run} | {text} | {last:.2e} | {raw / last:.1%} | {best / last:.1%} |"
+                f" {mine / last:.2%} | {raw / mine:.1f} |"
             )
     return "\n".join(lines)
 
@@ -168,7 +181,15 @@ def main(seeds: str, extra: tuple[str, ...]) -> None:
     inside = float(np.mean([0.67 <= c.ratio <= 1.5 for c in judged]))
     least = min(c.ratio for c in judged)
     gain = min(c.raw / c.averages for c in found if c.decay in MAIN)
+    gains = [c.raw / c.best for c in found]
+    mean = float(np.exp(np.mean(np.log(gains))))
+    spread = [ratio for c in found for ratio in c.raw_ratios]
+    near = float(np.mean([0.67 <= v <= 1.5 for v in spread]))
     rows = [
+        ("raw files: WSM / least squares never below 1", f"{min(gains):.3f}", min(gains) > 0.9999),
+        ("raw files: WSM / least squares, geometric mean >= 1.3", f"{mean:.2f}", mean >= 1.3),
+        ("raw files: predicted / actual in [0.67, 1.5] in 90 %", f"{near:.1%}", near >= 0.9),
+        ("raw files: never below 0.5", f"{min(spread):.2f} at least", min(spread) >= 0.5),
         ("WSM / averages >= 20, linear and cosine over 25 %", f"{gain:.1f} at least", gain >= 20),
         ("predicted / actual in [0.67, 1.5] in 90 % of cells", f"{inside:.1%}", inside >= 0.9),
         ("predicted / actual never below 0.5", f"{least:.2f} at least", least >= 0.5),

@@ -34,6 +34,7 @@ class Purpose(enum.IntEnum):
     EVALUATION = 6
     CAPTION = 7
     ADAPTER = 8
+    PRIOR = 9
 
 
 def rng(seed: int, index: int, purpose: Purpose) -> np.random.Generator:

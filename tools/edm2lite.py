@@ -21,6 +21,7 @@ COMMANDS = {
     "ema-units": "Convert EMA lengths: gamma, sigma_rel, half-life, decay, window.",
     "import": "Import EDM2 and ema-pytorch checkpoints.",
     "export": "Export a model with its card, to a folder or to the Hugging Face Hub.",
+    "adapters": "Describe, merge, import and export adapters such as LoRA.",
     "dataset": "Convert, encode, verify and preview data sets.",
     "magnitudes": "Measure activations, weights and updates of a network against 1, and its cost.",
     "plot-objective": "Draw what configurations train for: weight and density by noise level.",

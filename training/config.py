@@ -24,9 +24,10 @@ from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.text.encoder import TextEncoder
 
-from .data import DataConfig
+from .data_config import DataConfig
 from .fields import FREE, Nimg, check_fields
 from .hook import Hook
+from .prior import Prior, check_prior
 from .sink import Sink
 from .tuning import Tuning, with_model
 from .validation import Validation
@@ -110,6 +111,8 @@ class RunConfig:
             random weights.
         tune: What is trained of that model, by its ``kind`` (:mod:`edm2lite.training.tuning`):
             ``lora``, ``embedding``, ``hypernetwork`` or ``full``. None for all of it.
+        prior: Images that a fine-tuned model is to keep, half of every batch, or None
+            (:mod:`edm2lite.training.prior`).
         encoder: Encoder from what the data set stores to what the network sees, by its ``kind``:
             ``pixels`` or ``latents``.
         text: Encoder of captions, by its ``kind``: ``static`` or ``transformers``. None for a
@@ -154,6 +157,7 @@ class RunConfig:
     net: PrecondConfig
     init: str | None = None
     tune: Tuning | None = None
+    prior: Prior | None = None
     encoder: Encoder = field(default_factory=PixelEncoder)
     text: TextEncoder | None = None
     loss: NoiseDensity = field(default_factory=LogNormal)
@@ -187,6 +191,7 @@ class RunConfig:
         check_fields(self, self.batch_size)
         if self.tune is not None and self.init is None:
             raise ValueError("init must be given with tune: the model to fine-tune, got none")
+        check_prior(self)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}; leave it out")
         if self.validation is not None:

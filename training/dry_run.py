@@ -78,6 +78,7 @@ def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
         )
     rows = [
         ("data", _data(dataset)),
+        *_prior(config, prepared.prior),
         ("run", _start(config, run_dir)),
         *_work(config, world_size, sizes),
         *_disk(config, sizes),
@@ -139,6 +140,12 @@ def _storage(tensor: Tensor) -> int:
 def _data(dataset: ImageDataset) -> str:
     size = " x ".join(map(str, dataset.image_shape))
     return f"{dataset.name}: {len(dataset)} images of {size}, {described(dataset.conditions)}"
+
+
+def _prior(config: RunConfig, images: ImageDataset | None) -> Iterable[tuple[str, str]]:
+    if images is not None and config.prior is not None:
+        made = "" if config.prior.source is not None else ", generated before the first step"
+        yield "prior", f"half of every batch: {len(images)} images, {images.name}{made}"
 
 
 def _start(config: RunConfig, run_dir: Path) -> str:

@@ -166,6 +166,8 @@ def _offending(trainer: Trainer, sample: int | None) -> str:
     if sample is None:
         return ""
     name, row = trainer.config.data.source, trainer.batches.row(sample)
+    if row >= len(trainer.dataset):
+        name, row = "the prior", row - len(trainer.dataset)
     return f"; the loss of sample {sample}, image {row} of {name}, was not finite"
 
 

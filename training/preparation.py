@@ -14,6 +14,7 @@ from .config import RunConfig
 from .fields import check_fields
 from .hook import Hook
 from .hooks import all_hooks
+from .prior_images import prior_dataset
 from .run_folder import check_base, check_run, check_world
 from .selection import selected
 from .sink import Sink
@@ -31,6 +32,7 @@ class Prepared(NamedTuple):
         hooks: Hooks, in the order in which they are called.
         sinks: Sinks, in the order in which they are called.
         base: The model that is fine-tuned, or None.
+        prior: Images that it is to keep, or None.
     """
 
     config: RunConfig
@@ -38,6 +40,7 @@ class Prepared(NamedTuple):
     hooks: list[Hook]
     sinks: list[Sink]
     base: Model | None
+    prior: ImageDataset | None
 
     @property
     def base_identity(self) -> str | None:
@@ -77,7 +80,10 @@ def prepare(
     base = None if config.init is None else load(config.init)
     if base is not None:
         check_base(run_dir, base.identity, base.name)
-    prepared = Prepared(config, dataset, all_hooks(config, hooks), all_sinks(config, sinks), base)
+    prior = prior_dataset(config, dataset, base, run_dir)
+    prepared = Prepared(
+        config, dataset, all_hooks(config, hooks), all_sinks(config, sinks), base, prior
+    )
     for hook in hooks:
         check_fields(hook, config.batch_size, f"{type(hook).__name__}.")
     for hook in prepared.hooks:

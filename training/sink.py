@@ -118,3 +118,18 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
             yield from _numbers(f"{name}/{key}", item)
     elif value is not None:
         yield name, value
+
+
+def plain(value: Any) -> Any:
+    """A reported value as JSON can hold it.
+
+    Args:
+        value: A number, a tensor of one, or a mapping of names to such values.
+
+    Example:
+        >>> plain({"loss": 1, "error": 0.5})
+        {'loss': 1, 'error': 0.5}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return value if isinstance(value, int) else float(value)

@@ -17,6 +17,7 @@ from torch import Tensor
 from edm2lite import processes
 from edm2lite.diffusion.objective import LossTerms
 from edm2lite.diffusion.precond import Precond
+from edm2lite.models.loading import Model
 from edm2lite.network.layers import normalize_weights_
 from edm2lite.seeding import Purpose, rng
 
@@ -29,10 +30,12 @@ from .optimizer import adam, full_precision, zero_nonfinite_gradients
 from .outputs import Outputs
 from .parallel import ParallelLoss
 from .preparation import prepare
+from .prior import weighted
+from .prior_images import make_prior
 from .run_folder import RunFolder
 from .schedule import learning_rate
 from .signals import StopSignal
-from .sink import Sink
+from .sink import Sink, plain
 from .sinks import started
 from .state import restore, state_of
 from .statistics import NAMES, Statistics
@@ -126,8 +129,9 @@ class Trainer:
             data=config.data,
             names=config.net.backbone.condition_names,
             encoder=config.encoder,
+            prior=prepared.prior,
         )
-        self._open()
+        self._open(prepared.base)
 
     def train(self) -> None:
         """Run to ``config.total_nimg``, or until SIGTERM, SIGUSR1 or Ctrl-C.
@@ -225,7 +229,7 @@ class Trainer:
             raise ValueError(
                 f"a hook must report under a name of its own, {name} is one of the trainer's"
             )
-        self.reported[name] = _plain(value)
+        self.reported[name] = plain(value)
 
     def show(self, name: str, picture: NDArray[np.uint8]) -> None:
         """Send a picture [H, W, C] uint8, C = 1 or 3, to the sinks."""
@@ -274,14 +278,16 @@ class Trainer:
         seed = rng(self.config.seed, int(batch.indices[0]), Purpose.DROPOUT)
         torch.manual_seed(int(seed.integers(2**63)))
         terms = self.loss(inputs)
-        mean = terms.loss.sum() / self.batches.local_batch_size
+        loss = weighted(terms.loss, self.config.prior, batch.indices)
+        mean = loss.sum() / self.batches.local_batch_size
         torch.autograd.backward(mean * self.config.optim.loss_scale)
         return terms
 
-    def _open(self) -> None:
+    def _open(self, base: Model | None) -> None:
         """Claim the folder, and continue from the newest intact checkpoint, if there is one."""
         try:
             self.ema.run = self.folder.open()
+            make_prior(self.config, self.dataset, base, self.run_dir, self.device)
             self.checkpoints.remove_abandoned()
             state = self.checkpoints.load_latest(partial(state_of, self))
             if state is not None:
@@ -291,10 +297,3 @@ class Trainer:
         except BaseException:
             self.close()
             raise
-
-
-def _plain(value: Any) -> Any:
-    """A reported value as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return value if isinstance(value, int) else float(value)

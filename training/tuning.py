@@ -223,7 +223,10 @@ def begin(config: RunConfig, net: Precond, base: Model | None) -> Tuned:
         )
     if not next(net.parameters()).is_meta:  # where only sizes are asked for
         net.load_state_dict(given, strict=False)
-    return (config.tune or Full()).begin(net, base, config.seed)
+    tuned = (config.tune or Full()).begin(net, base, config.seed)
+    if config.prior is not None:
+        net.logvar_linear.requires_grad_(False)  # few images would teach it to weigh them less
+    return tuned
 
 
 def with_tuning(config: RunConfig, world_size: int) -> RunConfig:
@@ -275,6 +278,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     both = dict(below)
     for key, value in above.items():
         inner = both.get(key)
-        is_nested = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        both[key] = _over(inner, value) if is_nested else value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            both[key] = _over(inner, value)
+        else:
+            both[key] = value
     return both

@@ -30,6 +30,7 @@ class Stream:
         seed: Seed of the run.
         stream: Index of this stream among several, whose orders are unrelated.
         num_streams: Number of these streams.
+        purpose: What the order is drawn for.
 
     Example:
         >>> stream = Stream(np.array([10, 11, 12]), seed=0)
@@ -39,9 +40,14 @@ class Stream:
     """
 
     def __init__(
-        self, members: NDArray[np.int64], seed: int, stream: int = 0, num_streams: int = 1
+        self,
+        members: NDArray[np.int64],
+        seed: int,
+        stream: int = 0,
+        num_streams: int = 1,
+        purpose: Purpose = Purpose.ORDER,
     ):
-        self.members = members
+        self.members, self._purpose = members, purpose
         self._seed, self._stream, self._num_streams = seed, stream, num_streams
         self._permuted = lru_cache(maxsize=2)(self._new)
 
@@ -56,7 +62,37 @@ class Stream:
 
     def _new(self, epoch: int) -> NDArray[np.int64]:
         index = epoch * self._num_streams + self._stream
-        return self.members[rng(self._seed, index, Purpose.ORDER).permutation(len(self.members))]
+        return self.members[rng(self._seed, index, self._purpose).permutation(len(self.members))]
+
+
+class Alternating:
+    """Two orders in turn: even positions show the rows of the first, odd ones of the second.
+
+    Each advances by one for two positions of the run, so every batch of even size is half of each.
+
+    Args:
+        first: Order of the rows before ``offset``.
+        second: Order of the rows from ``offset`` on, which it counts from 0.
+        offset: First row of the second.
+
+    Example:
+        >>> first, second = (Stream(np.arange(n), seed=0) for n in (2, 3))
+        >>> rows = Alternating(first, second, offset=2).rows(np.arange(12))
+        >>> sorted(rows[::2].tolist()), sorted(rows[1::2].tolist())
+        ([0, 0, 0, 1, 1, 1], [2, 2, 3, 3, 4, 4])
+    """
+
+    def __init__(self, first: Order, second: Order, offset: int):
+        self._first, self._second, self._offset = first, second, offset
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row at each position, [N]."""
+        out, is_second = np.empty(len(positions), np.int64), positions % 2 == 1
+        if not is_second.all():
+            out[~is_second] = self._first.rows(positions[~is_second] // 2)
+        if is_second.any():
+            out[is_second] = self._offset + self._second.rows(positions[is_second] // 2)
+        return out
 
 
 class Balanced:

@@ -12,7 +12,7 @@ import mmap
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +84,12 @@ class TorchFile:
         return strided(torch.frombuffer(data, dtype=dtype), value.args, name)
 
 
-def read_torch(path: str | Path) -> TorchFile:
+def read_torch(path: str | Path, also: Collection[str] = ()) -> TorchFile:
     """The content of a file of ``torch.save``, of which nothing is executed.
 
     Args:
         path: The file.
+        also: Classes that it may name besides those of tensors; they become records.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -110,7 +111,7 @@ def read_torch(path: str | Path) -> TorchFile:
             # copy on write: torch wants memory that could be written to, the file stays as it is
             data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
             entries = _entries(archive.infolist(), data)
-        root, _ = read_pickle(entries.pop("data.pkl"), _NAMES)
+        root, _ = read_pickle(entries.pop("data.pkl"), _NAMES.union(also))
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"{path} must be a file of torch.save, it is damaged or of another kind: {error}"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,14 @@ from edm2lite.ema.decays import NamedDecay
 from edm2lite.messages import one_line
 from edm2lite.network.low_rank import Factors, factorize
 from edm2lite.strict_json import parse_object
-from edm2lite.tensorfile import ADAPTER_FORMAT, all_finite, as_bytes, load_tensors, save_tensors
+from edm2lite.tensorfile import (
+    ADAPTER_FORMAT,
+    all_finite,
+    as_bytes,
+    load_tensors,
+    read_header,
+    save_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,22 @@ def read_adapter(path: str | Path) -> Adapter:
     if not file.is_file():
         raise FileNotFoundError(f"no adapter at {file}; give the file of an adapter, or a run")
     return adapter_of(*load_tensors(file), str(path))
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a file is an adapter of ours, or a folder the run of one.
+
+    Example:
+        >>> import tempfile, torch
+        >>> adapter = Adapter("a", "lora", {"unet.emb_noise.delta": torch.ones(4, 8)})
+        >>> is_adapter(save_adapter(f"{tempfile.mkdtemp()}/a.safetensors", adapter))
+        True
+    """
+    file = Path(path)
+    file = file / "last.safetensors" if file.is_dir() else file
+    if not file.is_file() or zipfile.is_zipfile(file):
+        return False
+    return "adapter" in read_header(file).metadata
 
 
 def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> Adapter:

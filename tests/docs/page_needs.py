@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_run import TINY
 
 from edm2lite import load, open_dataset
+from edm2lite.models.adapters import read_adapter
 from edm2lite.network.dit import DiTConfig
 from edm2lite.network.flops import count_macs
 from edm2lite.network.patches import sine_positions
@@ -340,7 +341,7 @@ def control(page):
         Image.fromarray(pixels).save(f"{name}.png")
 
     def shrink(line):
-        line = line.replace("--steps 18", "--steps 2").replace("000032000", "000001280")
+        line = line.replace("--steps 18", "--steps 2").replace("0000032000", "0000001280")
         if "-m edm2lite.training" not in line:
             return line
         is_tuned = "digits-control" in line
@@ -366,7 +367,7 @@ def finetune(page):
     small = "".join(f" --set {change}" for change in changes)
 
     def shrink(line):
-        line = line.replace("--grid", "--steps 2 --grid")
+        line = line.replace("--grid", "--steps 2 --grid").replace("generate: 180", "generate: 9")
         return line + small if "-m edm2lite.training" in line else line
 
     page.small = shrink
@@ -382,6 +383,15 @@ def finetune(page):
     stored, gains = base.net.state_dict(), load("runs/gains").net.state_dict()
     moved = [name for name, value in gains.items() if not value.equal(stored[name])]
     assert moved and all("gain" in name for name in moved)
+    assert len(open_dataset("runs/kept/prior.zip")) == 9
+    tenth = read_adapter("runs/tenth").deltas()
+    assert all(
+        delta.equal(tenth[n]) for n, delta in read_adapter("again.safetensors").deltas().items()
+    )
+    assert read_adapter("from-peft.safetensors").ranks == {"unet.emb_label": 4, "unet.emb_noise": 4}
+    assert max(read_adapter("thin.safetensors").ranks.values()) == 4
+    outside = next(text for line, text in page.printed.items() if "--outside-wn" in line)
+    assert float(re.search(r"at most (\S+) in a layer", outside)[1]) <= 0.1
 
 
 def num_parameters(config):

@@ -54,6 +54,10 @@ COMMANDS = {
         "run --thin --max-error 0.1 --apply",
     ),
     "export": ("folder e", "models.hub.read", "no_model --license mit --out e"),
+    "adapters merge": ("file m", "models.loading.load", "no_model --adapter a --out m"),
+    "adapters import": ("file i", "models.loading.load", "no_file --base no_model --out i"),
+    "adapters export": ("file x", "models.loading.load", "no_model --adapter a --to peft --out x"),
+    "adapters factorize": ("file f", "models.loading.load_adapter", "a --rank 2 --out f"),
     "demo": ("file demo", "tools.demo._run", "--out demo"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,10 +48,16 @@ def joined(first: ImageDataset, second: ImageDataset) -> ImageDataset:
         num_images=count + len(second),
         read=lambda i: first.read(i) if i < count else second.read(i - count),
         table=_table(first, second),
-        names=[d.title(i) for d in (first, second) for i in range(len(d))],
+        names=_names(first, second),
         extra_conditions=tuple(_condition(first, second, c.name) for c in first.extra_conditions),
         captions=_captions(first, second),
     )
+
+
+def _names(first: ImageDataset, second: ImageDataset) -> Sequence[str]:
+    if not len(first.names) and not len(second.names):
+        return ()
+    return [dataset.title(i) for dataset in (first, second) for i in range(len(dataset))]
 
 
 def _table(first: ImageDataset, second: ImageDataset) -> Labels | None:

@@ -225,4 +225,10 @@ def test_data_sets_that_do_not_go_together_are_not_joined(tmp_path):
     few = subset(digits, np.flatnonzero(digits.labels < 3))
     assert joined(few, digits).labels.max() == 9  # they have ten classes
     both = joined(digits, few)
-    assert both.title(1798) == few.title(1) and both.read(1798).tolist() == few.read(1).tolist()
+    assert both.read(1798).tolist() == few.read(1).tolist() and both.title(1798) == few.title(1)
+    folder = tmp_path / "named" / "0"
+    folder.mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "a.png")
+    Image.new("L", (8, 8)).save(folder / "b.png")
+    named = open_dataset(folder.parent)
+    assert joined(digits, named).title(1798) == named.title(1)

@@ -278,6 +278,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     both = dict(below)
     for key, value in above.items():
         inner = both.get(key)
-        is_nested = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        both[key] = _over(inner, value) if is_nested else value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            both[key] = _over(inner, value)
+        else:
+            both[key] = value
     return both

@@ -173,7 +173,7 @@ def _with_base(
     told = {**base.metadata, "model": base.net.config.to_json()}
     found, told = merged(base.net.state_dict(), told, [(adapter, 1.0)])
     own = {**adapter.metadata, "format": MODEL_FORMAT, "base": adapter.base}
-    kept = {key: told[key] for key in ("label_dropout", "unlabeled") if key in told}
+    kept = {key: value for key, value in told.items() if key in ("label_dropout", "unlabeled")}
     return found, {**without_source(told), **own, **kept}  # what the base was not told, it is not
 
 

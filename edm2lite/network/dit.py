@@ -211,9 +211,8 @@ class DiT(Backbone):
                 emb = emb + layer(conditioning[name].to(emb.dtype))
         if self.pooled_embedder is not None and self.config.text is not None:
             emb = emb + self.pooled_embedder(pooled_of(conditioning, self.config.text, emb))
-        if self.emb_hyper is not None:
-            emb = self.emb_hyper(emb)
-        return emb
+        told: Tensor = emb if self.emb_hyper is None else self.emb_hyper(emb)
+        return told
 
     def class_embedding(self, label: Tensor) -> Tensor:
         """[N] class indices, -1 for none, or vectors [N, num_classes] -> [N, C]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class MPConv(nn.Module):
 
     def normalized_weight(self, dtype: torch.dtype, gain: float | Tensor = 1.0) -> Tensor:
         """The weight that ``forward`` applies: rows have L2 norm ``gain * out_rms / in_rms``."""
-        weight = self.weight  # asked for once: an adapted layer computes it
+        weight: Tensor = self.weight  # asked for once: an adapted layer computes it
         weight = unit_rms(weight.float(), tuple(range(1, weight.ndim)), self._norm)
         if isinstance(gain, Tensor) or gain != 1:
             weight = weight * gain
@@ -104,8 +104,9 @@ class MPConv(nn.Module):
     def fixed_length_weights(self) -> list[nn.Parameter]:
         """Trained weights whose rows :func:`normalize_weights_` resets to RMS 1."""
         weight = self._parameters.get("weight")  # None in an adapted layer
-        is_reset = weight is not None and weight.requires_grad and self.has_fixed_length
-        return [weight] if is_reset else []
+        if weight is None or not weight.requires_grad or not self.has_fixed_length:
+            return []
+        return [weight]
 
     def expected_rms(self, x: Tensor, gain: float | Tensor = 1.0) -> float | Tensor:
         """The RMS that ``forward(x, gain)`` has by design, for input of RMS ``in_rms``."""
@@ -190,7 +191,7 @@ def normalize_weights_(net: nn.Module) -> None:
         >>> layer.weight.detach().square().mean(1)
         tensor([1.0000, 1.0000])
     """
-    modules = [module for module in net.modules() if hasattr(module, "fixed_length_weights")]
+    modules: list[Any] = [m for m in net.modules() if hasattr(m, "fixed_length_weights")]
     fixed = [weight for module in modules for weight in module.fixed_length_weights()]
     for weight in map(_local_rows, fixed):
         if weight.is_meta:  # without values; asking for them takes most of the time of building

@@ -255,9 +255,8 @@ class MPDiT(Backbone):
             pooled = pooled_of(conditioning, self.config.text, emb)
             emb, num = emb + self.emb_pooled(pooled), num + 1
         emb = mp_silu(emb / math.sqrt(num))
-        if self.emb_hyper is not None:
-            emb = self.emb_hyper(emb)
-        return emb
+        told: Tensor = emb if self.emb_hyper is None else self.emb_hyper(emb)
+        return told
 
     def class_embedding(self, vectors: Tensor) -> Tensor:
         """[N, num_classes] one-hot vectors, 0 for no class -> [N, C], of magnitude 1."""

@@ -244,9 +244,8 @@ class UNet(Backbone):
         if told is not None:
             emb = mp_sum(emb, told.expand_as(emb), self.config.label_balance)
         emb = mp_silu(emb)
-        if self.emb_hyper is not None:
-            emb = self.emb_hyper(emb)
-        return emb
+        result: Tensor = emb if self.emb_hyper is None else self.emb_hyper(emb)
+        return result
 
     def class_embedding(self, vectors: Tensor) -> Tensor:
         """[N, num_classes] one-hot vectors -> [N, C_emb], of magnitude 1."""

@@ -49,11 +49,12 @@ def parse(text: str | bytes, *, finite: bool = True) -> Any:
         raise ValueError("brackets are nested too deeply") from None
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
+def parse_object(text: str | bytes, *, finite: bool = True) -> dict[str, Any]:
     """The names and values of a JSON object; see :func:`parse`.
 
     Args:
         text: The text.
+        finite: Whether NaN and infinity are refused.
 
     Raises:
         ValueError: As :func:`parse`, or if it is a list or a single value.
@@ -62,7 +63,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
         >>> parse_object('{"seed": 1}')
         {'seed': 1}
     """
-    value = parse(text)
+    value = parse(text, finite=finite)
     if not isinstance(value, dict):
         raise ValueError(f"it is {shown(value)}")
     return value

@@ -249,8 +249,13 @@ def read_blocks(header: Header) -> Iterator[tuple[str, Tensor]]:
     import torch
 
     state = xxhash.xxh3_128()
-    with open(header.path, "rb", buffering=0) as file:
-        for name, spec in sorted(header.tensors.items(), key=lambda item: item[1].offset):
+    tensors = list(header.tensors.items())
+    if not header.shards:  # of shards, the order in which they are referred to counts
+        tensors.sort(key=lambda item: item[1].offset)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(p, "rb", buffering=0)) for p in header.sources]
+        for name, spec in tensors:
+            file = files[spec.file]
             file.seek(spec.offset)
             left = spec.nbytes
             while left:

@@ -51,6 +51,7 @@ class TensorSpec:
         type: Type of the numbers by its name in the header, one of :data:`TYPES`.
         shape: Lengths of the axes.
         offset: Position of the first byte in the file.
+        file: Index of the file among :attr:`Header.sources`.
 
     Example:
         >>> TensorSpec("F16", (3, 5)).nbytes
@@ -60,6 +61,7 @@ class TensorSpec:
     type: str
     shape: tuple[int, ...]
     offset: int = 0
+    file: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,6 +102,7 @@ class Header:
         metadata: The strings stored with the tensors.
         data_start: Position of the first byte of the tensors.
         data_bytes: Total size of the tensors in bytes.
+        shards: Files that hold the tensors, if ``path`` only refers to them.
 
     Example:
         >>> header = Header(Path("x.safetensors"), {}, {"digest": "00"}, 8, 0)
@@ -112,6 +115,12 @@ class Header:
     metadata: dict[str, str]
     data_start: int
     data_bytes: int
+    shards: tuple[Path, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that hold the tensors: the shards, or the file itself."""
+        return self.shards or (self.path,)
 
     @property
     def digest(self) -> str | None:
@@ -174,6 +183,8 @@ def read_header(path: Path, check_size: bool = True) -> Header:
     try:
         metadata, rest = _split(raw.decode())
         tensors, end = _layout(rest, 8 + length)
+    except NotImplementedError as error:
+        raise damaged(path, f"holds numbers of type {error}, which are not read") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, "has an unreadable header") from error
     if check_size and size != 8 + length + end:
@@ -279,6 +290,8 @@ def _spec(entry: Mapping[str, Any], data_start: int) -> TensorSpec:
     numbers = [begin, end, *entry["shape"]]
     if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(numbers) > 66:
         raise ValueError("shape and offsets must be whole numbers")
+    if entry["dtype"] not in TYPES:
+        raise NotImplementedError(str(entry["dtype"])[:20])
     spec = TensorSpec(entry["dtype"], tuple(entry["shape"]), data_start + begin)
     if begin < 0 or end - begin != spec.nbytes:
         raise ValueError("offsets do not match the shape")

@@ -122,4 +122,6 @@ def draw(
 
 def _row_name(model: Model) -> str:
     sigma_rel = model.metadata.get("sigma_rel")
-    return "raw" if sigma_rel is None else format_percent(float(sigma_rel))
+    if sigma_rel is None:
+        return model.metadata.get("decay", "raw")
+    return format_percent(float(sigma_rel))

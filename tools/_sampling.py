@@ -72,6 +72,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "Guide the first N channels only, as the released DiT does. [default: all]",
     },
+    "control-guidance": {
+        "type": click.Choice(["both", "main"]),
+        "help": "Whether the unconditional guide follows control images too, or the model alone."
+        " [default: both]",
+    },
+    "control-weights": {
+        "type": click.Choice(["equal", "resolution"]),
+        "help": "Weigh control images equally at all resolutions, or more at low ones, 1, 2, 4, ..."
+        " [default: equal]",
+    },
     "size": {
         "type": SIZE,
         "help": "Height and width of what the network works on (pixels, or latents where there are"

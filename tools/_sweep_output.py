@@ -43,7 +43,9 @@ def _draw(sweep: Sweep) -> None:
 
     picture, axes = sweep.options.folder / f"{sweep.name}.png", varying(sweep.points)
     metric, title = sweep.metric, sweep.title
-    if len(axes) == 1:
+    if axes == ["decay"]:
+        plots.plot_decays(picture, sweep.points, metric, title)
+    elif len(axes) == 1:
         plots.plot_curve(picture, sweep.points, sweep.verdict, metric, title)
     elif "group" in axes:
         plots.plot_groups(picture, sweep.points, metric, title)

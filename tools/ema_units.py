@@ -14,8 +14,10 @@ from edm2lite.ema.lengths import MEASURES, Length, Measure
 from edm2lite.extras import require
 from edm2lite.units import format_amount
 
-from ._cli import AMOUNT, AMOUNTS, FLOATS, table, user_errors
+from ._cli import AMOUNT, AMOUNTS, DECAYS, FLOATS, table, user_errors
 
+_LEFT = {0.01: "at 1%", 0.05: "at 5%", 0.1: "at 10%", 0.2: "at 20%"}
+"""Times before the end of the run, and the columns of the learning rate that is left there."""
 _PICTURE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -25,13 +27,26 @@ _PICTURE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--half-life", type=AMOUNTS, default=[], help="Half-lives in images; need --at.")
 @click.option("--decay", type=FLOATS, default=[], help="Decays per update; need --at and --batch.")
 @click.option("--window", type=AMOUNTS, default=[], help="Widths of windows in images; need --at.")
+@click.option("--cooldown", type=DECAYS, default=[], help="Decays of the rate, e.g. cosine:0.2.")
+@click.option(
+    "--anytime", type=FLOATS, default=[],
+    help="Half-lives that grow with the run, as shares of the time so far, e.g. 0.0625.",
+)  # fmt: skip
+@click.option("--schedule-free", type=FLOATS, default=[], help="Exponents r of the weights t**r.")
+@click.option(
+    "--schedule-free-c",
+    type=FLOATS,
+    default=[],
+    help="C (1 - beta1), for c_t = C (1 - beta1) / t.",
+)
 @click.option("--at", "nimg", type=AMOUNT, help="Training time: images so far, e.g. 64Mi.")
 @click.option("--batch", type=AMOUNT, help="Images between two updates of the average.")
 @click.option(
     "--by", type=click.Choice(MEASURES), default="width", show_default=True,
     help="Compare lengths by the standard deviation, the mean or the median of the age of weights.",
 )  # fmt: skip
-@click.option("--plot", type=_PICTURE, help="Draw the profiles into this PNG file.")
+@click.option("--schedule", is_flag=True, help="Print the learning rate schedules they emulate.")
+@click.option("--plot", type=_PICTURE, help="Draw profiles and emulated schedules into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with all digits.")
 @user_errors
 def main(
@@ -40,13 +55,18 @@ def main(
     half_life: list[float],
     decay: list[float],
     window: list[float],
+    cooldown: list[str],
+    anytime: list[float],
+    schedule_free: list[float],
+    schedule_free_c: list[float],
     nimg: float | None,
     batch: float | None,
     by: Measure,
+    schedule: bool,
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Convert EMA lengths between power functions, EMAs of constant decay, and windows.
+    """Convert EMA lengths between power functions, constant decays, windows and rate schedules.
 
     Half-life, decay and window are those of averages that are equally long by the measure --by.
     Without --at, lengths are fractions of the training time. Everything is counted in images, or in
@@ -72,19 +92,23 @@ def main(
         lengths += [Length.of_half_life(value, nimg, by) for value in half_life]
         lengths += [Length.of_decay(value, nimg, batch or 0, by) for value in decay]
         lengths += [Length.of_window(value, nimg, by) for value in window]
+    lengths += [Length.of_cooldown(value, nimg, by) for value in cooldown]
+    lengths += [Length.of_anytime(value, by) for value in anytime]
+    lengths += [Length.of_schedule_free(value + 1, by) for value in schedule_free]
+    lengths += [Length.of_schedule_free(value, by) for value in schedule_free_c]
     if not lengths:
         raise click.UsageError(
-            "give a length: --sigma-rel, --gamma, --half-life, --decay or --window"
+            "give a length: --sigma-rel, --gamma, --half-life, --decay, --window, --cooldown,"
+            " --anytime, --schedule-free or --schedule-free-c"
         )
     if nimg is None and batch is not None:
         raise click.UsageError("--batch needs --at: a decay depends on the training time")
     if nimg is not None and batch is not None and batch > nimg:
         raise ValueError(f"--batch must be at most --at, got {batch:g} and {nimg:g}")
-    click.echo(
-        json.dumps([_record(one, nimg, batch) for one in lengths], indent=2)
-        if as_json
-        else _table(lengths, nimg, batch)
-    )
+    if as_json:
+        click.echo(json.dumps([_record(one, nimg, batch) for one in lengths], indent=2))
+    else:
+        click.echo(_schedules(lengths) if schedule else _table(lengths, nimg, batch))
     if plot is not None:
         from edm2lite.plotting.lengths import plot_lengths
 
@@ -106,6 +130,13 @@ def _record(length: Length, nimg: float | None, batch: float | None) -> dict[str
         "by": length.by,
         **shares,
         "initial_share": length.initial_share,
+        "halves_at": 1 - length.median_age,
+        "budget": 1 - length.mean_age,
+        "linear_decay": length.cooldown("linear"),
+        "cosine_decay": length.cooldown("cosine"),
+        "anytime": length.anytime,
+        "schedule_free": length.gamma,
+        "schedule_free_c": length.gamma + 1,
     }
     if nimg is not None:
         record |= {"nimg": nimg, **{f"{k}_nimg": share * nimg for k, share in shares.items()}}
@@ -130,6 +161,21 @@ def _table(lengths: Sequence[Length], nimg: float | None, batch: float | None) -
             row += [_digits(record["decay"]), _digits(record["last_beta"])]
         rows.append([*row, f"{record['initial_share']:.1%}"])
     return table({**columns, "initial": ">"}, rows)
+
+
+def _schedules(lengths: Sequence[Length]) -> str:
+    """What each length does to the learning rate, in fractions of the run."""
+    columns = {"sigma_rel": ".4f", "rate halves": ".1%", "budget": ".1%", "linear": ">"}
+    columns |= {"cosine": ">", "1-sqrt": ">"} | dict.fromkeys(_LEFT.values(), ".3f")
+    columns |= {"anytime": ".4f", "r": ".3f", "C(1-beta1)": ".3f"}
+    rows = []
+    for one in lengths:
+        decays = [one.cooldown(shape) for shape in ("linear", "cosine", "1-sqrt")]
+        row = [one.sigma_rel, 1 - one.median_age, 1 - one.mean_age]
+        left = [1 - (1 - before) ** (one.gamma + 1) for before in _LEFT]
+        shares = ["-" if share is None else f"{share:.1%}" for share in decays]
+        rows.append([*row, *shares, *left, one.anytime, one.gamma, one.gamma + 1])
+    return table(columns, rows)
 
 
 def _digits(decay: float) -> str:

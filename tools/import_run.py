@@ -1,4 +1,4 @@
-"""``edm2lite import``: convert networks and snapshots of EDM2, ema-pytorch, DiT and SiT."""
+"""``edm2lite import``: networks and snapshots of EDM2, ema-pytorch, DiT, SiT; raw checkpoints."""
 
 from __future__ import annotations
 
@@ -37,6 +37,18 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--license", metavar="NAME", help="DiT, SiT: license. [default: that of the released weights]"
 )
+@click.option("--raw", is_flag=True, help="FOLDER holds checkpoints of any training program.")
+@click.option(
+    "--clock",
+    type=click.Choice(["steps", "tokens", "images"]),
+    help="Raw: what is counted. [default: steps]",
+)
+@click.option(
+    "--time-pattern", metavar="REGEX", help="Raw: how a name gives the time, as in 'step(\\d+)'."
+)
+@click.option("--per-step", type=COUNT, help="Raw: tokens or images of a step.")
+@click.option("--part", metavar="NAME", help="Raw: part of each checkpoint that holds the weights.")
+@click.option("--copy", is_flag=True, help="Raw: copy weights that could be read where they lie.")
 @click.option("--importer", metavar="MODULE:FUNCTION", help="Read FILE by a function of yours.")
 @user_errors
 def main(
@@ -48,16 +60,22 @@ def main(
     update_every: int | None,
     skip_unusable: bool,
     importer: str | None,
-    **dit: str | None,
+    raw: bool,
+    **others: Any,
 ) -> None:
-    """Import networks and snapshots of official EDM2, ema-pytorch, DiT or SiT.
+    """Import networks and snapshots of official EDM2, ema-pytorch, DiT or SiT, and raw checkpoints.
 
     FILE.pkl, a raw snapshot or a post-hoc reconstruction of EDM2, becomes one model file. A FOLDER
     of raw snapshots (<prefix>-<kimg>-<sigma_rel>.pkl) becomes a run for reconstruct_ema. So does
     the checkpoint folder of ema-pytorch's PostHocEMA (<index>.<step>.pt), whose files do not record
     what they hold: give the settings of training. FILE.pt, a checkpoint of DiT or SiT, and a FOLDER
-    of a DiTTransformer2DModel of diffusers become a model file each. Nothing in any file is
-    executed. Any other FILE is read by a function of yours, see docs/extending.md.
+    of a DiTTransformer2DModel of diffusers become a model file each. Any other FILE is read by a
+    function of yours, see docs/extending.md.
+
+    With --raw, the ordinary checkpoints in FOLDER (safetensors, Hugging Face, torch.save,
+    torch.distributed.checkpoint) become a run for reconstruct_ema. The time of each is as the
+    training recorded it, or in its name. Weights in safetensors files are read where they lie.
+    Nothing in any file is executed.
 
     \b
     Examples:
@@ -67,24 +85,31 @@ def main(
           --update-every 10 --batch-size 256 --skip-unusable
       edm2lite import DiT-XL-2-256x256.pt
       edm2lite import theirs.npz --importer my_importer:read --out theirs.safetensors
+      edm2lite import trainer_output --raw --clock tokens --per-step 524288 --out runs/llm
     """
     settings = [batch_size, sigma_rel, gamma, update_every, skip_unusable or None]
+    dit = {name: others[name] for name in ("family", "vae", "license")}
+    times = {name: value for name, value in others.items() if name not in dit}
     is_told = any(value is not None for value in dit.values())
+    if raw and (settings != [None] * 5 or is_told or importer is not None):
+        raise click.UsageError("--raw takes --out and the options that begin with Raw only")
+    if raw:
+        return click.echo(_import_raw(source, out, **times))
+    if any(times.values()):
+        raise click.UsageError("--clock, --time-pattern, --per-step, --part, --copy are for --raw")
     if importer is not None:
         if settings != [None] * 5 or is_told:
             raise click.UsageError("--importer reads everything from the file: give only --out")
         from edm2lite.interop.importers import import_with
 
-        click.echo(import_with(importer, source, out))
-        return
+        return click.echo(import_with(importer, source, out))
     from edm2lite.interop.formats import written_by
 
     writer = written_by(source)
     if writer in ("dit", "diffusers"):
         if settings != [None] * 5:
             raise click.UsageError("a DiT takes --out, --family, --vae and --license only")
-        click.echo(_import_dit(source, out, **dit))
-        return
+        return click.echo(_import_dit(source, out, **dit))
     if is_told:
         raise click.UsageError("--family, --vae and --license are for DiT and SiT")
     if writer == "edm2":
@@ -92,8 +117,7 @@ def main(
             raise click.UsageError(
                 "files of EDM2 record what they hold: give --out and --batch-size only"
             )
-        click.echo(_import_edm2(source, out, batch_size or 2048))
-        return
+        return click.echo(_import_edm2(source, out, batch_size or 2048))
     if (sigma_rel is None) == (gamma is None) or update_every is None:
         raise click.UsageError(
             "a folder of ema-pytorch needs --update-every, and either --sigma-rel or --gamma"
@@ -134,6 +158,30 @@ def _import_edm2(source: Path, out: Path | None, batch_size: int) -> str:
     out = out or _imported(source)
     files = edm2.import_folder(source, out, batch_size=batch_size, progress=bar)
     return f"{len(files)} snapshots in {out}"
+
+
+def _import_raw(
+    source: Path,
+    out: Path | None,
+    clock: str | None,
+    time_pattern: str | None,
+    per_step: int | None,
+    part: str | None,
+    copy: bool,
+) -> str:
+    """Import a folder of checkpoints; returns what to print."""
+    from edm2lite.interop.checkpoint_times import TimeRule
+    from edm2lite.interop.raw_run import import_checkpoints
+
+    rule = TimeRule(clock or "steps", time_pattern, per_step)
+    out, bar = out or _imported(source), ByteBar("import")
+    infos = import_checkpoints(source, out, rule, part=part, copy=copy, progress=bar)
+    columns = {rule.clock: "d", "dtype": "", "weights": "", "checkpoint": ""}
+    rows = [
+        [i.nimg, i.dtype, "in place" if i.header.shards else "copied", i.header.metadata["source"]]
+        for i in infos
+    ]
+    return f"{table(columns, rows)}\n{len(infos)} snapshots in {out}"
 
 
 def _imported(source: Path) -> Path:

@@ -66,14 +66,16 @@ def main(
 
 def _show(report: Report) -> None:
     states = {f.path: f.state for f in report.findings}
-    columns = {"nimg": "d", "sigma_rel": ".5f", "dtype": "", "MiB": ".1f", "state": "", "file": ""}
+    columns = {"nimg": "d", "sigma_rel": "s", "dtype": "", "MiB": ".1f", "state": "", "file": ""}
     rows, others = [], []
     for file in report.files:
         size, state = file.path.stat().st_size / 2**20, states.get(file.path, "ok")
         if (i := file.info) is None:
             others.append(f"{state}: {file.path.name}, {size:.1f} MiB")
         else:
-            rows.append([i.nimg, i.sigma_rel, i.dtype, size, state, file.path.name])
+            length = "raw" if i.is_raw else f"{i.sigma_rel:.5f}"
+            size = i.header.data_bytes / 2**20 if i.header.shards else size
+            rows.append([i.nimg, length, i.dtype, size, state, file.path.name])
     click.echo("\n".join([table(columns, rows), *others]))
     if report.num_thinned:
         click.echo(f"{report.num_thinned} more were deleted by --thin")

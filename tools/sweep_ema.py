@@ -11,7 +11,7 @@ from edm2lite import processes
 from edm2lite.metrics.registry import METRICS
 from edm2lite.version import __version__
 
-from ._cli import COUNT, COUNTS, FLOATS, GUIDE, RANGE, plugin_option, progress, user_errors
+from ._cli import COUNT, COUNTS, DECAYS, FLOATS, GUIDE, RANGE, plugin_option, progress, user_errors
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -19,6 +19,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--sigma-rel", type=FLOATS, help="EMA lengths, e.g. 0.02:0.25:0.01.")
+@click.option("--decay", type=DECAYS, help="Decays to emulate, e.g. linear:0.05:0.5:0.05.")
 @click.option("--search", is_flag=True, help="Find the best length instead, in few evaluations.")
 @click.option(
     "--range",
@@ -137,6 +138,7 @@ def main(steps: int, **options: Any) -> None:
     Examples:
       sweep_ema runs/a --sigma-rel 0.02:0.25:0.01 --ref imagenet.safetensors --num 5000
       sweep_ema runs/a --search --ref imagenet.safetensors
+      sweep_ema runs/a --decay linear:0.1:0.5:0.1,cosine:0.2,1-sqrt:0.2 --ref imagenet.safetensors
       sweep_ema runs/a --search --ref imagenet-features.safetensors --metric kid --num 10000
       sweep_ema runs/a --sigma-rel 0.03,0.06,0.12 --guidance 1:2:0.2 \\
         --guide runs/xs@sigma_rel=0.1 --ref imagenet.safetensors --num 10000

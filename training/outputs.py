@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Outputs:
             "encoder": config.encoder.to_json(),
             **({} if config.text is None else {"text_encoder": config.text.to_json()}),
             "data": config.data.source,
-            "label_dropout": repr(config.data.label_dropout),
+            "label_dropout": repr(_share_untold(config)),
             **_unlabeled(config, dataset),
             **_normalization(config, dataset),
         }
@@ -112,3 +113,14 @@ def _normalization(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
         if known.normalization and known.name in config.net.backbone.condition_names
     }
     return {"condition_normalization": json.dumps(found)} if found else {}
+
+
+def _share_untold(config: RunConfig) -> float:
+    """Share of the samples that were told nothing, but for images that a ControlNet follows."""
+    data, network = config.data, config.net.backbone
+    followed = [control.name for control in getattr(network, "controls", None) or ()]
+    names = [name for name in network.condition_names if name not in followed]
+    if not names or not data.condition_dropout:
+        return data.label_dropout
+    apart = math.prod(data.condition_dropout.get(name, 0.0) for name in names)
+    return data.label_dropout + (1 - data.label_dropout) * apart

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from edm2lite.lazy import exports
 
 if TYPE_CHECKING:
+    from edm2lite.ema.decays import Decay as Decay
+    from edm2lite.ema.decays import NamedDecay as NamedDecay
     from edm2lite.ema.folder import list_snapshots as list_snapshots
     from edm2lite.ema.formulas import gamma_to_sigma_rel as gamma_to_sigma_rel
     from edm2lite.ema.formulas import sigma_rel_to_gamma as sigma_rel_to_gamma
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
+        "edm2lite.ema.decays": "Decay NamedDecay",
         "edm2lite.ema.folder": "list_snapshots",
         "edm2lite.ema.formulas": "gamma_to_sigma_rel sigma_rel_to_gamma",
         "edm2lite.ema.lengths": "Length",

@@ -191,7 +191,10 @@ class Averages:
         for values in self._flattened(tensors, reversed(self._groups)):  # the last are in cache
             for part in reversed(torch.split(values, self._chunk)):
                 begin = end - len(part)
-                part = part.to(self.device, self._flat.dtype, non_blocking=True)
+                # to a host, only a copy that is waited for is complete
+                part = part.to(
+                    self.device, self._flat.dtype, non_blocking=self.device.type != "cpu"
+                )
                 if self.deferred:
                     part = torch.where(finite, part, 0)
                 for flat, weight in zip(self._flat, weights, strict=True):

@@ -77,7 +77,7 @@ class _Span:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     types: tuple[str, ...]  # of each file
-    offsets: tuple[int, ...]  # of the first byte in each file
+    places: tuple[tuple[int, int], ...]  # of each file: index of its source, offset of the span
 
 
 class BlockReader:
@@ -127,12 +127,16 @@ class BlockReader:
                 the last block: discard what was read then. If a file ends early, the run of
                 ``pool`` raises.
         """
-        _allow_open_files(len(self.headers))
+        _allow_open_files(sum(len(h.sources) for h in self.headers))
         with ExitStack() as stack:
-            files = [stack.enter_context(open(h.path, "rb", buffering=0)) for h in self.headers]
+            sources = [
+                [stack.enter_context(open(path, "rb", buffering=0)) for path in h.sources]
+                for h in self.headers
+            ]
             ready: tuple[tuple[Part, ...], BlockValues] | None = None
             for span in self._spans:
-                offsets: Sequence[int] | None = span.offsets
+                files = [of[i] for of, (i, _) in zip(sources, span.places, strict=True)]
+                offsets: Sequence[int] | None = [offset for _, offset in span.places]
                 for parts in _parts(span, self.block_values):
                     values = self._slots[0].values(parts[-1].last, span.types)
                     self._slots.rotate(-1)
@@ -201,24 +205,24 @@ def _spans(headers: Sequence[Header]) -> Iterator[_Span]:
     """The spans of all tensors, in the order of the first file."""
     names: list[str] = []
     types: tuple[str, ...] = ()
-    offsets: tuple[int, ...] = ()
-    ends: tuple[int, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
+    ends: tuple[tuple[int, int], ...] = ()
     tensors = headers[0].tensors
 
     def span() -> _Span:
-        return _Span(tuple(names), tuple(tensors[n].numel for n in names), types, offsets)
+        return _Span(tuple(names), tuple(tensors[n].numel for n in names), types, places)
 
     for name in tensors:
         specs = [header.tensors[name] for header in headers]
         own_types = tuple(spec.type for spec in specs)
-        starts = tuple(spec.offset for spec in specs)
+        starts = tuple((spec.file, spec.offset) for spec in specs)
         if names and (own_types != types or starts != ends):
             yield span()
             names.clear()
         if not names:
-            types, offsets = own_types, starts
+            types, places = own_types, starts
         names.append(name)
-        ends = tuple(spec.offset + spec.nbytes for spec in specs)
+        ends = tuple((spec.file, spec.offset + spec.nbytes) for spec in specs)
     if names:
         yield span()
 

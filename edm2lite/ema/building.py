@@ -145,12 +145,15 @@ def output_paths(out: Path, plans: Sequence[Reconstruction]) -> list[Path]:
         )
     paths = []
     for r, plan in enumerate(plans):
-        label = f"profile{r}" if plan.sigma_rel is None else f"{plan.sigma_rel:.5f}"
-        paths.append(out / f"ema-{label}-{plan.nimg:010d}.safetensors")
+        if plan.decay:
+            label = f"decay-{plan.decay.replace(':', '-')}"
+        else:
+            label = f"ema-profile{r}" if plan.sigma_rel is None else f"ema-{plan.sigma_rel:.5f}"
+        paths.append(out / f"{label}-{plan.nimg:010d}.safetensors")
     if len(set(paths)) < len(paths):
         raise ValueError(
-            "lengths must differ in the first 5 decimals of sigma_rel, got"
-            f" {[plan.sigma_rel for plan in plans]}"
+            "averages must differ in their names or in the first 5 decimals of sigma_rel, got"
+            f" {[plan.decay or plan.sigma_rel for plan in plans]}"
         )
     return paths
 

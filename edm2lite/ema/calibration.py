@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +53,18 @@ def fit_model(infos: Sequence[SnapshotInfo], progress: Progress | None = None) -
         [info.profile for info in fitted],
         sample[np.searchsorted(read, shown)],
         [ROUNDING[info.dtype] for info in fitted],
-        updates=sum(count for _, count in infos[-1].history),
+        updates=_updates(infos),
     )
     return model.with_sample([infos[i].profile for i in read], sample)
+
+
+def _updates(infos: Sequence[SnapshotInfo]) -> int:
+    """Number of updates of the tracker up to the end of the last snapshot; 0 if none tracked."""
+    tracked = [info for info in infos if info.history]
+    if not tracked:
+        return 0
+    count, last = sum(count for _, count in tracked[-1].history), tracked[-1]
+    return count if last is infos[-1] else round(count * infos[-1].nimg / last.nimg)
 
 
 def read_sample(
@@ -100,9 +110,11 @@ def _values_at(info: SnapshotInfo, places: Sequence[tuple[str, int, int]]) -> ND
     """float64 values of one file at some places, each given as (tensor, first element, count)."""
     specs = [info.header.tensors[name] for name, _, _ in places]
     values = []
-    with open(info.path, "rb", buffering=0) as file:
+    with ExitStack() as stack:
+        used = {spec.file: info.header.sources[spec.file] for spec in specs}
+        files = {i: stack.enter_context(open(path, "rb", buffering=0)) for i, path in used.items()}
         read = [
-            os.pread(file.fileno(), count * s.itemsize, s.offset + first * s.itemsize)
+            os.pread(files[s.file].fileno(), count * s.itemsize, s.offset + first * s.itemsize)
             for (_, first, count), s in zip(places, specs, strict=True)
         ]
     for kind, equal in itertools.groupby(range(len(places)), key=lambda i: specs[i].type):

@@ -66,11 +66,12 @@ def forks(infos: Sequence[SnapshotInfo]) -> Iterator[Fork]:
     """Pairs of snapshots that contradict each other; none if all are of one course.
 
     The history of an imported file (``source`` in its metadata) is a guess, and is not compared.
+    Raw weights record no course.
 
     Args:
         infos: Snapshots of one run, by time.
     """
-    for early, late in itertools.pairwise(infos):
+    for early, late in itertools.pairwise(_tracked(infos)):
         if not _is_one_course(early, late):
             yield early, late, "they saw different updates"
     stored = _by_digest(infos)
@@ -116,6 +117,7 @@ def given_up(infos: Sequence[SnapshotInfo]) -> dict[Path, str]:
     """
     if next(forks(infos), None) is None:
         return {}
+    infos = _tracked(infos)
     newest = max(infos, key=lambda info: (info.path.stat().st_mtime_ns, info.nimg))
     stored, lost = _by_digest(infos), set()
     for info in infos:
@@ -138,6 +140,11 @@ def _by_digest(infos: Sequence[SnapshotInfo]) -> dict[tuple[float, int], dict[st
     for info in infos:
         stored.setdefault((info.gamma, info.nimg), {})[str(info.header.digest)] = info
     return stored
+
+
+def _tracked(infos: Sequence[SnapshotInfo]) -> list[SnapshotInfo]:
+    """The snapshots that are averages."""
+    return [info for info in infos if not info.is_raw]
 
 
 def _is_one_course(early: SnapshotInfo, late: SnapshotInfo) -> bool:

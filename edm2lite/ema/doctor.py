@@ -25,7 +25,7 @@ from edm2lite.ema.faults import (
     missing_averages,
 )
 from edm2lite.ema.folder import ScannedFile, scan_snapshots, snapshot_folder, tensor_shapes
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.profile import PowerFunction, Stored
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
@@ -63,7 +63,7 @@ class Finding:
     state: str
     message: str
     path: Path | None = None
-    lost: tuple[PowerFunction, ...] = ()
+    lost: tuple[Stored, ...] = ()
     sigma_rel: float | None = None
     error: float | None = None
     error_if_intact: float | None = None
@@ -167,7 +167,7 @@ def predict(
     infos: Sequence[SnapshotInfo],
     sigma_rels: NDArray[np.float64],
     model: TrajectoryModel,
-    extra: Sequence[PowerFunction] = (),
+    extra: Sequence[Stored] = (),
     nimg: int | None = None,
 ) -> NDArray[np.float64]:
     """Predicted errors [R] of lengths that are rebuilt from given snapshots.

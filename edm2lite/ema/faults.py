@@ -106,7 +106,7 @@ def duplicates(infos: Sequence[SnapshotInfo]) -> dict[Path, Fault]:
             faults[info.path] = (
                 "duplicate",
                 (
-                    f"{info.path} and {first.path.name} both hold sigma_rel {info.sigma_rel:g}"
+                    f"{info.path} and {first.path.name} both hold {info.content}"
                     f" at nimg = {info.nimg}, with {values} values; remove one"
                 ),
             )
@@ -119,12 +119,13 @@ def missing_averages(
     """Averages that are missing, judged by the times and lengths of the others.
 
     Args:
-        infos: Snapshots of the run, in whatever state.
+        infos: Snapshots of the run, in whatever state. Raw weights have no cadence to keep.
         thinned: (nimg, gamma) of the snapshots that were deleted on purpose.
 
     Returns:
         A message and the missing averages, for each gap; consecutive times are one gap.
     """
+    infos = [info for info in infos if not info.is_raw]
     present = {(info.nimg, info.gamma) for info in infos} | thinned
     times = np.array(sorted({t for t, _ in present}))
     gammas = sorted({g for _, g in present}, reverse=True)

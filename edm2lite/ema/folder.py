@@ -176,6 +176,12 @@ def _check_one_run(folder: Path, infos: Sequence[SnapshotInfo]) -> None:
             f"snapshots in one folder must come from one run, {folder} mixes runs"
             f" {', '.join(runs)}; move all but one run's files elsewhere"
         )
+    clocks = sorted({info.clock for info in infos})
+    if len(clocks) > 1:
+        raise ValueError(
+            f"snapshots in one folder must be timed by one clock, those in {folder} count"
+            f" {' and '.join(clocks)}; move the files of one clock elsewhere"
+        )
     shapes = tensor_shapes(infos[0])
     seen: dict[tuple[int, float], Path] = {}
     for info in infos:
@@ -188,6 +194,6 @@ def _check_one_run(folder: Path, infos: Sequence[SnapshotInfo]) -> None:
         if other != info.path:
             raise ValueError(
                 f"every average must be stored once, {other.name} and {info.path.name} in {folder}"
-                f" both hold sigma_rel {info.sigma_rel} at nimg = {info.nimg}; remove one"
+                f" both hold {info.content} at nimg = {info.nimg}; remove one"
             )
     check_one_course(folder, infos)

@@ -10,8 +10,17 @@ weight be the training time from that weight until now, as a fraction of the tra
     mean    of the age       1 / (gamma + 2)              h / ln 2      w / 2
     median  of the age       1 - 2 ** (-1 / (gamma + 1))  h             w / 2
 
-For large gamma the power function becomes the exponential of rate gamma + 1, and the three measures
-agree on its half-life.
+A decay of the learning rate over the last share D of the run is an average too, with the measures
+of :mod:`edm2lite.ema.decays`; for a linear decay they are those of a window. Decays are called
+cooldowns here, as ``decay`` is what an EMA keeps per update. Three methods average by a power
+function under other names:
+
+    half-life f t that grows with the time t ("anytime", arXiv 2602.03702)    ln 2 / f = gamma + 1
+    schedule-free with weights t**r at a constant rate (arXiv 2405.15682)     r = gamma
+    schedule-free with c = C (1 - beta1) / t (arXiv 2507.09846)               c = gamma + 1
+
+The latter two also change the course of training, which no average does. For large gamma the power
+function becomes the exponential of rate gamma + 1, and the three measures agree on its half-life.
 
 Note [finite run]: an EMA of constant decay is measured as if training had no beginning, so that its
 length does not depend on how long it ran. A real one starts from the initial weights and still
@@ -23,21 +32,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from edm2lite.ema.formulas import (
-    SIGMA_REL_MAX,
-    decay_to_half_life,
-    gamma_to_sigma_rel,
-    sigma_rel_to_gamma,
-)
-
-Measure = Literal["width", "mean", "median"]
-MEASURES: tuple[Measure, ...] = ("width", "mean", "median")
-HALF_LIFE: dict[Measure, float] = {"width": math.log(2), "mean": math.log(2), "median": 1.0}
-"""Half-life of an EMA of constant decay, divided by its length in each measure."""
-WINDOW: dict[Measure, float] = {"width": 12**0.5, "mean": 2.0, "median": 2.0}
-"""Width of a window, divided by its length in each measure."""
+from edm2lite.ema.decays import NamedDecay
+from edm2lite.ema.formulas import decay_to_half_life, gamma_to_sigma_rel, sigma_rel_to_gamma
+from edm2lite.ema.measures import HALF_LIFE, WINDOW, gamma_of, measure, measure_of
+from edm2lite.ema.measures import MEASURES as MEASURES
+from edm2lite.ema.measures import Measure as Measure
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Length:
         (0.0381, 23.2)
         >>> round(Length.of_sigma_rel(0.10).half_life, 4)  # as a fraction of the training time
         0.0693
+        >>> round(Length.of_anytime(0.05).sigma_rel, 4), round(Length.of_schedule_free(5).gamma, 2)
+        (0.0629, 4)
+        >>> round(Length.of_cooldown("cosine:0.3").sigma_rel, 4)
+        0.0653
     """
 
     gamma: float
@@ -87,7 +91,7 @@ class Length:
         Raises:
             ValueError: If no power function is that long.
         """
-        return cls(_gamma_of("half-life", half_life / nimg, HALF_LIFE, by), by)
+        return cls(gamma_of("half-life", half_life / nimg, HALF_LIFE, by), by)
 
     @classmethod
     def of_decay(
@@ -118,7 +122,78 @@ class Length:
         Raises:
             ValueError: If no power function is that long.
         """
-        return cls(_gamma_of("window", window / nimg, WINDOW, by), by)
+        return cls(gamma_of("window", window / nimg, WINDOW, by), by)
+
+    @classmethod
+    def of_cooldown(cls, decay: str, nimg: float | None = None, by: Measure = "width") -> Length:
+        """The length of the average that emulates a decay of the learning rate.
+
+        Args:
+            decay: Name of the decay, such as ``cosine:0.2``.
+            nimg: Training time in images, for a decay whose length is in images.
+            by: Measure by which the power function and this average are equally long.
+
+        Raises:
+            ValueError: If the decay has no such name, or no power function is that long.
+        """
+        named = NamedDecay.parse(decay)
+        if named.in_images and nimg is None:
+            raise ValueError(f"the length of {decay} depends on the training time; give it in nimg")
+        length = named.length / (nimg or 1) if named.in_images else named.length
+        return cls(gamma_of("decay", length, {by: 1 / measure_of(named.shape, by)}, by), by)
+
+    @classmethod
+    def of_anytime(cls, share: float, by: Measure = "width") -> Length:
+        """The length of the EMA whose half-life is a fixed share of the training time so far.
+
+        Args:
+            share: Half-life divided by the training time so far, in (0, ln 2].
+            by: Measure for other kinds of averages.
+
+        Raises:
+            ValueError: If the share is out of range.
+        """
+        if not 0 < share <= math.log(2) * (1 + 1e-12):
+            raise ValueError(
+                f"the half-life must be a share of the training time up to ln 2 = 0.6931, got"
+                f" {share:g}"
+            )
+        return cls(max(math.log(2) / share - 1, 0.0), by)
+
+    @classmethod
+    def of_schedule_free(cls, c: float, by: Measure = "width") -> Length:
+        """The length of the average in schedule-free training with ``c_t = c / t``.
+
+        Weights ``t**r`` are c = r + 1; the refined form has c = C (1 - beta1).
+
+        Args:
+            c: Numerator of c_t, at least 1.
+            by: Measure for other kinds of averages.
+
+        Raises:
+            ValueError: If ``c`` is below 1 or not finite.
+        """
+        if not 1 <= c < math.inf:
+            raise ValueError(f"C (1 - beta1), or r + 1, must be at least 1, got {c:g}")
+        return cls(c - 1, by)
+
+    @property
+    def anytime(self) -> float:
+        """Half-life at each time as a share of the training time until then: ln 2 / (gamma + 1)."""
+        return math.log(2) / (self.gamma + 1)
+
+    def cooldown(self, shape: str = "linear") -> float | None:
+        """Length of the decay that is equally long, as a share of the run; None if above 1.
+
+        Args:
+            shape: Shape of the decay, a name in :mod:`edm2lite.ema.decays` (power:K for powers).
+
+        Raises:
+            ValueError: If there is no such shape.
+        """
+        named = NamedDecay.parse(f"{shape}:1").shape
+        share = measure(self.gamma, self.by) / measure_of(named, self.by)
+        return share if share <= 1 + 1e-12 else None
 
     @property
     def sigma_rel(self) -> float:
@@ -167,32 +242,15 @@ class Length:
         return float(2 ** (-batch_size / (self.half_life * nimg)))
 
 
-def measure(gamma: float, by: Measure) -> float:
-    """Length of a power function in one measure, as a fraction of the training time.
-
-    Args:
-        gamma: Exponent, >= 0.
-        by: ``width``, ``mean`` or ``median``.
-
-    Example:
-        >>> measure(6.0, "mean")
-        0.125
-    """
-    if by == "width":
-        return float(gamma_to_sigma_rel(gamma))
-    if by == "mean":
-        return 1 / (gamma + 2)
-    return -math.expm1(-math.log(2) / (gamma + 1))
-
-
 def widths_and_exponents(
-    sigma_rels: Sequence[float] | None, gammas: Sequence[float] | None
+    sigma_rels: Sequence[float] | None, gammas: Sequence[float] | None, uniform: bool = False
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The lengths of tracked averages, given in one of the two forms, in both.
 
     Args:
         sigma_rels: Relative widths, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents >= 0, in place of ``sigma_rels``.
+        uniform: Whether to add the plain mean of the run, gamma = 0.
 
     Returns:
         Relative widths and exponents.
@@ -213,33 +271,10 @@ def widths_and_exponents(
     else:
         exponents = tuple(map(float, gammas))
         widths = tuple(float(gamma_to_sigma_rel(g)) for g in exponents)
+    if uniform:
+        widths, exponents = (*widths, float(gamma_to_sigma_rel(0.0))), (*exponents, 0.0)
     if not widths or len({f"{s:.5f}" for s in widths}) < len(widths):
         raise ValueError(
             f"lengths must be distinct to 5 decimals of sigma_rel and at least one, got {widths}"
         )
     return widths, exponents
-
-
-def _gamma_of(name: str, length: float, per_measure: dict[Measure, float], by: Measure) -> float:
-    """Exponent of the power function that is as long as an average of another kind.
-
-    Args:
-        name: Kind of the other average, for the error message.
-        length: Half-life or window as a fraction of the training time.
-        per_measure: ``HALF_LIFE`` or ``WINDOW``.
-        by: Measure in which both are equally long.
-    """
-    scale = per_measure[by]
-    longest = scale * measure(0.0, by)
-    if not 0 < length <= longest * (1 + 1e-12):  # a window of the whole run, rounded
-        raise ValueError(
-            f"a {name} must be positive and at most {longest:.4g} of the training time, got"
-            f" {length:.4g} of it: no power function is longer (by {by}) than the mean of the"
-            " whole run; measure at a later time, or give a shorter one"
-        )
-    value = length / scale
-    if by == "width":
-        return float(sigma_rel_to_gamma(value)) if value < SIGMA_REL_MAX else 0.0
-    if by == "mean":
-        return max(1 / value - 2, 0.0)
-    return max(-math.log(2) / math.log1p(-value) - 1, 0.0)

@@ -152,17 +152,18 @@ def check_names(expected: Iterable[str], found: Iterable[str]) -> None:
 
 
 def saved_averages(
-    expected: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    expected: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], unit: str = "images"
 ) -> list[tuple[Tensor, Tensor]]:
     """Pairs of a live average and the saved one that belongs there.
 
     Args:
         expected: Length -> name -> live average.
         state: ``averages`` likewise, and ``clock``, from a checkpoint.
+        unit: What the clock counts.
 
     Raises:
         ValueError: If lengths, names or shapes differ, a value is not finite, or the clock is
-            before its start.
+            before its start or counts something else.
 
     Example:
         >>> import torch
@@ -174,6 +175,11 @@ def saved_averages(
     saved, clock = state["averages"], state["clock"]
     if not clock["nimg"] >= clock["start_nimg"] >= 0:
         raise ValueError(f"a saved clock must not be before its start, found {clock}")
+    if (counted := clock.get("clock", "images")) != unit:
+        raise ValueError(
+            f"a run keeps one clock, this tracker counts {unit} and the saved one counted"
+            f" {counted}; pass clock={counted!r}"
+        )
     if sorted(saved) != sorted(expected):
         raise ValueError(
             f"saved averages must have lengths {list(expected)}, found {sorted(saved)}"

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.decays import NamedDecay
+from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.selection import select_sources
 from edm2lite.ema.solve import solve_calibrated
@@ -44,8 +45,9 @@ class StoragePlan:
         dtype: Stored floating-point type.
         num_files: Number of snapshot files at the end of the run.
         num_bytes: Disk space of their tensors in bytes.
-        worst_error: Largest predicted error among the target lengths.
-        worst_sigma_rel: Target length with the largest predicted error.
+        worst_error: Largest predicted error among the targets.
+        worst_sigma_rel: Target length with the largest predicted error, nan if it is a decay.
+        worst_decay: Decay with the largest predicted error, "" if it is a length.
 
     Example:
         >>> plan = StoragePlan((0.05, 0.10), 2**21, "float16", 64, 2 * 10**9, 0.01, 0.02)
@@ -60,6 +62,7 @@ class StoragePlan:
     num_bytes: int
     worst_error: float
     worst_sigma_rel: float
+    worst_decay: str = ""
 
 
 def random_walk(nimg: int, first_nimg: int, movement: float = MOVEMENT) -> TrajectoryModel:
@@ -90,7 +93,8 @@ def assess(
     *,
     duration: int,
     num_params: int,
-    target_sigma_rels: ArrayLike,
+    target_sigma_rels: ArrayLike = (),
+    target_decays: Sequence[str] = (),
     movement: float = MOVEMENT,
 ) -> StoragePlan:
     """Expected error and disk space of one way to store snapshots.
@@ -101,11 +105,13 @@ def assess(
         dtype: float32, float16 or bfloat16.
         duration: Length of the run in images.
         num_params: Number of parameters of the model.
-        target_sigma_rels: [R] lengths to rebuild at the end of the run.
+        target_sigma_rels: Lengths to rebuild at the end of the run.
+        target_decays: Decays of the learning rate to emulate there, such as ``cosine:0.2``.
         movement: RMS movement over the run, relative to the RMS of the weights.
 
     Raises:
-        ValueError: If a number is out of range, or ``dtype`` is not one of the three.
+        ValueError: If a number is out of range, ``dtype`` is not one of the three, or there is no
+            target.
 
     Example:
         >>> plan = assess(
@@ -114,6 +120,10 @@ def assess(
         ... )
         >>> plan.num_files, plan.num_bytes / 1e9, plan.worst_sigma_rel
         (64, 35.84, 0.04)
+        >>> decays = ["linear:0.2", "1-sqrt:0.2"]
+        >>> assess((0.05, 0.10), 2**21, "float16", duration=2**26, num_params=280_000_000,
+        ...        target_decays=decays).worst_decay
+        '1-sqrt:0.2'
     """
     if not 0 < every <= duration:
         raise ValueError(
@@ -124,7 +134,8 @@ def assess(
     times = [*range(every, duration, every), duration]
     sources = [PowerFunction.of_width(s, t) for t in times for s in sigma_rels]
     lengths = np.atleast_1d(np.asarray(target_sigma_rels, np.float64))
-    targets = [PowerFunction.of_width(float(s), duration) for s in lengths]
+    targets: list[Profile] = [PowerFunction.of_width(float(s), duration) for s in lengths]
+    targets += [NamedDecay.parse(name).at(duration) for name in target_decays]
     model = random_walk(duration, times[0], movement)
     used = [sources[i] for i in select_sources(sources)]
     error = solve_calibrated(used, targets, model, ROUNDING[dtype]).predicted_error
@@ -136,7 +147,8 @@ def assess(
         num_files=len(sources),
         num_bytes=len(sources) * num_params * ITEM_BYTES[dtype],
         worst_error=float(error[worst]),
-        worst_sigma_rel=float(lengths[worst]),
+        worst_sigma_rel=float(lengths[worst]) if worst < len(lengths) else float("nan"),
+        worst_decay=target_decays[worst - len(lengths)] if worst >= len(lengths) else "",
     )
 
 

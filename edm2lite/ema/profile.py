@@ -7,6 +7,7 @@ the power function are in :mod:`edm2lite.ema.formulas`. NumPy only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,6 +80,60 @@ class PowerFunction:
 
 
 @dataclass(frozen=True)
+class Step:
+    """The weights of one moment, as a raw checkpoint holds them: an average of no length.
+
+    After an update the weights stay what they are until the next one, so they count for the images
+    of the update that made them: ``P`` rises from 0 at ``nimg - stride`` to 1 at ``nimg``. This is
+    the convention of the tracker, whose average after one update is those weights. It is the power
+    function in the limit of infinite ``gamma``.
+
+    Attributes:
+        nimg: Moment of the weights, in images.
+        stride: Images of one update, > 0. It is taken as at least a millionth of ``nimg``.
+
+    Raises:
+        ValueError: If ``nimg`` or ``stride`` is not positive.
+
+    Example:
+        >>> Step(1000, stride=10).cumulative([900, 990, 1000])
+        array([0., 0., 1.])
+    """
+
+    nimg: int
+    stride: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_nimg(self.nimg)
+        if not 0 < self.stride <= self.nimg:
+            raise ValueError(f"stride must lie in (0, nimg = {self.nimg}], got {self.stride}")
+
+    @property
+    def gamma(self) -> float:
+        """Exponent of the power function that this is a limit of: infinity."""
+        return math.inf
+
+    @property
+    def sigma_rel(self) -> float:
+        """Relative width of the power function that this is a limit of: 0."""
+        return 0.0
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Time in images after which the weights count."""
+        return (self.nimg - max(self.stride, 1e-6 * self.nimg),)
+
+    def cumulative(self, t: ArrayLike) -> NDArray[np.float64]:
+        """Share of the average that comes from before ``t`` images."""
+        (begin,) = self.kinks
+        return np.clip((np.asarray(t, np.float64) - begin) / (self.nimg - begin), 0, 1)
+
+
+Stored = PowerFunction | Step
+"""What a snapshot holds: a tracked average, or the weights themselves."""
+
+
+@dataclass(frozen=True)
 class Exponential:
     """The EMA of constant decay, ``P(t) = 2 ** ((t - nimg) / half_life)``.
 
@@ -143,6 +198,11 @@ class Window:
         """Share of the average that comes from before ``t`` images."""
         return np.clip((np.asarray(t, np.float64) - (self.nimg - self.width)) / self.width, 0, 1)
 
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Beginning of the window in images, where its weight is not smooth."""
+        return (self.nimg - self.width,) if self.width < self.nimg else ()
+
 
 @dataclass(frozen=True)
 class Tabulated:
@@ -184,6 +244,22 @@ class Tabulated:
         shares = np.concatenate([[0], np.cumsum(self.weights)])
         cumulative: NDArray[np.float64] = np.interp(np.asarray(t, np.float64), edges, shares)
         return cumulative
+
+
+def kinks(profile: Profile) -> tuple[float, ...]:
+    """Times in images, other than its end, at which a profile is not smooth.
+
+    They are what its attribute ``kinks`` says, and none if it has no such attribute. Integrals over
+    a run are split there.
+
+    Args:
+        profile: A profile of any kind.
+
+    Example:
+        >>> kinks(Window(width=1000, nimg=4000)), kinks(PowerFunction(6.94, 4000))
+        ((3000,), ())
+    """
+    return tuple(getattr(profile, "kinks", ()))
 
 
 def _check_nimg(nimg: int) -> None:

@@ -26,6 +26,7 @@ class ProfileFit:
         sources: K stored averages.
         end: End of the targets, for integrals on a grid. None if sources and targets are power
             functions, whose inner products have a closed form.
+        kinks: Times in images at which targets are not smooth.
 
     Example:
         >>> fit = ProfileFit([PowerFunction.of_width(s, 1000) for s in (0.05, 0.10)], end=None)
@@ -34,7 +35,7 @@ class ProfileFit:
         (array([0.438, 0.562]), 0.056)
     """
 
-    def __init__(self, sources: Sequence[Profile], end: float | None):
+    def __init__(self, sources: Sequence[Profile], end: float | None, kinks: Sequence[float] = ()):
         self._powers = [p for p in sources if isinstance(p, PowerFunction)] if end is None else []
         if end is None:
             t, gamma = np.array([(p.nimg, p.gamma) for p in self._powers], np.float64).T
@@ -42,7 +43,7 @@ class ProfileFit:
         else:
             ends = [*(p.nimg for p in sources), end]
             grid = np.geomspace(min(ends) / 1000, max(ends), _BINS)
-            self._edges = np.unique(np.concatenate([[0], grid, ends]))
+            self._edges = np.unique(np.concatenate([[0], grid, ends, kinks]))
             self._masses = np.stack([np.diff(p.cumulative(self._edges)) for p in sources])
             self._gram = self._masses @ (self._masses / np.diff(self._edges)).T
         self._norm = np.sqrt(np.diag(self._gram))

@@ -18,7 +18,7 @@ _POINTS, _POINT_WEIGHTS = (
 )
 
 
-def quadrature_nodes(times: ArrayLike, end: float) -> tuple[Array, Array]:
+def quadrature_nodes(times: ArrayLike, end: float, kinks: ArrayLike = ()) -> tuple[Array, Array]:
     """Nodes and weights of a quadrature over (0, end): Gauss-Legendre with 3 points per cell.
 
     Profiles are smooth between the ends of averages, so every end is a boundary of a cell. Further
@@ -28,6 +28,7 @@ def quadrature_nodes(times: ArrayLike, end: float) -> tuple[Array, Array]:
     Args:
         times: Ends of averages in images, > 0.
         end: End of the run in images.
+        kinks: Other times in images at which an average is not smooth.
 
     Returns:
         Times [M] in (0, end) and weights [M], both in images. M is a multiple of 3.
@@ -44,11 +45,12 @@ def quadrature_nodes(times: ArrayLike, end: float) -> tuple[Array, Array]:
             [0.0],
             first * np.geomspace(1 / 16, 1, 9),
             times,
+            np.asarray(kinks, np.float64),
             np.geomspace(first, end, 160),
             end - end * np.geomspace(1e-3, 0.1, 12),
         ]
     )
-    breaks = np.unique(breaks)
+    breaks = np.unique(np.clip(breaks, 0, end))
     breaks = breaks[np.append(True, np.diff(breaks) > 1e-9 * end)]
     cell = np.diff(breaks)[:, None]
     return (breaks[:-1, None] + cell * _POINTS).ravel(), (cell * _POINT_WEIGHTS).ravel()

@@ -10,6 +10,7 @@ import numpy as np
 
 from edm2lite.ema.building import build
 from edm2lite.ema.profile import Profile
+from edm2lite.ema.requests import Log
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress
 from edm2lite.ema.targets import MAX_ERROR, Reconstruction, check_error, plan_targets
@@ -23,6 +24,7 @@ Snapshots = str | Path | Sequence[SnapshotInfo]
 
 
 class _Options(TypedDict, total=False):
+    lr_log: Log
     nimg: int | None
     out: str | Path | None
     dtype: torch.dtype | str
@@ -45,11 +47,16 @@ def reconstruct(
 ) -> Reconstruction: ...
 @overload
 def reconstruct(
+    source: Snapshots, *, decay: str, **options: Unpack[_Options]
+) -> Reconstruction: ...
+@overload
+def reconstruct(
     source: Snapshots,
     *,
     sigma_rel: Sequence[float] | None = None,
     gamma: Sequence[float] | None = None,
     profiles: Sequence[Profile] | None = None,
+    decay: list[str] | tuple[str, ...] | None = None,
     **options: Unpack[_Options],
 ) -> list[Reconstruction]: ...
 def reconstruct(
@@ -58,6 +65,8 @@ def reconstruct(
     sigma_rel: float | Sequence[float] | None = None,
     gamma: float | Sequence[float] | None = None,
     profiles: Profile | Sequence[Profile] | None = None,
+    decay: str | Sequence[str] | None = None,
+    lr_log: Log = None,
     nimg: int | None = None,
     out: str | Path | None = None,
     dtype: torch.dtype | str = "float32",
@@ -67,18 +76,23 @@ def reconstruct(
 ) -> Reconstruction | list[Reconstruction]:
     """Rebuild one or several averages from snapshots.
 
-    Give the averages by one of ``sigma_rel``, ``gamma`` and ``profiles``. All of them are rebuilt
-    in one pass over the files, and all are in memory at the end unless ``out`` is given;
-    :func:`reconstruct_each` holds one at a time.
+    Give the averages by one of ``sigma_rel``, ``gamma``, ``profiles`` and ``decay``. All of them
+    are rebuilt in one pass over the files, and all are in memory at the end unless ``out`` is
+    given; :func:`reconstruct_each` holds one at a time.
 
     Args:
         source: A run, a folder of snapshots, or a list of snapshots.
         sigma_rel: Relative widths, each in (0, 0.2887).
         gamma: Exponents >= 0.
         profiles: Averages of any shape. Each determines its own end, so ``nimg`` is not given.
+        decay: Decays of the learning rate to emulate, such as ``cosine:0.2`` for the last fifth of
+            the run, see :mod:`edm2lite.ema.decays`.
+        lr_log: CSV file with ``nimg`` and ``lr``, the rates that decays are measured against, or
+            "none" for a constant rate. [default: what the run recorded in ``stats.jsonl``]
         nimg: End of the averages in images; a snapshot must end there. [default: the latest]
-        out: Folder for the files, named ``ema-<sigma_rel>-<nimg>.safetensors``. They are complete
-            when the call returns. Without it the results are in memory.
+        out: Folder for the files, named ``ema-<sigma_rel>-<nimg>.safetensors`` or
+            ``decay-<name>-<nimg>.safetensors``. They are complete when the call returns. Without it
+            the results are in memory.
         dtype: Floating-point type of the results; its rounding is in their predicted errors.
         solver: ``calibrated``, or ``paper`` (Algorithm 3).
         max_error: Largest acceptable predicted error of the weights, relative to their norm.
@@ -108,14 +122,19 @@ def reconstruct(
         (True, True)
         >>> [result.path.name for result in reconstruct(run, gamma=[5, 7], out=f"{run}/ema")]
         ['ema-0.12372-0000000512.safetensors', 'ema-0.09938-0000000512.safetensors']
+        >>> reconstruct(run, decay="linear:50%", out=f"{run}/ema").path.name
+        'decay-linear-0.5-0000000512.safetensors'
     """
     plans = plan_targets(
-        source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, nimg=nimg, solver=solver
-    )
+        source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, decay=decay, lr_log=lr_log,
+        nimg=nimg, solver=solver,
+    )  # fmt: skip
     plans = _accurate(plans, dtype, max_error)
     results = build(plans, out=out, dtype=dtype, progress=progress)
-    given = next(value for value in (sigma_rel, gamma, profiles) if value is not None)
-    is_one = not isinstance(given, Sequence) and np.ndim(given) == 0  # type: ignore[arg-type]
+    given = next(value for value in (sigma_rel, gamma, profiles, decay) if value is not None)
+    is_one = isinstance(given, str) or (
+        not isinstance(given, Sequence) and np.ndim(given) == 0  # type: ignore[arg-type]
+    )
     return results[0] if is_one else results
 
 
@@ -125,6 +144,8 @@ def reconstruct_each(
     sigma_rel: Sequence[float] | None = None,
     gamma: Sequence[float] | None = None,
     profiles: Sequence[Profile] | None = None,
+    decay: Sequence[str] | None = None,
+    lr_log: Log = None,
     nimg: int | None = None,
     dtype: torch.dtype | str = "float32",
     solver: str = "calibrated",
@@ -151,8 +172,9 @@ def reconstruct_each(
         0.1 {'w': tensor([1., 1., 1.])}
     """
     plans = plan_targets(
-        source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, nimg=nimg, solver=solver
-    )
+        source, sigma_rel=sigma_rel, gamma=gamma, profiles=profiles, decay=decay, lr_log=lr_log,
+        nimg=nimg, solver=solver,
+    )  # fmt: skip
     plans = _accurate(plans, dtype, max_error)
     return (build([plan], dtype=dtype, progress=progress)[0] for plan in plans)
 

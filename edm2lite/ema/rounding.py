@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.profile import Stored
 
 Array = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def stored_rounding(rounding: ArrayLike, response: Array) -> Array:
 
 
 def tracker_rounding(
-    sources: Sequence[PowerFunction], updates: int, nimg: float, lags: Array, moved: Array
+    sources: Sequence[Stored], updates: int, nimg: float, lags: Array, moved: Array
 ) -> Array:
     """Factor [K, 2 K] of the rounding error that the tracker's float32 updates leave in averages.
 
@@ -62,7 +62,8 @@ def tracker_rounding(
     errors l updates apart, the square grows by ``1 + 2 sum_l rho(l)``, summed over the
     ``N / (gamma + 2)`` updates that an average remembers. The correlation that remains beyond these
     (weights that move in a straight line) is systematic: it contributes ``q N / (gamma + 2)``,
-    shared with later averages, as ``sqrt(t'/t)``, until the spacing of the numbers changes.
+    shared with later averages, as ``sqrt(t'/t)``, until the spacing of the numbers changes. Raw
+    weights have none of these errors.
 
     Args:
         sources: K stored averages.
@@ -72,6 +73,7 @@ def tracker_rounding(
         moved: [L] expected squared change of a weight over so many updates.
 
     Example:
+        >>> from edm2lite.ema.profile import PowerFunction
         >>> one = [PowerFunction(3.0, nimg=400)]
         >>> factor = tracker_rounding(one, 800, 400, np.array([1.0]), np.array([1.0]))
         >>> round(float((factor**2).sum()) / ROUNDING["float32"] ** 2, 3)  # 800 / (2 * 3 + 3)
@@ -91,7 +93,7 @@ def tracker_rounding(
     area = (np.diff(apart, axis=0) * (fades[1:] + fades[:-1]) / 2).sum(axis=0)
     grown = 1 + fades[0] + 2 * area
     random, systematic = np.zeros((2, len(t), len(t)))
-    for g in np.unique(gamma):
+    for g in np.unique(gamma[np.isfinite(gamma)]):
         track = np.flatnonzero(gamma == g)
         track = track[np.argsort(t[track], kind="stable")]
         ends, block = t[track], np.ix_(track, track)

@@ -13,15 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.profile import Stored
 
 MAX_SOURCES = 512
 """Largest number of stored averages that coefficients are computed for."""
 
 
-def select_sources(
-    sources: Sequence[PowerFunction], max_sources: int | None = None
-) -> NDArray[np.intp]:
+def select_sources(sources: Sequence[Stored], max_sources: int | None = None) -> NDArray[np.intp]:
     """Indices of at most ``max_sources`` stored averages, all of them if there are no more.
 
     Neighbors of one length are at most ``c min(t, T - t)`` apart, or adjacent, with the time t, the
@@ -38,6 +36,7 @@ def select_sources(
         Increasing indices into ``sources``. The choice depends on nothing but their times.
 
     Example:
+        >>> from edm2lite.ema.profile import PowerFunction
         >>> stored = [PowerFunction(7.0, nimg) for nimg in range(1, 1001)]
         >>> chosen = select_sources(stored, 50)
         >>> len(chosen), chosen[:4], chosen[-4:]

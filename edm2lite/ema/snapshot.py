@@ -1,4 +1,4 @@
-"""The snapshot file: one power-function average of a model at one moment of training.
+"""The snapshot file: one average of a model at one moment of training, or its weights themselves.
 
 A folder of snapshots is all that post-hoc reconstruction needs. The metadata of each file holds its
 profile exactly (:class:`SnapshotInfo`); the file name is for people and is never parsed.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.profile import PowerFunction, Step, Stored
+from edm2lite.ema.references import resolved
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.messages import one_line
 from edm2lite.strict_json import parse
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "edm2lite.ema/1"
+RAW_FORMAT = "edm2lite.raw/1"
+"""Format of snapshots that hold the weights themselves, or refer to files that do."""
 EXTRA_KEYS = (
     "model", "adapter", "encoder", "text_encoder", "data", "label_dropout", "unlabeled",
-    "condition_normalization",
+    "condition_normalization", "clock",
 )  # fmt: skip
 """Metadata that describes the model itself and is copied into everything rebuilt from it."""
 
@@ -38,8 +41,9 @@ class SnapshotInfo:
     Attributes:
         path: The file.
         run: Identifier of the training run; snapshots of different runs never mix.
-        profile: Exponent and end of the average, in images.
-        history: Run-length list ``[[stride, updates], ...]`` of the updates that the average saw.
+        profile: Exponent and end of the average, in images; of raw weights, their moment.
+        history: Run-length list ``[[stride, updates], ...]`` of the updates that the average saw;
+            empty for raw weights.
         start_nimg: Image count at which averaging began; the weights of that moment hold the mass
             of the time before it. 0 for a run that was averaged from its start.
         dtype: Name of the stored floating-point type.
@@ -58,7 +62,7 @@ class SnapshotInfo:
 
     path: Path
     run: str
-    profile: PowerFunction
+    profile: Stored
     history: tuple[tuple[int, int], ...]
     start_nimg: int
     dtype: str
@@ -71,13 +75,28 @@ class SnapshotInfo:
 
     @property
     def gamma(self) -> float:
-        """Exponent of the average."""
+        """Exponent of the average; infinity for raw weights."""
         return self.profile.gamma
 
     @property
+    def is_raw(self) -> bool:
+        """Whether this holds the weights of one moment, and no average."""
+        return isinstance(self.profile, Step)
+
+    @property
+    def content(self) -> str:
+        """What this holds, in messages: ``sigma_rel 0.05``, or ``raw weights``."""
+        return "raw weights" if self.is_raw else f"sigma_rel {self.sigma_rel:g}"
+
+    @property
+    def clock(self) -> str:
+        """What ``nimg`` counts: ``images``, ``tokens`` or ``steps``."""
+        return self.header.metadata.get("clock", "images")
+
+    @property
     def sigma_rel(self) -> float:
-        """Relative width of the average, exactly as it was requested."""
-        return float(self.header.metadata["sigma_rel"])
+        """Relative width of the average, exactly as it was requested; 0 for raw weights."""
+        return 0.0 if self.is_raw else float(self.header.metadata["sigma_rel"])
 
     @property
     def extra(self) -> dict[str, str]:
@@ -195,7 +214,7 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
     """
     header = read_header(path, check_size)
     meta = header.metadata
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in (FORMAT, RAW_FORMAT):
         return None
     if header.digest is None:
         raise ValueError(
@@ -203,23 +222,34 @@ def read_info(path: Path, check_size: bool = True) -> SnapshotInfo | None:
             " it anew; restore the original from a copy or move it out of the folder"
         )
     try:
-        info = SnapshotInfo(
-            path=Path(path),
-            run=meta["run"],
-            profile=PowerFunction(float(meta["gamma"]), int(meta["nimg"])),
-            history=tuple((int(s), int(n)) for s, n in parse(meta["history"])),
-            start_nimg=int(meta["start_nimg"]),
-            dtype=meta["dtype"],
-            header=header,
-        )
+        info = _described(Path(path), header)
         _check(info)
-        return info
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{path} must have the metadata of {FORMAT}, missing or malformed is"
+            f"{path} must have the metadata of {meta['format']}, missing or malformed is"
             f" {one_line(error, 200)};"
             " restore it from a copy or move it out of the folder"
         ) from error
+    return replace(info, header=resolved(header))
+
+
+def _described(path: Path, header: Header) -> SnapshotInfo:
+    meta = header.metadata
+    nimg, history, start_nimg = int(meta["nimg"]), [], 0
+    if meta["format"] == RAW_FORMAT:
+        profile: Stored = Step(nimg, float(meta["stride"]))
+    else:
+        profile = PowerFunction(float(meta["gamma"]), nimg)
+        history, start_nimg = parse(meta["history"]), int(meta["start_nimg"])
+    return SnapshotInfo(
+        path=path,
+        run=meta["run"],
+        profile=profile,
+        history=tuple((int(s), int(n)) for s, n in history),
+        start_nimg=start_nimg,
+        dtype=meta["dtype"],
+        header=header,
+    )
 
 
 def _check(info: SnapshotInfo) -> None:
@@ -230,8 +260,12 @@ def _check(info: SnapshotInfo) -> None:
     """
     if info.dtype not in ROUNDING:
         raise ValueError(f"dtype {info.dtype!r}")
-    if not 0 <= info.start_nimg < info.nimg < 2**63 or not info.gamma <= 1e100:
-        raise ValueError(f"nimg {info.nimg} after {info.start_nimg}, gamma {info.gamma}")
+    if not 0 <= info.start_nimg < info.nimg < 2**63:
+        raise ValueError(f"nimg {info.nimg} after {info.start_nimg}")
+    if info.is_raw:
+        return
+    if not info.gamma <= 1e100:
+        raise ValueError(f"gamma {info.gamma}")
     if not 0 < info.sigma_rel < 0.29 or any(s <= 0 or n <= 0 for s, n in info.history):
         raise ValueError(f"sigma_rel {info.sigma_rel}, history {info.history[:3]}")
     if info.start_nimg + sum(stride * count for stride, count in info.history) != info.nimg:

@@ -10,16 +10,18 @@ bit. NumPy and SciPy only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.least_squares import LeastSquares
-from edm2lite.ema.profile import PowerFunction, Profile
+from edm2lite.ema.merging import merging_coefficients
+from edm2lite.ema.profile import PowerFunction, Profile, Step, Stored, kinks
 from edm2lite.ema.profile_fit import ProfileFit
 from edm2lite.ema.quadrature import quadrature_nodes
+from edm2lite.ema.solution import Solution as Solution
+from edm2lite.ema.solution import equally_smooth, joined
 from edm2lite.ema.trajectory import TrajectoryModel
 
 Array = NDArray[np.float64]
@@ -28,32 +30,6 @@ _KNOWN = 1.05  # least misfit that the choice of a solution assumes
 
 REVISION = "2"
 """Changes when :func:`solve_calibrated` gives other coefficients; recorded with every result."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """Coefficients for R targets from K stored averages.
-
-    Attributes:
-        coefficients: [K, R] float64; every column sums to 1.
-        predicted_error: [R] expected error of the weights under ``model``, relative to their L2
-            norm; without a model the relative L2 error of the profile.
-        model: The trajectory model behind the prediction, or None.
-
-    Example:
-        >>> Solution(np.array([[1.5], [-0.5]]), np.zeros(1)).sum_abs
-        array([2.])
-    """
-
-    coefficients: Array
-    predicted_error: Array
-    model: TrajectoryModel | None = None
-
-    @property
-    def sum_abs(self) -> Array:
-        """Sum [R] of the absolute coefficients, a bound on the growth of rounding errors."""
-        total: Array = np.abs(self.coefficients).sum(axis=0)
-        return total
 
 
 @on_one_thread
@@ -87,35 +63,40 @@ def solve_paper(
                [0.562, 1.   ]])
     """
     _check(sources, targets)
+    groups = equally_smooth(targets)
+    if len(groups) > 1:
+        parts = [[targets[r] for r in group] for group in groups]
+        return joined([solve_paper(sources, part, model, rounding) for part in parts], groups)
     columns, errors = [], []
-    systems: dict[float | None, ProfileFit] = {}
+    systems: dict[object, ProfileFit] = {}
     for target in targets:
         is_power = all(isinstance(p, PowerFunction) for p in (*sources, target))
-        key = None if is_power else target.nimg
+        key = None if is_power else (target.nimg, kinks(target))
         if key not in systems:
-            systems[key] = ProfileFit(sources, key)
+            systems[key] = ProfileFit(sources, *key) if key else ProfileFit(sources, None)
         x, error = systems[key].fit(target)
         columns.append(x)
         errors.append(error)
     x = np.stack(columns, axis=1)
     if model is None:
         return Solution(x, np.array(errors))
-    powers = [s for s in sources if isinstance(s, PowerFunction)]
-    if len(powers) < len(sources):
+    stored = [s for s in sources if isinstance(s, PowerFunction | Step)]
+    if len(stored) < len(sources):
         raise ValueError("a model needs sources that are power functions; leave it out")
-    return Solution(x, predicted_error(x, powers, targets, model, rounding), model)
+    return Solution(x, predicted_error(x, stored, targets, model, rounding), model)
 
 
 @on_one_thread
 def solve_calibrated(
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
 ) -> Solution:
     """Coefficients of minimum expected error, unless an error of the model could make them worse.
 
-    The two candidates, the optimum x of the model and the paper's coefficients, differ by a
+    The two candidates, the optimum x of the model and the paper's coefficients (for raw checkpoints
+    alone, those of the merging rule :mod:`edm2lite.ema.merging`), differ by a
     combination of stored averages. Its size D is therefore measured, not predicted. If the model is
     right, the error of x, of expected size E, is uncorrelated with this difference, and x is the
     better one. With a misfit f, a share ``1 - 1 / f**2`` of the squared error is unexplained. At
@@ -145,7 +126,11 @@ def solve_calibrated(
         >>> round(float(solution.coefficients.sum()), 9), bool(solution.predicted_error[0] < 0.01)
         (1.0, True)
     """
-    paper = solve_paper(sources, targets, model, rounding)
+    groups = equally_smooth(targets)
+    if len(groups) > 1:
+        parts = [[targets[r] for r in group] for group in groups]
+        return joined([solve_calibrated(sources, part, model, rounding) for part in parts], groups)
+    paper = _reference(sources, targets, model, rounding)
     best = minimum_error_coefficients(sources, targets, model, rounding)
     error = predicted_error(best, sources, targets, model, rounding)
     apart = model.measured(sources, best - paper.coefficients)
@@ -160,8 +145,28 @@ def solve_calibrated(
     )
 
 
+def _reference(
+    sources: Sequence[Stored],
+    targets: Sequence[Profile],
+    model: TrajectoryModel,
+    rounding: ArrayLike,
+) -> Solution:
+    """Coefficients that rest on no model: the paper's, or the merging rule of raw checkpoints.
+
+    The paper's fit of profiles has no place for raw checkpoints, so it is made without them.
+    """
+    averages = [i for i, s in enumerate(sources) if isinstance(s, PowerFunction)]
+    if len(averages) == len(sources):
+        return solve_paper(sources, targets, model, rounding)
+    x = merging_coefficients(sources, targets)
+    if averages:
+        x = np.zeros_like(x)
+        x[averages] = solve_paper([sources[i] for i in averages], targets).coefficients
+    return Solution(x, predicted_error(x, sources, targets, model, rounding), model)
+
+
 def minimum_error_coefficients(
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
@@ -207,7 +212,7 @@ def minimum_error_coefficients(
 
 def predicted_error(
     coefficients: Array,
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
@@ -241,7 +246,7 @@ def predicted_error(
 
 
 def responses(
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     targets: Sequence[Profile],
     model: TrajectoryModel,
     rounding: ArrayLike,
@@ -258,7 +263,8 @@ def responses(
         rounding: [K] or scalar, relative RMS rounding error of the stored numbers.
     """
     ends = [p.nimg for p in (*sources, *targets)]
-    quadrature = quadrature_nodes(ends, max(ends))
+    breaks = [t for p in (*sources, *targets) for t in kinks(p)]
+    quadrature = quadrature_nodes(ends, max(ends), breaks)
     response = model.response(sources, quadrature)
     noise = model.rounding_factor(sources, rounding, response)
     rows = [model.response([target], quadrature) for target in targets]

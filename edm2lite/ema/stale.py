@@ -30,7 +30,8 @@ def archive(snapshots: Path, nimg: int, gammas: Collection[float] | None = None)
     Args:
         snapshots: Folder of the snapshots; it need not exist.
         nimg: Image count from which the run continues.
-        gammas: Exponents that the run tracks. [default: those of all files]
+        gammas: Exponents that the run tracks; raw weights always count. [default: those of all
+            files]
 
     Example:
         >>> import tempfile, torch
@@ -52,7 +53,7 @@ def archive(snapshots: Path, nimg: int, gammas: Collection[float] | None = None)
         for file in files
         if file.info is not None
         and file.info.nimg > nimg
-        and (gammas is None or file.info.gamma in gammas)
+        and (gammas is None or file.info.gamma in gammas or file.info.is_raw)
     ]
     if not later:
         return

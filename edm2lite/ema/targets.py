@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from edm2lite.ema.calibration import Progress, fit_model
 from edm2lite.ema.folder import list_snapshots
 from edm2lite.ema.profile import PowerFunction, Profile
+from edm2lite.ema.requests import Log, Request, check_solver, requests_for
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
-from edm2lite.ema.solve import REVISION, Solution, solve_calibrated, solve_paper
+from edm2lite.ema.solve import REVISION, Solution
+from edm2lite.ema.solvers import SOLVERS, usable
 from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT
 from edm2lite.version import __version__
 
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 MAX_ERROR = 0.02
 """Default limit of predicted errors, relative to the norm of the weights."""
 _UNIT = 1e-8  # deviation from a unit vector that is far below the rounding of every type
-
-SOLVERS = {"calibrated": solve_calibrated, "paper": solve_paper}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Reconstruction:
         metadata: Metadata of the output file: the average, its predicted error and its provenance.
         state_dict: The tensors, if they were rebuilt in memory.
         path: The file, if the average was written to one.
+        decay: Name of the decay that was requested, as ``cosine:0.2``; "" for other averages.
 
     Example:
         >>> import tempfile, torch
@@ -76,6 +77,7 @@ class Reconstruction:
     num_stored: int
     state_dict: dict[str, Tensor] | None = field(default=None, repr=False)
     path: Path | None = None
+    decay: str = ""
 
     @property
     def gamma(self) -> float | None:
@@ -118,6 +120,8 @@ def plan_targets(
     sigma_rel: float | Sequence[float] | None = None,
     gamma: float | Sequence[float] | None = None,
     profiles: Profile | Sequence[Profile] | None = None,
+    decay: str | Sequence[str] | None = None,
+    lr_log: Log = None,
     nimg: int | None = None,
     solver: str = "calibrated",
     anywhere: bool = False,
@@ -125,15 +129,20 @@ def plan_targets(
 ) -> list[Reconstruction]:
     """Plans for rebuilding averages, with coefficients and predicted errors.
 
-    Give one of ``sigma_rel``, ``gamma`` and ``profiles``. Only a small part of the files is read.
+    Give one of ``sigma_rel``, ``gamma``, ``profiles`` and ``decay``. Few parts of files are read.
 
     Args:
         source: A run, a folder of snapshots, or a list of snapshots.
         sigma_rel: Relative widths, each in (0, 0.2887).
         gamma: Exponents >= 0.
         profiles: Averages of any shape. Each determines its own end, so ``nimg`` is not given.
+        decay: Names of decays of the learning rate to emulate, such as ``cosine:0.2``, see
+            :mod:`edm2lite.ema.decays`.
+        lr_log: CSV file with ``nimg`` and ``lr``, the rates that decays are measured against, or
+            "none" for a constant rate. [default: what the run recorded in ``stats.jsonl``]
         nimg: End of the averages in images; a snapshot must end there. [default: the latest]
-        solver: ``calibrated``, or ``paper`` (Algorithm 3).
+        solver: ``calibrated``; ``paper`` (Algorithm 3), which uses averages only; or ``wsm``, the
+            merging rule, which uses raw checkpoints only.
         anywhere: Whether averages may end where no snapshot was saved. The weights since the last
             snapshot are unknown then, which the predicted error includes.
         progress: Called with the number of files read and the total; first for the headers of all
@@ -144,7 +153,8 @@ def plan_targets(
 
     Raises:
         FileNotFoundError: If there are no snapshots.
-        ValueError: If an average is out of range, or the snapshots do not belong together.
+        ValueError: If an average is out of range, the snapshots do not belong together, or the
+            learning rate was 0 within a decay.
 
     Example:
         >>> import tempfile, torch
@@ -160,25 +170,25 @@ def plan_targets(
         infos = list_snapshots(Path(source), progress)
     else:
         infos = list(source)
-    if sum(argument is not None for argument in (sigma_rel, gamma, profiles)) != 1:
-        raise ValueError("give the averages as either sigma_rel, gamma or profiles, one of them")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if profiles is not None and not isinstance(profiles, Sequence):
-        profiles = [profiles]
-    targets, widths = _targets(infos, sigma_rel, gamma, profiles, nimg)
+    requests = requests_for(
+        source, max((info.nimg for info in infos), default=0), sigma_rel=sigma_rel, gamma=gamma,
+        profiles=profiles, decay=decay, lr_log=lr_log, nimg=nimg,
+    )  # fmt: skip
+    check_solver(solver, SOLVERS, requests)
+    targets = [request.profile for request in requests]
     stored, used, solution = _solve(infos, targets, solver, anywhere, progress)
     return [
         Reconstruction(
-            profile=target,
-            sigma_rel=width,
+            profile=request.profile,
+            sigma_rel=request.sigma_rel,
             coefficients=solution.coefficients[:, r],
             predicted_error=float(solution.predicted_error[r]),
             inputs=used,
-            metadata=_metadata(target, width, used, solution, r, solver),
+            metadata=_metadata(request, used, solution, r, solver),
             num_stored=stored,
+            decay=request.decay,
         )
-        for r, (target, width) in enumerate(zip(targets, widths, strict=True))
+        for r, request in enumerate(requests)
     ]
 
 
@@ -192,6 +202,7 @@ def _solve(
     """Number of snapshots up to the end of the targets, those that are used, their coefficients."""
     end = _check_end(infos, {target.nimg for target in targets}, anywhere)
     stored = [info for info in infos if 0 < info.nimg <= end]
+    stored = [stored[i] for i in usable(solver, [info.profile for info in stored])]
     used = tuple(stored[i] for i in select_sources([info.profile for info in stored]))
     # If no snapshot is at the end, later ones show how far the weights moved until then.
     model = fit_model(stored if used[-1].nimg == end else infos, progress)
@@ -214,39 +225,16 @@ def check_error(plans: Sequence[Reconstruction], max_error: float) -> None:
     if not bad:
         return
     named = ", ".join(
-        f"{plan.profile if plan.sigma_rel is None else f'{plan.sigma_rel:.6g}'}"
-        f" ({plan.predicted_error:.1e})"
-        for plan in bad
+        f"{Request(p.profile, p.sigma_rel, p.decay).name} ({p.predicted_error:.1e})" for p in bad
     )
+    what = "decay" if bad[0].decay else "sigma_rel"
     latest = max(info.nimg for info in bad[0].inputs)
     where = "" if latest == bad[0].nimg else f", where the latest snapshot is of {latest}"
     raise ValueError(
-        f"predicted errors must be at most {max_error:g}, those of sigma_rel {named} at nimg ="
+        f"predicted errors must be at most {max_error:g}, those of {what} {named} at nimg ="
         f" {bad[0].nimg}{where} are larger; leave these out or raise the limit (--max-error,"
         " max_error)"
     )
-
-
-def _targets(
-    infos: Sequence[SnapshotInfo],
-    sigma_rel: float | Sequence[float] | None,
-    gamma: float | Sequence[float] | None,
-    profiles: Sequence[Profile] | None,
-    nimg: int | None,
-) -> tuple[list[Profile], list[float | None]]:
-    """The averages and their relative widths, None for those that are not power functions."""
-    if profiles is not None:
-        if nimg is not None:
-            raise ValueError("profiles determine their own end; leave nimg out")
-        return list(profiles), [
-            p.sigma_rel if isinstance(p, PowerFunction) else None for p in profiles
-        ]
-    end = max(info.nimg for info in infos) if nimg is None else nimg
-    if sigma_rel is not None:
-        widths = [float(s) for s in np.atleast_1d(np.asarray(sigma_rel))]
-        return [PowerFunction.of_width(s, end) for s in widths], list(widths)
-    powers = [PowerFunction(float(g), end) for g in np.atleast_1d(np.asarray(gamma))]
-    return list(powers), [power.sigma_rel for power in powers]
 
 
 def _check_end(infos: Sequence[SnapshotInfo], ends: set[int], anywhere: bool) -> int:
@@ -270,8 +258,7 @@ def _check_end(infos: Sequence[SnapshotInfo], ends: set[int], anywhere: bool) ->
 
 
 def _metadata(
-    target: Profile,
-    sigma_rel: float | None,
+    request: Request,
     used: Sequence[SnapshotInfo],
     solution: Solution,
     r: int,
@@ -281,7 +268,9 @@ def _metadata(
         {"file": info.path.name, "digest": info.header.digest, "coefficient": float(x)}
         for info, x in zip(used, solution.coefficients[:, r], strict=True)
     ]
+    target, sigma_rel = request.profile, request.sigma_rel
     length = {} if sigma_rel is None else {"sigma_rel": repr(sigma_rel)}
+    length |= {"decay": request.decay} if request.decay else {}
     if isinstance(target, PowerFunction):
         length["gamma"] = repr(target.gamma)
     return {

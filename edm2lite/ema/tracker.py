@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.averages import Averages
+from edm2lite.ema.clocks import checked_clock, clock_metadata
 from edm2lite.ema.course import Course
 from edm2lite.ema.lengths import widths_and_exponents
 from edm2lite.ema.model_tensors import Source, TrackedTensors, saved_averages
@@ -41,11 +42,13 @@ class PowerFunctionEMA:
         source: A module, or a mapping of names to tensors.
         sigma_rels: Relative widths, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents, in place of ``sigma_rels``.
-        start_nimg: Images that count as seen before averaging begins. With a value above 0 (a late
-            start, or fine-tuning with the clock of the pre-training) the current weights take the
-            mass of all time before it. Recorded in every snapshot.
+        uniform: Whether to track gamma = 0 too, which makes the mean between snapshots exact.
+        clock: What ``nimg`` counts: ``images``, ``tokens`` or ``steps``; recorded in snapshots.
+        start_nimg: Images that count as seen before averaging begins (a late start, or fine-tuning
+            with the clock of the pre-training). The current weights take the mass of that time.
         device: Device of the averages [default: that of the first tensor]. For a model on a GPU,
             ``"cpu"`` takes no GPU memory: weights are copied and averaged in the background.
+        buffered: False averages them at once, in parts, without a copy of the weights on the host.
         dtype: Type of the averages, float32 or float64.
         run: Identifier stored in every snapshot. [default: a random one]
         folder: Folder that snapshots are saved in. It is examined at once, as by :meth:`claim`.
@@ -59,11 +62,9 @@ class PowerFunctionEMA:
         >>> model = torch.nn.Linear(2, 1)
         >>> ema = PowerFunctionEMA(model, sigma_rels=(0.05, 0.10))
         >>> for step in range(1, 4):
-        ...     with torch.no_grad():
-        ...         _ = model.weight.fill_(step)  # stands for an optimizer step
+        ...     _ = model.weight.data.fill_(step)  # stands for an optimizer step
         ...     ema.update(nimg=64 * step)
-        >>> with ema.applied(0.10):
-        ...     print(model.weight[0, 0] < 3)
+        >>> ema.state_dict_of(0.10)["weight"][0, 0] < 3
         tensor(True)
     """
 
@@ -73,14 +74,18 @@ class PowerFunctionEMA:
         sigma_rels: Sequence[float] | None = None,
         *,
         gammas: Sequence[float] | None = None,
+        uniform: bool = False,
+        clock: str = "images",
         start_nimg: int = 0,
         device: torch.device | str | None = None,
+        buffered: bool | None = None,
         dtype: torch.dtype = torch.float32,
         run: str | None = None,
         folder: str | Path | None = None,
         state: Mapping[str, Any] | None = None,
     ):
-        self.sigma_rels, self.gammas = widths_and_exponents(sigma_rels, gammas)
+        self.sigma_rels, self.gammas = widths_and_exponents(sigma_rels, gammas, uniform)
+        self.clock = checked_clock(clock)
         self.start_nimg, self._last_nimg = start_nimg, start_nimg
         self.run = run or secrets.token_hex(4)
         self._tracked = TrackedTensors(source)
@@ -91,9 +96,9 @@ class PowerFunctionEMA:
             start_nimg=start_nimg,
             device=shards[0].device if device is None else torch.device(device),
             dtype=dtype,
+            buffered=buffered,
         )
-        self._saver, self._is_applied = SnapshotSaver(), False
-        self._begin_nimg = start_nimg  # where this process began or continues the run
+        self._saver, self._is_applied, self._begin_nimg = SnapshotSaver(), False, start_nimg
         if state is not None:
             self.load_state_dict(state)
         self.folder = None if folder is None else Path(folder)
@@ -149,9 +154,6 @@ class PowerFunctionEMA:
 
         The values are live: the next update changes them. Those of a sharded model are sharded.
 
-        Args:
-            sigma_rel: One of the tracked lengths.
-
         Raises:
             ValueError: If ``sigma_rel`` is not one of the tracked lengths.
         """
@@ -163,10 +165,7 @@ class PowerFunctionEMA:
 
     @contextmanager
     def applied(self, sigma_rel: float) -> Iterator[None]:
-        """Let the model hold an average within the block, and exactly its own weights afterwards.
-
-        ``sigma_rel`` is one of the tracked lengths.
-        """
+        """Let the model hold a tracked average within the block, and its own weights afterwards."""
         own_weights = {name: local_shard(t).clone() for name, t in self._tracked.live().items()}
         outer, self._is_applied = self._is_applied, True
         try:
@@ -234,7 +233,7 @@ class PowerFunctionEMA:
                 course=self._course(),
                 begin=self._begin_nimg,
                 dtype=dtype,
-                extra=dict(extra or {}),
+                extra={**(extra or {}), **clock_metadata(self.clock)},
                 background=background,
             )
 
@@ -258,6 +257,7 @@ class PowerFunctionEMA:
                 "history": self.history,
                 "num_refused": self.num_refused,
                 "run": self.run,
+                **clock_metadata(self.clock),
             },
         }
 
@@ -273,7 +273,7 @@ class PowerFunctionEMA:
             repr(sigma_rel): dict(zip(names, self._averages.views(i, to_replace=True), strict=True))
             for i, sigma_rel in enumerate(self.sigma_rels)
         }
-        for view, saved in saved_averages(views, state):
+        for view, saved in saved_averages(views, state, self.clock):
             view.copy_(saved)
         clock = state["clock"]
         self._averages.set_clock(

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edm2lite.ema.profile import PowerFunction, Profile, Window
+from edm2lite.ema.profile import Profile, Stored, Window
 from edm2lite.ema.quadrature import lookahead_mean, quadrature_nodes
 from edm2lite.ema.rounding import stored_rounding, tracker_rounding
 
@@ -83,7 +83,7 @@ class TrajectoryModel:
     stop: float = np.inf
     rival: TrajectoryModel | None = None
     doubt: float = 0.0
-    fitted: Sequence[PowerFunction] = ()
+    fitted: Sequence[Stored] = ()
     sample: Array | None = field(default=None, repr=False)
 
     def response(self, profiles: Sequence[Profile], quadrature: tuple[Array, Array]) -> Array:
@@ -114,7 +114,7 @@ class TrajectoryModel:
         ]
         return np.concatenate([*moved, drift * np.sqrt(self.drift)], axis=1)
 
-    def measured(self, sources: Sequence[PowerFunction], combinations: Array) -> Array | None:
+    def measured(self, sources: Sequence[Stored], combinations: Array) -> Array | None:
         """RMS [R] of combinations of the averages in the sample, relative to that of the weights.
 
         Args:
@@ -132,7 +132,7 @@ class TrajectoryModel:
         return np.array([np.sqrt(np.mean(v**2)) for v in values])
 
     def with_sample(
-        self, sources: Sequence[PowerFunction], sample: NDArray[np.float64]
+        self, sources: Sequence[Stored], sample: NDArray[np.float64]
     ) -> TrajectoryModel:
         """This model with the values of more averages than it was fitted to.
 
@@ -144,7 +144,7 @@ class TrajectoryModel:
         return replace(self, fitted=tuple(sources), sample=sample / scale)
 
     def rounding_factor(
-        self, sources: Sequence[PowerFunction], rounding: ArrayLike, response: Array
+        self, sources: Sequence[Stored], rounding: ArrayLike, response: Array
     ) -> Array:
         """Factor B [K, m] such that the expected squared error from rounding is ``|x @ B|**2``.
 

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from edm2lite.ema.blas import on_one_thread
 from edm2lite.ema.likelihood import balanced_rates, deviance, fit_rates, misfit_of
-from edm2lite.ema.profile import PowerFunction
+from edm2lite.ema.profile import Stored, kinks
 from edm2lite.ema.quadrature import quadrature_nodes
 from edm2lite.ema.rounding import tracker_rounding
 from edm2lite.ema.trajectory import TrajectoryModel, profile_shapes, unit_responses
@@ -34,7 +34,7 @@ _UNEXPLAINED = 1e-3  # share of measured variances that a rival need not explain
 
 @on_one_thread
 def fit_trajectory(
-    sources: Sequence[PowerFunction],
+    sources: Sequence[Stored],
     sample: NDArray[np.float64],
     rounding: ArrayLike,
     updates: int = 0,
@@ -140,7 +140,7 @@ class _Differences:
 
     def __init__(
         self,
-        sources: Sequence[PowerFunction],
+        sources: Sequence[Stored],
         basis: Array,
         q: Array,
         updates: int,
@@ -154,7 +154,8 @@ class _Differences:
         early = self._first * np.array([0.25, 0.5, 1])
         self._edges = np.concatenate([early, later[later > self._first]])
         self.pieces = len(self._edges) + 1
-        self._nodes = quadrature_nodes([s.nimg for s in sources], self._end)
+        breaks = [t for s in sources for t in kinks(s)]
+        self._nodes = quadrature_nodes([s.nimg for s in sources], self._end, breaks)
         self._shapes = profile_shapes(sources, self._nodes)
 
     def kernels(self, momentum: float, stop: float = np.inf) -> Array:
@@ -262,7 +263,7 @@ def _whitened_differences(sample: Array) -> tuple[Array, Array]:
 
 
 def _check_sample(
-    sources: Sequence[PowerFunction], sample: NDArray[np.float64], rounding: ArrayLike, updates: int
+    sources: Sequence[Stored], sample: NDArray[np.float64], rounding: ArrayLike, updates: int
 ) -> tuple[Array, Array]:
     """The sample divided by the RMS of the latest average, and ``rounding`` as [K]."""
     if not sources:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite.ema.folder import snapshot_folder
+from edm2lite.ema.snapshot import read_info
 from edm2lite.ema.stream import Progress, weighted_sums
 from edm2lite.ema.workers import WorkerPool
 from edm2lite.strict_json import parse
-from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT, Header, read_header, verify
+from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT, Header, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,8 +126,8 @@ def _find(inputs: list[dict[str, Any]], folder: Path) -> list[Header]:
     present = {}
     for path in sorted(folder.glob("*.safetensors")):
         with contextlib.suppress(ValueError):  # a damaged file, reported below if it is needed
-            header = read_header(path)
-            present[header.digest] = header
+            if (info := read_info(path)) is not None:
+                present[info.header.digest] = info.header
     missing = [str(entry["file"]) for entry in inputs if entry["digest"] not in present]
     if missing:
         raise ValueError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edm2lite.ema import PowerFunctionEMA, stale
+from edm2lite.ema.clocks import checked_clock
 from edm2lite.ema.model_tensors import Source, named_tensors
 from edm2lite.ema.shards import gather, is_sharded
 
@@ -37,6 +38,9 @@ class Recorder:
             See the class of each callback for the argument of the function and for the default.
         sigma_rels: Relative widths to track, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents to track, in place of ``sigma_rels``.
+        uniform: Whether to track the plain mean of the run (gamma = 0) too.
+        clock: What the clock counts, as snapshots record it: ``images`` (or samples of any kind),
+            ``tokens`` or ``steps``.
         evaluate_with: Tracked length to use in validation. [default: the raw weights]
         source: Function from the model that trains to what is averaged: a part of it, or a mapping
             of names to tensors. It is called at every step. [default: the model itself]
@@ -50,7 +54,8 @@ class Recorder:
         nimg: Samples seen so far.
 
     Raises:
-        ValueError: If not exactly one cadence is given, or it is not positive.
+        ValueError: If not exactly one cadence is given, it is not positive, or ``clock`` is
+            unknown.
 
     Example:
         >>> recorder = Recorder("runs/mine", snapshot_nimg=64_000, sigma_rels=(0.05, 0.10))
@@ -67,6 +72,8 @@ class Recorder:
         samples: int | Callable[[Any], int] | None = None,
         sigma_rels: Sequence[float] | None = None,
         gammas: Sequence[float] | None = None,
+        uniform: bool = False,
+        clock: str = "images",
         evaluate_with: float | None = None,
         source: Callable[[Any], Source] | None = None,
         start_nimg: int | None = None,
@@ -91,6 +98,8 @@ class Recorder:
             PowerFunctionEMA,
             sigma_rels=sigma_rels,
             gammas=gammas,
+            uniform=uniform,
+            clock=checked_clock(clock),
             start_nimg=start_nimg or 0,
             device=device,
         )

@@ -59,7 +59,9 @@ class Record:
     state: object = None
 
 
-def read_pickle(data: memoryview, names: Container[str], start: int = 0) -> tuple[object, int]:
+def read_pickle(
+    data: memoryview, names: Container[str], start: int = 0, *, record_keys: bool = False
+) -> tuple[object, int]:
     """The value of a pickle of protocol 2 to 5, and the offset of its end.
 
     Bytes are returned as views of ``data``, sets as lists, and whatever is not a plain value as
@@ -69,6 +71,8 @@ def read_pickle(data: memoryview, names: Container[str], start: int = 0) -> tupl
         data: Bytes that hold the pickle.
         names: Functions and classes that the pickle may name.
         start: Offset of its first byte.
+        record_keys: Whether keys of dicts may be records; they are as many as there are, also equal
+            ones.
 
     Raises:
         ValueError: If the pickle is truncated or damaged, or names anything else. The message
@@ -83,6 +87,7 @@ def read_pickle(data: memoryview, names: Container[str], start: int = 0) -> tupl
         ValueError: asks for builtins.exec, which does not belong in it; ...
     """
     reader = _Reader(data, names, start)
+    reader.keys = (str, int, Record) if record_keys else (str, int)
     try:
         return reader.run(), reader.at
     except (KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
@@ -103,6 +108,8 @@ def shown(value: object) -> str:
 
 
 class _Reader:
+    keys: tuple[type, ...] = (str, int)
+
     def __init__(self, data: memoryview, names: Container[str], start: int):
         self.data, self.names, self.at = data, names, start
         self.stack: list[object] = []
@@ -202,7 +209,7 @@ class _Reader:
         if not isinstance(items, dict) or len(values) % 2:
             raise TypeError
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if type(key) not in (str, int):
+            if type(key) not in self.keys:
                 raise TypeError
             items[key] = value
 

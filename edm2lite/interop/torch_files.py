@@ -37,18 +37,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if _is_safetensors(path):
+    if is_safetensors(path):
         return load_tensors(path)[0]
-    try:
-        # An open file: of a path, torch would look at the name. Its warnings are of odd files.
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")
-            found: Any = torch.load(file, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = one_line(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
-        raise _refused(path, f"torch's weights-only loading says: {reason}") from error
-    except Exception as error:  # of a damaged pickle, torch raises whatever it comes to
-        raise _refused(path, f"it is damaged ({type(error).__name__})") from error
+    with open(path, "rb") as file:  # of a path, torch would look at the name
+        found = load_weights_only(file, path)
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and type(value) in (Tensor, torch.nn.Parameter)
         for name, value in found.items()
@@ -57,7 +49,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in found.items()}
 
 
-def _is_safetensors(path: Path) -> bool:
+def load_weights_only(file: Any, path: Path, *, in_place: bool = False) -> Any:
+    """What ``torch.load(weights_only=True)`` makes of a file: tensors and plain values.
+
+    Args:
+        file: The file, open for reading; with ``in_place`` its path.
+        path: Its name for messages.
+        in_place: Whether tensors stay in the file and are read as they are used.
+
+    Raises:
+        ValueError: If it holds anything else; nothing in it has been executed.
+    """
+    try:
+        with warnings.catch_warnings():  # of odd files
+            warnings.simplefilter("ignore")
+            return torch.load(file, weights_only=True, map_location="cpu", mmap=in_place or None)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = one_line(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+        raise _refused(path, f"torch's weights-only loading says: {reason}") from error
+    except Exception as error:  # of a damaged pickle, torch raises whatever it comes to
+        raise _refused(path, f"it is damaged ({type(error).__name__})") from error
+
+
+def is_safetensors(path: Path) -> bool:
     """Whether a file begins as one: the length of the header, and JSON."""
     with open(path, "rb") as file:
         start = file.read(9)

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from edm2lite.descriptions import built, described
 from edm2lite.kinds import Kinds
-from edm2lite.messages import one_line
-from edm2lite.strict_json import check_fields, parse_object
 
 if TYPE_CHECKING:
     from edm2lite.models.autoencoder import Autoencoder
@@ -213,16 +212,7 @@ class LatentEncoder(Encoder):
         )
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """The means of the latents of images, standardized; loads the autoencoder.
-
-        Args:
-            images: uint8 [N, 1 or 3, H, W].
-
-        Raises:
-            ValueError: If a field is missing, or the autoencoder cannot be loaded or has other
-                weights.
-            ImportError: If diffusers is not installed.
-        """
+        """The means of the latents of images, standardized; raises as :meth:`decode` does."""
         autoencoder, input_range = self._loaded(images.device)
         return self.encode(autoencoder.encode(images, input_range))
 
@@ -232,12 +222,9 @@ class LatentEncoder(Encoder):
         return int(autoencoder.model.config.in_channels)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images of latents, uint8 on the device of ``x``; loads the autoencoder.
+        """Images of latents, uint8 on the device of ``x``, by the autoencoder.
 
         It is downloaded only if it is that of the EDM2 paper, or EDM2LITE_VAE has its name.
-
-        Args:
-            x: [N, C, H, W] floating-point values in the space of the denoiser.
 
         Raises:
             ValueError: If a field is missing, or the autoencoder cannot be loaded or has other
@@ -286,33 +273,17 @@ def encoder_from_json(text: str, origin: str = "this") -> Encoder:
         >>> encoder_from_json('{"kind": "pixels", "scale": 100}')
         PixelEncoder(kind='pixels', shift=127.5, scale=100)
     """
-    try:
-        return encoder_from_dict(parse_object(text))
-    except ValueError as error:
-        raise ValueError(
-            f"the encoder of {origin} must be one this version knows, but {one_line(error, 300)};"
-            " the file may be damaged or of a newer version"
-        ) from error
+    return described(text, ENCODERS, Encoder, "encoder", origin)
 
 
 def encoder_from_dict(values: dict[str, Any]) -> Encoder:
     """The encoder of a parsed description; see :func:`encoder_from_json`.
 
-    Args:
-        values: Fields of the encoder, with its ``kind``.
-
-    Raises:
-        ValueError: If this version does not know the kind or a setting.
-
     Example:
         >>> encoder_from_dict({"kind": "latents", "mean": [0.5], "std": [2.0]}).std
         (2.0,)
     """
-    kind = str(values.get("kind"))
-    cls: Any = ENCODERS.find_class(kind, Encoder, trusted=False, name="encoder kind")
-    check_fields(cls, values)
-    encoder: Encoder = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    return encoder
+    return built(values, ENCODERS, Encoder, "encoder")
 
 
 @lru_cache(maxsize=8)

@@ -7,6 +7,7 @@
 | ``FOLDER``                           | an exported model (:mod:`edm2lite.models.hub`)           |
 | ``RUN@sigma_rel=0.13``               | an average rebuilt on the spot, at the latest snapshot   |
 | ``RUN@gamma=4.6,nimg=64Mi``          | an average by its exponent, at another time              |
+| ``RUN@decay=cosine:0.2``             | an average that emulates a decay of the learning rate    |
 | ``RUN@sigma_rel=0.25,max_error=0.1`` | even if its predicted error is above 0.02                |
 
 A run that has trained an adapter, or the file of one, stands for the model that it was trained on
@@ -205,21 +206,24 @@ def _planned(run: str, query: str, text: str) -> Reconstruction:
     values: dict[str, str] = {}
     for part in query.split(","):
         key, equals, value = part.partition("=")
-        known = key in ("sigma_rel", "gamma", "nimg", "max_error")
+        known = key in ("sigma_rel", "gamma", "decay", "nimg", "max_error")
         if not run or not known or not equals or key in values:
             raise ValueError(
-                f"{text} is not a file and must name an average as RUN@sigma_rel=0.10 or"
-                " RUN@gamma=6.9,nimg=64Mi"
+                f"{text} is not a file and must name an average as RUN@sigma_rel=0.10,"
+                " RUN@decay=cosine:0.2 or RUN@gamma=6.9,nimg=64Mi"
             )
         values[key] = value
     nimg = parse_count(values.pop("nimg", None))
     max_error = _number("max_error", values.pop("max_error", f"{MAX_ERROR}"), text)
     if len(values) != 1 or not isinstance(nimg, int | None):
-        raise ValueError(f"{text} must give one of sigma_rel and gamma, and nimg as in 64Mi")
+        raise ValueError(f"{text} must give one of sigma_rel, gamma and decay, and nimg as in 64Mi")
     key, value = values.popitem()
-    length = _number(key, value, text)
-    sigma_rel, gamma = (length, None) if key == "sigma_rel" else (None, length)
-    plans = plan_targets(run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg)
+    if key == "decay":
+        plans = plan_targets(run, decay=value, nimg=nimg)
+    else:
+        length = _number(key, value, text)
+        sigma_rel, gamma = (length, None) if key == "sigma_rel" else (None, length)
+        plans = plan_targets(run, sigma_rel=sigma_rel, gamma=gamma, nimg=nimg)
     if not plans[0].predicted_error <= max_error:
         raise ValueError(
             f"{text} would have a predicted error of {plans[0].predicted_error:.1e}, above"

@@ -62,7 +62,9 @@ class Model:
         path = Path(self.name)
         if path.is_dir():
             return "last" if (path / IN_FOLDERS[0]).is_file() else path.resolve().name
-        return path.stem if path.is_file() else self.name.rpartition("@")[2]
+        if path.is_file():
+            return path.stem
+        return self.name.rpartition("@")[2].replace(":", "-")  # no colons in names of folders
 
     @property
     def identity(self) -> str:

@@ -79,9 +79,11 @@ def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
 def _facts(metadata: Mapping[str, str]) -> list[list[str]]:
     """Rows with what is known about the average."""
     length = metadata.get("sigma_rel", metadata.get("average", "not recorded"))
+    decay = metadata.get("decay")
     error = metadata.get("predicted_error")
     values = {
-        "EMA length (sigma_rel)": length,
+        "EMA length (sigma_rel)": None if decay else length,
+        "emulated decay of the learning rate": decay,
         "exponent (gamma)": metadata.get("gamma"),
         "profile": metadata.get("profile"),
         "training images (nimg)": metadata.get("nimg"),

@@ -90,10 +90,11 @@ class ControlBranch(nn.Module):
         stem: First convolution of the copy.
         blocks: Blocks of the copy by their names.
         widths: Number of channels of the output of ``stem`` and of each block.
+        levels: How many times the resolution of each of them has been halved.
 
     Example:
         >>> stem = MPConv(4, 8, (3, 3))
-        >>> branch = ControlBranch(1, stem, {}, [8])
+        >>> branch = ControlBranch(1, stem, {}, [8], [0])
         >>> x, skip = torch.randn(2, 4, 8, 8), torch.randn(2, 8, 8, 8)
         >>> skips, last = branch(x, (), torch.randn(2, 1, 8, 8), [skip])
         >>> skips[0].equal(skip), last.equal(skip)  # the angles are 0 at the start
@@ -101,9 +102,15 @@ class ControlBranch(nn.Module):
     """
 
     def __init__(
-        self, channels: int, stem: MPConv, blocks: Mapping[str, nn.Module], widths: Sequence[int]
+        self,
+        channels: int,
+        stem: MPConv,
+        blocks: Mapping[str, nn.Module],
+        widths: Sequence[int],
+        levels: Sequence[int],
     ):
         super().__init__()
+        self.levels = [*levels, levels[-1]]
         self.hint0 = MPConv(channels + 1, widths[0], (3, 3))  # ones, in place of biases
         self.hint1 = MPConv(widths[0], widths[0], (3, 3))
         self.hint_phi = nn.Parameter(torch.full((widths[0],), HINT_ANGLE))
@@ -132,6 +139,16 @@ class ControlBranch(nn.Module):
         skips, features = [*skips, skips[-1]], [*features, y]
         joined = [join(x, y) for join, x, y in zip(self.joins, skips, features, strict=True)]
         return joined[:-1], joined[-1]
+
+    @torch.no_grad()
+    def weigh_by_resolution_(self) -> None:
+        """Multiply angles by 1, 2, 4, ... from full resolution downwards, in place.
+
+        The control then decides what is large and leaves fine detail to the network (the resolution
+        weights of ControlNet).
+        """
+        for join, level in zip(self.joins, self.levels, strict=True):
+            join.angles.mul_(2**level)
 
     def copy_encoder_(self, enc: nn.ModuleDict) -> None:
         """Take over the weights of the encoder that this one begins as a copy of, in place.

@@ -8,6 +8,7 @@ EDM2 networks. Text may be told besides (:mod:`edm2lite.network.text`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -187,11 +188,15 @@ class UNet(Backbone):
             self.dec[place.name] = self._block(place, "dec")
         self.out_conv = MPConv(place.out_channels, config.img_channels, (3, 3))
         widths = [config.model_channels, *(place.out_channels for place in places)]
+        halvings = (place.resample == "down" for place in places)
+        levels = list(itertools.accumulate(halvings, initial=0))
         self.controls = nn.ModuleDict()
         for control in config.controls or ():
             stem = MPConv(inputs, config.model_channels, (3, 3))
             blocks = {place.name: self._block(place, "enc") for place in places}
-            self.controls[control.name] = ControlBranch(control.channels, stem, blocks, widths)
+            self.controls[control.name] = ControlBranch(
+                control.channels, stem, blocks, widths, levels
+            )
 
     def _block(self, place: Place, flavor: Literal["enc", "dec"]) -> Block:
         """The block at a place, with what all blocks of the network have in common."""

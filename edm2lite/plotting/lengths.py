@@ -1,4 +1,4 @@
-"""EMA profiles as curves: the weight of each moment of a run in an average."""
+"""EMA profiles as curves: the weight of each moment, and the learning rate that it emulates."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from edm2lite.units import format_amount
 def plot_lengths(path: Path, lengths: Sequence[Length], nimg: float | None = None) -> None:
     """Draw each length as a power function and as the EMA and the window of equal length.
 
-    Power functions are solid, EMAs of constant decay dashed, windows dotted. The area under each
-    curve is 1, apart from the share of an EMA that still belongs to the initial weights. A dot
-    marks the median age: half of the weight is younger.
+    On the left are the profiles, on the right the multipliers of the learning rate that they
+    emulate, ``1 - P(t)``. Power functions are solid, EMAs of constant decay dashed, windows dotted.
+    The area under each profile is 1, apart from the share of an EMA that still belongs to the
+    initial weights. Dots mark the median age: half of the weight is younger, and the emulated rate
+    has halved.
 
     Args:
         path: Name of the PNG file.
@@ -34,29 +36,36 @@ def plot_lengths(path: Path, lengths: Sequence[Length], nimg: float | None = Non
         >>> path.is_file()
         True
     """
-    figure = new_figure((7.2, 4.2))
-    axes = figure.add_subplot()
+    figure = new_figure((11.5, 4.2))
+    axes, rates = figure.subplots(1, 2)
     t = np.linspace(0, 1, 4001)
     for i, length in enumerate(lengths):
         color = f"C{i}"
-        rate = np.log(2) / length.half_life
-        exponent = length.gamma + 1
+        speed = np.log(2) / length.half_life
+        exponent, past = length.gamma + 1, np.exp(speed * (t - 1))
         power = exponent * t**length.gamma
         axes.fill_between(t, power, color=color, alpha=0.12, lw=0)
         name = f"sigma_rel {length.sigma_rel:.3g}, gamma {length.gamma:.4g}"
         axes.plot(t, power, color=color, lw=1.8, label=name)
-        axes.plot(t, rate * np.exp(rate * (t - 1)), color=color, lw=1.2, ls="--")
+        axes.plot(t, speed * past, color=color, lw=1.2, ls="--")
         edge = 1 - length.window
         axes.plot([edge, edge, 1], [0, 1 / length.window, 1 / length.window], color=color, ls=":")
         middle = 1 - length.median_age
         axes.plot(middle, exponent * middle**length.gamma, "o", color=color, ms=5)
+        rates.plot(t, 1 - t**exponent, color=color, lw=1.8)
+        rates.plot(t, 1 - past, color=color, lw=1.2, ls="--")
+        rates.plot([0, edge, 1], [1, 1, 0], color=color, ls=":")
+        rates.plot(middle, 0.5, "o", color=color, ms=5, label=f"halves at {middle:.1%}")
     for style, name in (("-", "power function"), ("--", "constant decay"), (":", "window")):
         axes.plot([], [], color="0.4", ls=style, label=f"{name}{_agreement(style, lengths)}")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
     now = "" if nimg is None else f" (1 = {format_amount(nimg)} images)"
-    axes.set_xlabel(f"when the weights were seen, as a fraction of the training time{now}")
-    axes.set_ylabel("weight in the average")
+    for one, name in ((axes, "weight in the average"), (rates, "emulated learning rate")):
+        one.set_xlim(0, 1)
+        one.set_ylim(bottom=0)
+        one.set_xlabel(f"when the weights were seen, as a fraction of the training time{now}")
+        one.set_ylabel(name)
+    rates.set_xlabel("time, as a fraction of the training time")
+    rates.legend(frameon=False, fontsize=9, loc="lower left")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     save_figure(path, figure)
 

@@ -1,4 +1,4 @@
-"""The results of a sweep: a curve over EMA lengths, a heat map, or a curve per group of tensors."""
+"""The results of a sweep: curves over EMA lengths or decays, a heat map, a curve per group."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edm2lite.ema.decays import NamedDecay
 from edm2lite.metrics.interval import Verdict
 from edm2lite.metrics.registry import MetricName, find_metric
 from edm2lite.plotting.figure import new_figure, plain, save_figure
@@ -66,7 +67,7 @@ def plot_curve(
     what = "best" if top is lowest else "best average"
     name = f"{what}: {named('sigma_rel', lowest.sigma_rel)}, {kind.label} {lowest.value:.4g}"
     axes.plot([100 * _length(lowest)], [lowest.value], "*", ms=16, color="tab:red", label=name)
-    for raw in (p for p in points if p.sigma_rel is None):
+    for raw in (p for p in points if p.is_raw):
         if raw is top or raw.value < 4 * max(p.value for p in averaged):
             text = f"raw last weights, {kind.label} {raw.value:.4g}"
             color, text = ("tab:red", f"best: {text}") if raw is top else ("tab:gray", text)
@@ -79,18 +80,19 @@ def plot_curve(
 
 
 def plot_heat(path: Path, points: Sequence[Point], metric: MetricName, title: str) -> None:
-    """Draw the metric as colors and numbers over the EMA length and a second axis.
+    """Draw the metric as colors and numbers over the EMA length or decay, and a second axis.
 
     The best cell is framed. Arguments are those of :func:`plot_curve`; the second axis is the
     first one, besides the length, along which the points differ.
     """
-    points = [p for p in points if p.sigma_rel is not None]
-    _, axis, *_ = varying(points)
-    lengths = sorted({_length(p) for p in points})
+    points = [p for p in points if not p.is_raw]
+    first, axis, *_ = varying(points)
+    lengths = list(dict.fromkeys(getattr(p, first) for p in points))
+    lengths = lengths if first == "decay" else sorted(lengths)
     others = sorted({getattr(p, axis) for p in points})
     grid = np.full((len(others), len(lengths)), np.nan)
     for p in points:
-        grid[others.index(getattr(p, axis)), lengths.index(_length(p))] = p.value
+        grid[others.index(getattr(p, axis)), lengths.index(getattr(p, first))] = p.value
     kind = find_metric(metric)
     lowest = best(points, kind.lower_is_better)
     is_log = bool(np.nanmin(grid) > 0)  # not of an unbiased distance, which may be negative
@@ -108,17 +110,66 @@ def plot_heat(path: Path, points: Sequence[Point], metric: MetricName, title: st
             axes.text(column, row, text, color=color, ha="center", va="center", fontsize=8)
     from matplotlib.patches import Rectangle
 
-    corner = lengths.index(_length(lowest)) - 0.5, others.index(getattr(lowest, axis)) - 0.5
+    corner = lengths.index(getattr(lowest, first)) - 0.5, others.index(getattr(lowest, axis)) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="tab:red", lw=2.5))
-    axes.set_xticks(range(len(lengths)), [f"{100 * s:.3g}" for s in lengths])
+    if first == "decay":
+        axes.set_xticks(range(len(lengths)), lengths, rotation=30, ha="right")
+    else:
+        axes.set_xticks(range(len(lengths)), [f"{100 * s:.3g}" for s in lengths])
     axes.set_yticks(range(len(others)), [named(axis, value) for value in others])
-    axes.set_xlabel(_LENGTH_LABEL)
+    axes.set_xlabel("decay" if first == "decay" else _LENGTH_LABEL)
     axes.set_ylabel(AXES[axis])
     axes.set_title(plain("\n".join(textwrap.wrap(title, 12 + 12 * len(lengths)))), fontsize=9)
     ticks = (np.geomspace if is_log else np.linspace)(np.nanmin(grid), np.nanmax(grid), 4)
     bar = figure.colorbar(shown, ticks=np.log(ticks) if is_log else ticks)
     bar.ax.set_yticklabels([f"{tick:.3g}" for tick in ticks])
     bar.set_label(kind.axis_label)
+    save_figure(path, figure)
+
+
+def plot_decays(path: Path, points: Sequence[Point], metric: MetricName, title: str) -> None:
+    """Draw the metric over the length of emulated decays, with a curve per shape.
+
+    Arguments are those of :func:`plot_curve`. Bars are intervals; raw weights are a dashed line.
+
+    Example:
+        >>> import tempfile
+        >>> points = [
+        ...     Point(None, 64000, decay=f"linear:{d}", value=5 - d, low=4.5, high=5.5, num=500)
+        ...     for d in (0.1, 0.2)
+        ... ]
+        >>> path = Path(tempfile.mkdtemp()) / "sweep.png"
+        >>> plot_decays(path, points, "fid", "a sweep of two decays")
+        >>> path.is_file()
+        True
+    """
+    kind = find_metric(metric)
+    figure = new_figure()
+    axes = figure.add_subplot()
+    curves: dict[str, list[tuple[float, Point]]] = {}
+    for point in (p for p in points if not p.is_raw):
+        decay = NamedDecay.parse(point.decay).at(point.nimg)
+        curves.setdefault(str(decay.shape), []).append((100 * decay.width / decay.nimg, point))
+    for i, (shape, found) in enumerate(curves.items()):
+        found.sort(key=lambda pair: pair[0])
+        x, curve = [length for length, _ in found], [point for _, point in found]
+        axes.plot(x, [p.value for p in curve], "o-", color=f"C{i}", ms=5, label=shape)
+        for length, p in found:
+            if p.low is not None and p.high is not None:
+                axes.vlines(length, p.low, p.high, color=f"C{i}", lw=3, alpha=0.3)
+    top = best(points, kind.lower_is_better)
+    for raw in (p for p in points if p.is_raw):
+        axes.axhline(raw.value, color="tab:gray", ls="--", label=f"raw, {raw.value:.4g}")
+    if not top.is_raw:
+        decay = NamedDecay.parse(top.decay).at(top.nimg)
+        name = f"best: {top.decay}, {kind.label} {top.value:.4g}"
+        x = [100 * decay.width / decay.nimg]
+        axes.plot(x, [top.value], "*", ms=16, color="tab:red", label=name)
+    axes.set_xlabel("length of the emulated decay, % of training time")
+    axes.set_ylabel(kind.axis_label)
+    axes.set_title(plain(title), fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
     save_figure(path, figure)
 
 

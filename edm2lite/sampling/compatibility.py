@@ -24,6 +24,12 @@ def check_sampling(
         negative_prompt: What an unconditional guide is told in words.
     """
     _check_size(model, sampling)
+    if not getattr(model.net.config.backbone, "controls", None):
+        for name in ("control_guidance", "control_weights"):
+            if name in sampling.changes():
+                raise ValueError(
+                    f"{name} is for models with a ControlNet, {model.name} has none; leave it out"
+                )
     if negative_prompt and (guide != "unconditional" or sampling.guidance == 1):
         raise ValueError(
             "a negative prompt is what the unconditional guide is told; give a weight of guidance"

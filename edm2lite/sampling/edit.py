@@ -226,11 +226,11 @@ class Edit:
         return self.mask
 
 
-def open_pictures(path: Path) -> ImageDataset:
+def open_pictures(place: str | Path) -> ImageDataset:
     """An image file as a data set of one image; anything else as ``open_dataset`` opens it.
 
     Args:
-        path: Image file, folder or ZIP.
+        place: Image file, folder or ZIP.
 
     Raises:
         FileNotFoundError: If it does not exist.
@@ -241,9 +241,10 @@ def open_pictures(path: Path) -> ImageDataset:
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (4, 2)).save(folder + "/a.png")
-        ...     open_pictures(Path(folder) / "a.png").image_shape
+        ...     open_pictures(folder + "/a.png").image_shape
         (3, 2, 4)
     """
+    path = Path(place)
     if not (path.is_file() and path.name.lower().endswith(SUFFIXES)):
         return open_dataset(path)
     pixels = decode_image(path.read_bytes(), path.name, str(path.parent))

@@ -197,6 +197,9 @@ class ImageGenerator:
         net = model.net.prepared(
             dtype=self.sampling.dtype, device=self.device, compiled=self.compiled
         )
+        if self.sampling.control_weights == "resolution":
+            for control in getattr(net.backbone, "controls", {}).values():
+                control.weigh_by_resolution_()
         if not self.compiled:
             return net
         if self.device.type == "cpu":  # a graph uses the packed weights that are there before it,
@@ -235,6 +238,15 @@ class ImageGenerator:
             images = self.edit.finished(seeds, images)
         return GeneratedBatch(seeds, conditioning, images)
 
+    def _unguided(self, conditioning: Conditioning) -> Conditioning:
+        """What an unconditional guide is told: nothing, but for images that it follows too."""
+        told = conditioning.unconditional()
+        if self.sampling.control_guidance == "main":
+            return told
+        controls = getattr(self._backbone, "controls", None) or ()
+        kept = conditioning.only([control.name for control in controls])
+        return Conditioning({**told.values, **kept.values})
+
     def _denoiser(
         self, net: Network, other: Network | None, conditioning: Conditioning
     ) -> Denoise | Stepwise:
@@ -249,7 +261,7 @@ class ImageGenerator:
             names = self.guide.net.config.backbone.condition_names
             guide = Conditioned(other, conditioning.only(names))
         else:
-            guide = main.unconditional()
+            guide = Conditioned(net, self._unguided(conditioning))
             if self.negative_prompt:
                 texts = [self.negative_prompt] * self.rows
                 told = with_prompts(self.model, guide.conditioning, texts)

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from edm2lite.sampling.solvers import Denoise, Noise, Solver, Stepwise, per_step
 
 SOLVER_OPTIONS = ("S_churn", "S_min", "S_max", "S_noise")
 """Fields that only some solvers take: those that declare them."""
+
+_CHOICES = {"control_guidance": ("both", "main"), "control_weights": ("equal", "resolution")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class Sampling:
         rescale: Share of :class:`edm2lite.sampling.guidance.Rescale`.
         guided_channels: Number of channels that are guided, the first ones; None for all.
         apg: Projection, limit and momentum of the guidance; None for none of them.
+        control_guidance: Whether an unconditional guide follows the images of ControlNets too
+            (``both``), or the main denoiser alone (``main``), which guides towards them.
+        control_weights: ``equal``, or ``resolution`` for angles of ControlNets that are multiplied
+            by 1, 2, 4, ... from full resolution downwards.
         size: Height and width of what the network works on: pixels, or latents. None is the square
             that it was trained on.
         dtype: Floating-point type in which the networks compute; None for the one that their files
@@ -75,6 +81,8 @@ class Sampling:
     rescale: float = 0.0
     guided_channels: int | None = None
     apg: APG | None = None
+    control_guidance: Literal["both", "main"] = "both"
+    control_weights: Literal["equal", "resolution"] = "equal"
     size: tuple[int, int] | None = None
     dtype: Dtype | None = None
 
@@ -91,6 +99,11 @@ class Sampling:
             raise ValueError(
                 "interval, rescale, APG and guided channels need a weight of guidance other than 1"
             )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
+                )
         if self.guided_channels is not None and self.guided_channels < 1:
             raise ValueError(f"guided_channels must be at least 1, got {self.guided_channels}")
 

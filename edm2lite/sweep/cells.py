@@ -17,12 +17,13 @@ class Cell:
     """One setting among those that a sweep compares.
 
     Attributes:
-        sigma_rel: EMA length, or None for the raw weights.
+        sigma_rel: EMA length, None for the raw weights and for decays.
         nimg: End of the average in images.
         guidance: Weight of guidance, 1 for none.
         guide_sigma_rel: EMA length of the guide, or None if it is not swept.
         group: Group of tensors that alone has ``sigma_rel``, or "" for all tensors.
         rest_sigma_rel: EMA length of the tensors outside the group.
+        decay: Decay of the learning rate that the average emulates, or "".
 
     Example:
         >>> Cell(0.1, 64000, guidance=1.5).group
@@ -35,10 +36,23 @@ class Cell:
     guide_sigma_rel: float | None = None
     group: str = ""
     rest_sigma_rel: float | None = None
+    decay: str = ""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the cell is of the raw weights, and not of an average."""
+        return self.sigma_rel is None and not self.decay
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields that identify a measurement; ``decay`` only where there is one."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Cell)}
+        return fields if self.decay else {k: v for k, v in fields.items() if k != "decay"}
 
 
 AXES = {
     "sigma_rel": "EMA length",
+    "decay": "decay",
     "nimg": "training images",
     "guidance": "guidance weight",
     "guide_sigma_rel": "EMA length of the guide",
@@ -74,7 +88,7 @@ class Point(Cell):
     @property
     def cell(self) -> Cell:
         """The setting that was measured."""
-        return Cell(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Cell)})
+        return Cell(**self.settings)
 
 
 def best(points: Sequence[Point], lower_is_better: bool = True) -> Point:
@@ -114,23 +128,26 @@ def best_average(points: Sequence[Point], lower_is_better: bool = True) -> Point
         >>> best_average(points).sigma_rel
         0.2
     """
-    return best([point for point in points if point.sigma_rel is not None], lower_is_better)
+    return best([point for point in points if not point.is_raw], lower_is_better)
 
 
 def varying(points: Sequence[Cell]) -> list[str]:
-    """The axes along which the averaged points differ; sigma_rel always and first.
+    """The axes along which the averaged points differ; sigma_rel or decay always and first.
 
     Example:
         >>> varying([Cell(0.1, 1024), Cell(0.1, 2048)])
         ['sigma_rel', 'nimg']
+        >>> varying([Cell(None, 1024, decay="linear:0.2")])
+        ['decay']
     """
-    averaged = [p for p in points if p.sigma_rel is not None]
-    others = [a for a in AXES if a != "sigma_rel" and len({getattr(p, a) for p in averaged}) > 1]
-    return ["sigma_rel", *others]
+    averaged = [p for p in points if not p.is_raw]
+    first = "decay" if any(p.decay for p in averaged) else "sigma_rel"
+    others = [a for a in AXES if a != first and len({getattr(p, a) for p in averaged}) > 1]
+    return [first, *others]
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """Write one line per point; an empty sigma_rel stands for the raw weights.
+    """Write one line per point; an empty sigma_rel stands for the raw weights, or a decay.
 
     Example:
         >>> import tempfile
@@ -140,9 +157,11 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
         ['sigma_rel', 'nimg']
     """
     rows: list[dict[str, Any]] = [dataclasses.asdict(point) for point in points]
-    names = [f.name for f in dataclasses.fields(Point)]
+    names = [f.name for f in dataclasses.fields(Point) if f.name != "decay"]
+    if any(point.decay for point in points):
+        names.insert(1, "decay")
     with replacing(path) as file:
-        writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -169,6 +188,6 @@ def read_csv(path: Path) -> list[Point]:
                 elif name in ("nimg", "num"):
                     values[name] = int(text)
                 else:
-                    values[name] = text if name == "group" else float(text)
+                    values[name] = text if name in ("group", "decay") else float(text)
             points.append(Point(**values))
     return points

@@ -55,7 +55,7 @@ class Sweep:
 
     @property
     def best(self) -> Point:
-        """The point of the best value; its ``sigma_rel`` is None if it is of the raw weights."""
+        """The point of the best value; it ``is_raw`` if it is of the raw weights."""
         return best(self.compared, self.metric.lower_is_better)
 
     @property
@@ -65,16 +65,16 @@ class Sweep:
 
     @property
     def final(self) -> list[Point]:
-        """The averaged points of the most images, by ascending length."""
+        """The averaged points of the most images, by ascending length; decays as they came."""
         num = self.best_average.num
-        points = [p for p in self.points if p.num == num and p.sigma_rel is not None]
+        points = [p for p in self.points if p.num == num and not p.is_raw]
         return sorted(points, key=lambda p: p.sigma_rel or 0)
 
     @property
     def compared(self) -> list[Point]:
         """The points of the verdict: the raw weights, if they were measured, and :attr:`final`."""
         final = self.final
-        raw = [p for p in self.points if p.sigma_rel is None and p.num == final[0].num]
+        raw = [p for p in self.points if p.is_raw and p.num == final[0].num]
         return [*raw, *final]
 
     @property
@@ -104,7 +104,7 @@ class Sweep:
     def words(self) -> str:
         """The verdict in words."""
         points, metric = self.compared, self.metric
-        if len(varying(points)) == 1:
+        if varying(points) == ["sigma_rel"]:
             text = curve_words(points, self.verdict, metric)
         else:
             equal = self.alike
@@ -192,7 +192,7 @@ def sweep_ema(
 
     Args:
         run: Folder of the training run.
-        sigma_rel: EMA lengths; leave them out with ``search=True``.
+        sigma_rel: EMA lengths; leave them out with ``search=True`` or ``decay=[...]``.
         metric: Name in :data:`edm2lite.metrics.METRICS`, ``module:Class``, or a class.
         ref: Reference statistics or their file, for metrics that compare with one.
         data: Held-out data set or its name, for the metric ``loss``.
@@ -245,11 +245,14 @@ def run_sweep(options: SweepOptions, progress: Callable[[int, int], object] | No
 def _run(options: SweepOptions, progress: Callable[[int, int], object] | None) -> Sweep:
     groups = group_names(options)
     ends: Sequence[int | None] = options.at or [None]
-    plans = [plan_targets(options.run, sigma_rel=list(options.lengths), nimg=n)[0] for n in ends]
+    form: dict[str, Any] = (
+        {"decay": options.decay[0]} if options.decay else {"sigma_rel": list(options.lengths)}
+    )
+    plans = [plan_targets(options.run, nimg=n, **form)[0] for n in ends]
     measurer = _measurer(options, plans[0].inputs[-1].run, progress or (lambda done, total: None))
     num, notes = measurer.metric.num_images(options.num), ""
     times = [plan.nimg for plan in plans]
-    measurer.check_errors(options.planned, times, options.guide_sigma_rel)
+    measurer.check_errors([*options.planned, *options.decay], times, options.guide_sigma_rel)
     cells, raw = grid_cells(options, times), raw_cells(options, times)
     if options.search:
         points, notes = searched(options, measurer, cells[0], raw, num)

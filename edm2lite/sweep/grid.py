@@ -22,11 +22,12 @@ def grid_cells(options: SweepOptions, ends: Sequence[int]) -> list[Cell]:
         ends: Ends of the averages in images.
     """
     guides: Sequence[float | None] = options.guide_sigma_rel or [None]
-    lengths: Sequence[float | None] = [None] if options.search else options.lengths
+    averages: list[tuple[float | None, str]] = [(length, "") for length in options.lengths]
+    averages = [(None, "")] if options.search else averages + [(None, d) for d in options.decay]
     cells = [
-        Cell(length, nimg, guidance, guide if guidance != 1 else None)
-        for guide, nimg, guidance, length in itertools.product(
-            guides, ends, options.guidance, lengths
+        Cell(length, nimg, guidance, guide if guidance != 1 else None, decay=decay)
+        for guide, nimg, guidance, (length, decay) in itertools.product(
+            guides, ends, options.guidance, averages
         )
     ]
     return list(dict.fromkeys(cells))

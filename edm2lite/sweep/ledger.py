@@ -182,7 +182,7 @@ class Ledger:
         spread = np.zeros((0, num)) if influences is None else influences
         save_tensors(self._spread(key), {"spread": torch.from_numpy(spread)}, {"key": key})
         entry = {
-            "format": FORMAT, "setting": asdict(setting), "cell": asdict(cell), "num": num,
+            "format": FORMAT, "setting": asdict(setting), "cell": cell.settings, "num": num,
             "result": asdict(result),
         }  # fmt: skip
         if self._results.get(key) != result:
@@ -230,4 +230,4 @@ def _digest(entry: dict[str, Any]) -> str:
 
 def key_of(setting: Setting, cell: Cell, num: int) -> str:
     """Text that identifies a measurement."""
-    return json.dumps([asdict(setting), asdict(cell), num], sort_keys=True)
+    return json.dumps([asdict(setting), cell.settings, num], sort_keys=True)

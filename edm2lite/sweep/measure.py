@@ -60,7 +60,7 @@ class Measurer:
     progress: Callable[[int, int], object] = lambda done, total: None
     guide: str | None = None
     max_error: float = MAX_ERROR
-    _plans: dict[tuple[float, int], Reconstruction] = field(default_factory=dict, repr=False)
+    _plans: dict[tuple[float | str, int], Reconstruction] = field(default_factory=dict, repr=False)
     _done: int = 0
     _total: int = 0
 
@@ -128,33 +128,36 @@ class Measurer:
             )  # fmt: skip
         return points
 
-    def plan(self, sigma_rel: float, nimg: int) -> Reconstruction:
-        """The plan of one length."""
-        return self._planned([sigma_rel], nimg)[0]
+    def plan(self, average: float | str, nimg: int) -> Reconstruction:
+        """The plan of one average: a length, or the name of a decay."""
+        return self._planned([average], nimg)[0]
 
-    def _planned(self, lengths: Sequence[float], nimg: int) -> list[Reconstruction]:
-        """Plans of several lengths; what one of them is does not depend on the others."""
-        new = [s for s in dict.fromkeys(lengths) if (s, nimg) not in self._plans]
-        if new:
-            plans = plan_targets(self.run, sigma_rel=new, nimg=nimg)
-            self._plans.update({(s, nimg): p for s, p in zip(new, plans, strict=True)})
-        return [self._plans[s, nimg] for s in lengths]
+    def _planned(self, averages: Sequence[float | str], nimg: int) -> list[Reconstruction]:
+        """Plans of several averages; what one of them is does not depend on the others."""
+        new = [s for s in dict.fromkeys(averages) if (s, nimg) not in self._plans]
+        lengths = [s for s in new if not isinstance(s, str)]
+        decays = [s for s in new if isinstance(s, str)]
+        plans = plan_targets(self.run, sigma_rel=lengths, nimg=nimg) if lengths else []
+        plans += plan_targets(self.run, decay=decays, nimg=nimg) if decays else []
+        names: list[float | str] = [*lengths, *decays]
+        self._plans.update({(s, nimg): plan for s, plan in zip(names, plans, strict=True)})
+        return [self._plans[s, nimg] for s in averages]
 
     def check_errors(
-        self, lengths: Sequence[float], ends: Sequence[int], of_guide: Sequence[float] = ()
+        self, averages: Sequence[float | str], ends: Sequence[int], of_guide: Sequence[float] = ()
     ) -> None:
-        """Refuse lengths that cannot be rebuilt accurately, before anything is generated.
+        """Refuse averages that cannot be rebuilt accurately, before anything is generated.
 
         Args:
-            lengths: EMA lengths.
+            averages: EMA lengths, and names of decays.
             ends: Ends of the averages in images.
             of_guide: EMA lengths of the guide.
 
         Raises:
-            ValueError: If a predicted error is above ``max_error``; all such lengths are named.
+            ValueError: If a predicted error is above ``max_error``; all such averages are named.
         """
         for time in ends:
-            check_error(self._planned(lengths, time), self.max_error)
+            check_error(self._planned(averages, time), self.max_error)
         if self.guide is not None and of_guide:
             run, _, at = self.guide.partition("@")
             end = parse_count(at.removeprefix("nimg=") or None)
@@ -166,9 +169,10 @@ class Measurer:
         self.progress(self._done, self._total)
 
     def _average(self, cell: Cell) -> tuple[float | None, float]:
-        if cell.sigma_rel is None:
+        average = cell.decay or cell.sigma_rel
+        if average is None:
             return None, 0.0
-        plan = self.plan(cell.sigma_rel, cell.nimg)
+        plan = self.plan(average, cell.nimg)
         return plan.gamma, plan.predicted_error
 
     def _models(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Model, Guide]]:
@@ -178,29 +182,33 @@ class Measurer:
             part = [c for c in cells if (c.nimg, c.guide_sigma_rel) == (nimg, guide_length)]
             guide = self._guide(guide_length)
             for cell in part:
-                if cell.sigma_rel is None:
+                if cell.is_raw:
                     yield cell, load(self.run), guide if cell.guidance != 1 else None
-            averaged = [cell for cell in part if cell.sigma_rel is not None]
+            averaged = [cell for cell in part if not cell.is_raw]
             rest = {c.rest_sigma_rel: None for c in averaged if c.group}
             others = dict(self._rebuilt([s for s in rest if s is not None], nimg))
-            lengths = list(dict.fromkeys(c.sigma_rel for c in averaged if c.sigma_rel is not None))
-            for length, model in self._rebuilt(lengths, nimg):
-                for cell in (c for c in averaged if c.sigma_rel == length):
+            names = [c.decay or c.sigma_rel for c in averaged]
+            averages = list(dict.fromkeys(name for name in names if name is not None))
+            for average, model in self._rebuilt(averages, nimg):
+                for cell in (c for c in averaged if (c.decay or c.sigma_rel) == average):
                     own = model
                     if cell.group and cell.rest_sigma_rel is not None:
                         own = mixed(others[cell.rest_sigma_rel], model, cell.group)
                     yield cell, own, guide if cell.guidance != 1 else None
 
-    def _rebuilt(self, lengths: Sequence[float], nimg: int) -> Iterator[tuple[float, Model]]:
-        plans = self._planned(lengths, nimg)
+    def _rebuilt(
+        self, averages: Sequence[float | str], nimg: int
+    ) -> Iterator[tuple[float | str, Model]]:
+        plans = self._planned(averages, nimg)
         if not plans:
             return
         size = sum(spec.numel * 4 for spec in plans[0].inputs[0].header.tensors.values())
         held = max(1, _HELD_BYTES // size)
         for begin in range(0, len(plans), held):
             for built in build(plans[begin : begin + held]):
-                assert built.sigma_rel is not None
-                yield built.sigma_rel, from_reconstruction(built, f"{self.run}@{built.sigma_rel}")
+                average = built.decay or built.sigma_rel
+                assert average is not None
+                yield average, from_reconstruction(built, f"{self.run}@{average}")
 
     def _guide(self, length: float | None) -> Guide:
         if self.guide is None or self.guide == "unconditional" or length is None:

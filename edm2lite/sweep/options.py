@@ -13,6 +13,7 @@ import torch
 
 from edm2lite.claim import Claim, claim_file, claim_together
 from edm2lite.dataset import ImageDataset
+from edm2lite.ema.decays import NamedDecay
 from edm2lite.ema.targets import MAX_ERROR
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.metric import Metric
@@ -28,6 +29,7 @@ class SweepOptions:
     Attributes:
         run: Folder of the training run.
         sigma_rel: EMA lengths to measure.
+        decay: Decays of the learning rate to emulate, such as ``cosine:0.2``, in place of lengths.
         search: Whether to find the best length instead, in few evaluations.
         span: Shortest and longest length of a search.
         metric: Name in :data:`edm2lite.metrics.METRICS`, ``module:Class``, or a class.
@@ -60,6 +62,7 @@ class SweepOptions:
 
     run: Path
     sigma_rel: Sequence[float] = ()
+    decay: Sequence[str] = ()
     search: bool = False
     span: tuple[float, float] = (0.02, 0.25)
     metric: str | type[Metric] = "fid"
@@ -83,8 +86,9 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         self._check_metric()
-        if self.search == bool(self.sigma_rel):
-            raise ValueError("either --sigma-rel or --search must be given, and not both")
+        if (bool(self.sigma_rel), bool(self.decay), self.search).count(True) != 1:
+            raise ValueError("one of --sigma-rel, --decay and --search must be given, and not two")
+        object.__setattr__(self, "decay", [str(NamedDecay.parse(name)) for name in self.decay])
         guided = any(weight != 1 for weight in self.guidance)
         if guided != (self.guide is not None) or (self.guide_sigma_rel and not guided):
             raise ValueError(
@@ -97,8 +101,8 @@ class SweepOptions:
                 "a table has two axes: next to the length, give a list for one of --at, --guidance,"
                 " --guide-sigma-rel, and for none with --search or --groups"
             )
-        if self.search and self.groups:
-            raise ValueError("--groups takes its lengths from --sigma-rel, not --search")
+        if self.groups and not self.sigma_rel:
+            raise ValueError("--groups takes its lengths from --sigma-rel, and from nothing else")
 
     def _check_metric(self) -> None:
         kind = self.metric_class
@@ -134,8 +138,8 @@ class SweepOptions:
 
     @property
     def lengths(self) -> tuple[float, ...]:
-        """EMA lengths to plan for, ascending: all, or the ends of the search."""
-        return tuple(sorted(set(self.sigma_rel or self.span)))
+        """EMA lengths to plan for, ascending: all, or the ends of the search; none for decays."""
+        return () if self.decay else tuple(sorted(set(self.sigma_rel or self.span)))
 
     @property
     def planned(self) -> tuple[float, ...]:

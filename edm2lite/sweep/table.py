@@ -28,6 +28,8 @@ def named(axis: str, value: Any) -> str:
         >>> named("sigma_rel", 0.13), named("nimg", 64000)
         ('13 %', '64,000')
     """
+    if axis == "decay":
+        return value or "raw"
     if axis.endswith("sigma_rel"):
         return "raw" if value is None else format_percent(value)
     return f"{value:,}" if axis == "nimg" else f"{value:g}" if axis == "guidance" else str(value)
@@ -92,6 +94,8 @@ def cell_words(points: Sequence[Point], equal: Sequence[int] | None, metric: Met
     top, axes = best(points, find_metric(metric).lower_is_better), varying(points)
 
     def where(point: Point) -> str:
+        if point.is_raw:
+            return "the raw weights"
         return ", ".join(f"{AXES[a]} {named(a, getattr(point, a))}" for a in axes)
 
     text = f"Best: {where(top)}: {measured(top, metric)}."
@@ -126,7 +130,7 @@ def markdown_table(points: Sequence[Point], metric: MetricName) -> str:
     for point in points:
         cells = [named(a, getattr(point, a)) for a in axes]
         mark = " **best**" if point is top else ""
-        error = "" if point.sigma_rel is None else f"{point.predicted_error:.1e}"
+        error = "" if point.is_raw else f"{point.predicted_error:.1e}"
         limits = "none" if point.low is None else f"{point.low:.4g} to {point.high:.4g}"
         cells += [f"{point.value:.4g}{mark}", limits, error]
         lines.append(cells + ([str(point.num)] if several else []))

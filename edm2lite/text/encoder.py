@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from edm2lite.descriptions import built, described
 from edm2lite.kinds import Kinds
-from edm2lite.messages import one_line
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition, Tokens, Vector
-from edm2lite.strict_json import check_fields, parse_object
 from edm2lite.text.model import TextModel, TextStates
 from edm2lite.text.statistics import MEASURED, Moments, distinct
 
@@ -269,32 +268,14 @@ def text_encoder_from_json(text: str, origin: str = "this") -> TextEncoder:
         >>> text_encoder_from_json('{"kind": "static", "num_tokens": 16}').num_tokens
         16
     """
-    try:
-        return text_encoder_from_dict(parse_object(text))
-    except ValueError as error:
-        raise ValueError(
-            f"the text encoder of {origin} must be one this version knows, but"
-            f" {one_line(error, 300)}; the file may be damaged or of a newer version"
-        ) from error
+    return described(text, TEXT_ENCODERS, TextEncoder, "text encoder", origin)
 
 
 def text_encoder_from_dict(values: dict[str, Any]) -> TextEncoder:
     """The text encoder of a parsed description; see :func:`text_encoder_from_json`.
 
-    Args:
-        values: Fields of the encoder, with its ``kind``.
-
-    Raises:
-        ValueError: If this version does not know the kind or a setting.
-
     Example:
         >>> text_encoder_from_dict({"kind": "static", "mean": [0.5], "std": [2.0]}).std
         (2.0,)
     """
-    kind = str(values.get("kind"))
-    cls: Any = TEXT_ENCODERS.find_class(kind, TextEncoder, trusted=False, name="text encoder kind")
-    check_fields(cls, values)
-    encoder: TextEncoder = cls(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
-    return encoder
+    return built(values, TEXT_ENCODERS, TextEncoder, "text encoder")

@@ -341,7 +341,7 @@ def control(page):
         Image.fromarray(pixels).save(f"{name}.png")
 
     def shrink(line):
-        line = line.replace("--steps 18", "--steps 2").replace("000032000", "000001280")
+        line = line.replace("--steps 18", "--steps 2").replace("0000032000", "0000001280")
         if "-m edm2lite.training" not in line:
             return line
         is_tuned = "digits-control" in line
@@ -399,7 +399,19 @@ def num_parameters(config):
         return sum(p.numel() for p in config.build().parameters())
 
 
+def decay(page):
+    page.finished_run("RUN")
+    yield
+    shown = page.printed["from edm2lite.ema import plan_targets, reconstruct"].splitlines()
+    assert [line.split()[0] for line in shown] == ["linear:0.2", "1-sqrt:0.1"]
+    assert len(list(Path("RUN/decayed").iterdir())) == 3
+    assert read_csv(Path("RUN/decays/sweep.csv"))[1].decay == "linear:0.25"
+    (logged,) = (text for line, text in page.printed.items() if "--lr-log" in line)
+    assert "linear:0.5" in logged
+
+
 NEEDS = {
+    "decay.md": decay,
     "control.md": control,
     "finetune.md": finetune,
     "extending.md": extending,

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LANGUAGE_MODEL = ROOT / "examples" / "language_model.py"
+"""The example of docs/decay.md, with tests of its own."""
+EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {LANGUAGE_MODEL})
 PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
 SHOWN = dict(re.findall(r"```sh\n([^\n]+)\n```\n\n```text\n(.*?)```", PAGE, re.S))
 """Command -> what the page says it prints."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sampling.generating import fail, succeed
+from sampling.generating import fail, noise_of, raw, solved_by_hand, succeed
 from tiny_run import TINY
 from training_runs import digests, run_jobs
 
@@ -15,6 +15,8 @@ from edm2lite.dataset import Conversion, convert_images, open_collection, open_d
 from edm2lite.ema import reconstruct
 from edm2lite.models.adapters import read_adapter
 from edm2lite.models.loading import load
+from edm2lite.sampling.generation import image_generator
+from edm2lite.sampling.levels import karras_sigmas
 from edm2lite.sampling.settings import Sampling
 from edm2lite.tensorfile import load_tensors
 from edm2lite.training import Trainer, load_config
@@ -109,6 +111,48 @@ def test_two_controls_are_told_an_image_each(control, base, outlines, tmp_path):
     more = ("--control", tmp_path / "a", "--control", tmp_path / "b", "--class", 0, "--steps", 2)
     succeed(*words, *more, "--out", tmp_path / "images")
     assert torch.from_numpy(open_dataset(tmp_path / "images").images(range(4))).equal(both)
+
+
+def test_a_guide_follows_the_image_too_or_does_not(control, outlines):
+    """By hand: guided by the model without its class, told the image, or told nothing."""
+    hints = outline_of(outlines, range(3))
+    model = raw(str(control))  # as if its base had been trained with label dropout
+    exact = load(control).net.double()
+    normal = open_dataset(outlines).extra_conditions[0].normalization
+    image = torch.from_numpy(normal(hints.numpy())).double()
+    main = {"label": torch.tensor([1, 2, 3]), "image": image}
+    nothing = {"label": torch.full((3,), -1), "image": torch.zeros_like(image)}
+    sigmas = karras_sigmas(2).tolist()
+    for guidance, told in (("both", {**nothing, "image": image}), ("main", nothing)):
+
+        def denoise(x, sigma, step, told=told):
+            with torch.no_grad():
+                D_main, D_guide = (exact(x, torch.tensor(sigma), t) for t in (main, told))
+            return D_main + 0.5 * (D_main - D_guide)
+
+        expected = solved_by_hand(denoise, noise_of(range(3)).double(), sigmas)
+        sampling = Sampling(num_steps=2, guidance=1.5, control_guidance=guidance)
+        found = image_generator(
+            model, range(3), classes=[1, 2, 3], controls=[hints], guide="unconditional",
+            sampling=sampling,
+        )  # fmt: skip
+        images = torch.cat([batch.images for batch in found]).double()
+        torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_by_resolution_multiply_the_angles(control, outlines):
+    hints, options = outline_of(outlines, range(3)), {"classes": [1, 2, 3]}
+    weighed = Sampling(num_steps=2, control_weights="resolution")
+    found = edm2lite.generate(control, range(3), controls=[hints], sampling=weighed, **options)
+    model = load(control)
+    joins = model.net.backbone.controls["image"].joins
+    for join, factor in zip(joins, (1, 1, 2, 2, 2), strict=True):  # 8x8: stem, block; 4x4: two
+        join.angles.data.mul_(factor)
+    by_hand = edm2lite.generate(model, range(3), controls=[hints], sampling=TWO, **options)
+    assert found.equal(by_hand)
+    assert not found.equal(
+        edm2lite.generate(control, range(3), controls=[hints], sampling=TWO, **options)
+    )
 
 
 def test_averages_of_any_length_are_controls_too(control, base, outlines, tmp_path):

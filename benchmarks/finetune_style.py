@@ -1,4 +1,4 @@
-"""The second story of docs/finetune.md: a model of emoji learns a style from 24 pictures.
+"""The second story of docs/finetune.md: a model of emoji learns a style from 48 pictures.
 
 The pictures are emoji at night, pale yellow on dark blue, with captions that say so. A low-rank
 adapter is trained on them. The picture shows prompts by the strength of the adapter: subjects that
@@ -33,7 +33,7 @@ init: {base}
 data: {{source: {source}, label_dropout: 0.1}}
 tune: {{kind: lora, rank: 4}}
 loss: {{P_mean: 0.4, P_std: 1.2}}
-optim: {{ref_lr: 0.005, ref_batches: 0, rampup_nimg: 320}}
+optim: {{ref_lr: 0.01, ref_batches: 0, rampup_nimg: 320}}
 batch_size: 16
 microbatch: 16
 total_nimg: {nimg}
@@ -50,7 +50,7 @@ threads: 1
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the adapter."
 )
-@click.option("--nimg", default=1920, show_default=True, help="Number of images to train on.")
+@click.option("--nimg", default=4800, show_default=True, help="Number of images to train on.")
 @click.option("--steps", default=8, show_default=True, help="Number of steps of Heun's method.")
 @click.option("--picture", type=click.Path(path_type=Path), help="[default: OUT.png]")
 def main(run: Path, data: str, out: Path, nimg: int, steps: int, picture: Path | None) -> None:
@@ -77,7 +77,7 @@ def main(run: Path, data: str, out: Path, nimg: int, steps: int, picture: Path |
     )
 
 
-def night_pictures(data: str, folder: Path, num: int = 24) -> Path:
+def night_pictures(data: str, folder: Path, num: int = 48) -> Path:
     """A folder of emoji at night, a caption beside each; those of OTHERS are left out."""
     dataset = open_dataset(data)
     assert dataset.captions is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
@@ -70,12 +71,6 @@ def _class(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def _decays(text: str) -> list[str]:
-    from edm2lite.ema.decays import parse_decays  # with numpy, which --help does without
-
-    return parse_decays(text)
-
-
 def _guide(text: str) -> str:
     return "unconditional" if text == "unlabelled" else text  # its name in version 0.1
 
@@ -85,7 +80,7 @@ AMOUNT = _Parsed("amount", parse_amount)
 AMOUNTS = _Parsed("list", lambda text: [parse_amount(part) for part in text.split(",")])
 CLASS = _Parsed("N|all", _class)
 COUNT = _Parsed("count", _count)
-DECAYS = _Parsed("list", _decays)
+DECAYS = _Parsed("list", lambda text: import_module("edm2lite.ema.decays").parse_decays(text))
 COUNTS = _Parsed("list", lambda text: [_count(part) for part in text.split(",")])
 FLOATS = _Parsed("list", parse_floats)
 GUIDE = _Parsed("model", _guide)

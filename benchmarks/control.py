@@ -165,7 +165,8 @@ def followed(page: Page) -> None:
         right[strength] = page.accuracy(made[strength], classes)
         spread[strength] = magnitudes(model, outlines) if strength else np.ones(1)
         with sums():
-            plain = magnitudes(model, outlines) if strength else np.ones(1)
+            again = load(base, [f"{net}:{strength}"])
+            plain = magnitudes(again, outlines) if strength else np.ones(1)
         print(
             f"| {strength:g} | {agrees:.3f} | {right[strength]:.1%} | {span(spread[strength])} |"
             f" {span(plain)} |"
@@ -218,12 +219,16 @@ def magnitudes(model: Model, dataset: ImageDataset) -> NDArray[np.float64]:
 @contextmanager
 def sums() -> Iterator[None]:
     """Let controls add to the skip connections, as ControlNet does in other networks."""
-    joined = controlnet.mp_join
-    controlnet.mp_join = lambda a, b, phi: a + b * phi  # type: ignore[assignment]
+
+    def added(join: controlnet.Join, x: Tensor, features: Tensor) -> Tensor:
+        return x + join.angles[:, None, None] * join.conv(features)
+
+    joined = controlnet.Join.forward
+    controlnet.Join.forward = added  # type: ignore[method-assign]
     try:
         yield
     finally:
-        controlnet.mp_join = joined
+        controlnet.Join.forward = joined  # type: ignore[method-assign]
 
 
 def edited(page: Page) -> None:

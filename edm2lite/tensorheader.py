@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ TYPES: dict[str, tuple[str, int]] = {
 BLANK = "0" * 32
 """Stands in the header where a digest is not yet known."""
 _NAMES = {name: type_ for type_, (name, _) in TYPES.items()}
+_METADATA = re.compile(r'\{\s*"__metadata__"\s*:\s*')
 _MAX_HEADER = 25 * 2**20  # some 200,000 tensors; nested lists of this size parse in 5 s
 
 
@@ -250,9 +252,8 @@ def _is_sealed(raw: bytes, metadata: Mapping[str, str]) -> bool:
 
 def _split(text: str) -> tuple[dict[str, str], str]:
     """The metadata of a header, and the JSON object of its tensors."""
-    begin = '{"__metadata__":'
-    if text.startswith(begin):
-        metadata, end = parse_at(text, len(begin))
+    if begin := _METADATA.match(text):
+        metadata, end = parse_at(text, begin.end())
         if text[end : end + 1] == ",":
             return _strings(metadata), "{" + text[end + 1 :]
     entries = parse_object(text)

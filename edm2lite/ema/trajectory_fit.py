@@ -63,6 +63,7 @@ def fit_trajectory(
             ``updates`` is out of range.
 
     Example:
+        >>> from edm2lite.ema.profile import PowerFunction
         >>> ends = [100 * k for k in range(1, 11)]
         >>> sources = [PowerFunction.of_width(0.10, end) for end in ends]
         >>> rng = np.random.default_rng(0)

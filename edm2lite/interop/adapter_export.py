@@ -19,9 +19,10 @@ from torch import Tensor
 from edm2lite.diffusion.precond import Precond
 from edm2lite.interop.adapter_import import BASE, layer_names, normalized_layers
 from edm2lite.interop.lora_files import Place, Tool, write_lora
-from edm2lite.models.adapters import Adapter, parse_strength
+from edm2lite.models.adapters import Adapter
 from edm2lite.models.loading import load_adapter, with_adapters
 from edm2lite.models.model import Model
+from edm2lite.models.strengths import parse_strength
 from edm2lite.network.layers import MPConv
 from edm2lite.network.low_rank import Factorization, Factors, added, factorize
 from edm2lite.tensorfile import save_tensors

@@ -26,7 +26,6 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
-from edm2lite.ema.decays import NamedDecay
 from edm2lite.messages import one_line
 from edm2lite.network.low_rank import Factors, factorize
 from edm2lite.strict_json import parse_object
@@ -267,41 +266,3 @@ def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
         ) from error
     rest = {key: value for key, value in metadata.items() if key not in ("adapter", "format")}
     return Adapter(name, tensors=tensors, scales=scales, backbone=backbone, metadata=rest, **texts)
-
-
-def parse_strength(text: str) -> tuple[str, float]:
-    """The file and the strength in ``FILE:STRENGTH``; 1 if it is not given.
-
-    The length of a decay, as in ``RUN@decay=cosine:0.2``, is no strength.
-
-    Raises:
-        ValueError: If the strength is not finite.
-
-    Example:
-        >>> parse_strength("cat.safetensors:0.5"), parse_strength("cat.safetensors")
-        (('cat.safetensors', 0.5), ('cat.safetensors', 1.0))
-        >>> parse_strength("runs/a@decay=linear:0.2"), parse_strength("a@decay=linear:0.2:0.5")
-        (('runs/a@decay=linear:0.2', 1.0), ('a@decay=linear:0.2', 0.5))
-    """
-    path, colon, number = text.rpartition(":")
-    try:
-        strength = float(number)
-    except ValueError:
-        return text, 1.0
-    if not colon or Path(text).exists() or _ends_in_decay(path):
-        return text, 1.0
-    if not math.isfinite(strength):
-        raise ValueError(f"the strength of an adapter must be finite, got {text}")
-    return path, strength
-
-
-def _ends_in_decay(path: str) -> bool:
-    """Whether a name ends within that of a decay, so that what follows is the length of it."""
-    name = path.rpartition("@")[2].rpartition("decay=")
-    if not name[1] or "," in name[2]:
-        return False
-    try:
-        NamedDecay.parse(name[2])
-    except ValueError:
-        return True
-    return False

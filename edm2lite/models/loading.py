@@ -26,16 +26,13 @@ from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import Reconstruction, plan_targets
 from edm2lite.ema.building import build
 from edm2lite.ema.targets import MAX_ERROR
-from edm2lite.models.adapters import (
-    Adapter,
-    adapter_of,
-    parse_strength,
-)
+from edm2lite.models.adapters import Adapter, adapter_of
 from edm2lite.models.encoders import Encoder, PixelEncoder, encoder_from_json
 from edm2lite.models.merging import merged, without_source
 from edm2lite.models.model import EXPORTED as EXPORTED
 from edm2lite.models.model import IN_FOLDERS
 from edm2lite.models.model import Model as Model
+from edm2lite.models.strengths import parse_strength
 from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, read_header
 from edm2lite.text.encoder import text_encoder_from_json
 from edm2lite.units import parse_count

@@ -242,8 +242,8 @@ def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8))
         >>> _ = add_low_rank(net)
-        >>> list(merged_state_dict(net))
-        ['0.weight', '0.bias']
+        >>> sorted(merged_state_dict(net))
+        ['0.bias', '0.weight']
     """
     return dict(_merged(net.state_dict(), deltas_of(net)))
 

@@ -4,12 +4,13 @@ A copy of the encoder sees the noisy image and, beside it, a hint: outlines, a s
 it makes at each place joins the skip connection that the decoder takes there, and its last output
 the features that the decoder begins with (arXiv 2302.05543, with joins in place of sums):
 
-    skip <- cos(phi) skip + sin(phi) y        y = 1x1 convolution of the copy's features
+    f = cos(phi) skip + sin(phi) y,    skip <- |skip| / |f| f
 
-The angles are 0 at the start, so that the network is the one without control, bit for bit. A
-strength s multiplies the angles, which keeps magnitude 1 at every strength. The hint joins the
-copy's first features by angles that begin at :data:`HINT_ANGLE`: at 0 the layers of the hint would
-wait for the third step.
+with y a 1x1 convolution of the copy's features. The angles are 0 at the start, so that the network
+is the one without control, bit for bit. A strength s multiplies the angles. Features of a copy are
+related to those of the encoder, so f would not keep magnitude 1 by itself: every pixel is given the
+length that it had. The hint joins the copy's first features by angles that begin at
+:data:`HINT_ANGLE`: at 0 the layers of the hint would wait for the third step.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from edm2lite.network.operations import mp_join, mp_silu
 
 HINT_ANGLE = math.atan(0.3 / 0.7)
 """Angle of the hint at the start: the share of a residual branch, t = 0.3."""
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,9 @@ class Control:
 
 
 class Join(nn.Module):
-    """``cos(phi) x + sin(phi) y`` with y a 1x1 convolution of other features, phi 0 at the start.
+    """``cos(phi) x + sin(phi) y`` of the length of x, with y a 1x1 convolution of other features.
+
+    Every pixel keeps its L2 norm over channels; the angles phi are 0 at the start.
 
     Args:
         width: Number of channels.
@@ -78,8 +83,10 @@ class Join(nn.Module):
         self.angles = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """[N, C, H, W], of magnitude 1."""
-        return mp_join(x, self.conv(features), self.angles[:, None, None])
+        """[N, C, H, W], of the magnitude of ``x``."""
+        joined = mp_join(x, self.conv(features), self.angles[:, None, None])
+        before, after = (_lengths(y) for y in (x, joined))
+        return joined * (before / after.clamp_min(_TINY)).to(x.dtype)
 
 
 class ControlBranch(nn.Module):
@@ -159,3 +166,8 @@ class ControlBranch(nn.Module):
         stem, *blocks = enc.values()
         for own, other in zip((self.stem, *self.enc.values()), (stem, *blocks), strict=True):
             own.load_state_dict(other.state_dict())
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """[N, 1, H, W] float32, the L2 norm of every pixel."""
+    return torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)

@@ -380,6 +380,7 @@ def finetune(page):
     assert load("runs/tenth").metadata["base"] == base.name
     assert page.names["model"].identity != base.identity
     assert Path("runs/vector/last.safetensors").stat().st_size < 1024
+    assert [p.sigma_rel for p in read_csv(Path("sweep/sweep.csv"))] == [None, 0.05, 0.1, 0.2]
     stored, gains = base.net.state_dict(), load("runs/gains").net.state_dict()
     moved = [name for name, value in gains.items() if not value.equal(stored[name])]
     assert moved and all("gain" in name for name in moved)

@@ -354,3 +354,14 @@ def test_the_digest_is_of_the_bytes_in_the_order_of_the_reference(tmp_path):
         for name in info.header.tensors:
             state.update(np.ascontiguousarray(states[info.nimg][name].numpy()).tobytes())
         assert info.header.digest == state.hexdigest()
+
+
+def test_the_header_of_another_tool_may_have_spaces(tmp_path):
+    """JSON as json.dumps writes it, which is not how the safetensors library does."""
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, "w": entry}).encode()
+    for step in (1, 2):
+        data = np.array([step, 1], np.float32).tobytes()
+        path = tmp_path / f"step_{step}.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    assert len(import_checkpoints(tmp_path, tmp_path / "run")) == 2

@@ -11,11 +11,11 @@ from edm2lite.models.adapters import (
     Adapter,
     adapter_of,
     factorized,
-    parse_strength,
     read_adapter,
     save_adapter,
 )
 from edm2lite.models.loading import with_adapters
+from edm2lite.models.strengths import parse_strength
 from edm2lite.sampling.settings import Sampling
 from edm2lite.tensorfile import save_tensors
 from edm2lite.tools.generate import main

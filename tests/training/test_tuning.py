@@ -7,10 +7,11 @@ import torch
 from training_runs import digests, run_jobs
 
 from edm2lite import load
-from edm2lite.ema import list_snapshots
+from edm2lite.ema import list_snapshots, reconstruct
+from edm2lite.ema.verification import verify_reconstruction
 from edm2lite.models.loading import load_adapter
 from edm2lite.network.adapters import deltas_of
-from edm2lite.tensorfile import load_tensors, read_header, save_tensors
+from edm2lite.tensorfile import ADAPTER_FORMAT, load_tensors, read_header, save_tensors
 from edm2lite.training.config import load_config
 from edm2lite.training.dry_run import report
 from edm2lite.training.trainer import Trainer
@@ -123,6 +124,12 @@ def test_snapshots_average_what_is_added_and_any_length_is_a_model(run_dir, tmp_
     model = load(f"{out}@sigma_rel=0.05")
     torch.testing.assert_close(model.net(inputs[1], 1.0, torch.tensor([9])), averaged)
     assert model.metadata["sigma_rel"] == "0.05" and "adapter" not in model.metadata
+    file = reconstruct(out, sigma_rel=0.05, out=tmp_path / "ema").path
+    assert read_header(file).metadata["format"] == ADAPTER_FORMAT
+    assert verify_reconstruction(file, out) == 4
+    again = load(file)
+    assert again.identity == model.identity
+    assert again.net.get_submodule(layer).weight.equal(model.net.get_submodule(layer).weight)
     added = load_adapter(f"{out}@sigma_rel=0.05").deltas()[layer]
     assert (model.net.get_submodule(layer).weight - load(run_dir).net.get_submodule(layer).weight
             - added).abs().max() < 1e-6  # fmt: skip

@@ -5,7 +5,7 @@
 trains a character transformer of 0.6 million parameters at a constant learning rate and saves two
 averages of its weights from time to time. Ten decays of the rate are emulated from these files, and
 three runs are really decayed, from the state that training had where their decay begins. A table
-and a picture compare validation losses. About five minutes per seed on one core.
+and a picture compare validation losses. About two minutes per seed on one core.
 """
 
 from __future__ import annotations

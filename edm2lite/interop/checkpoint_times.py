@@ -71,11 +71,11 @@ class TimeRule:
             if (nimg := _recorded_nimg(path)) is not None:
                 return nimg
             state = _trainer_state(path)
-            tokens = state.get("num_input_tokens_seen")
-            if self.clock == "tokens" and self.per_step is None and _is_count(tokens) and tokens:
-                return int(tokens)
-            if _is_count(state.get("global_step")):
-                return int(state["global_step"]) * self._scale(path)
+            tokens, step = _count(state, "num_input_tokens_seen"), _count(state, "global_step")
+            if self.clock == "tokens" and self.per_step is None and tokens:
+                return tokens
+            if step is not None:
+                return step * self._scale(path)
         number = self._number(path)
         return None if number is None else number * self._scale(path)
 
@@ -132,5 +132,6 @@ def _trainer_state(path: Path) -> dict[str, object]:
         raise ValueError(f"{file} must be a JSON object, but {error}; restore it") from error
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**62
+def _count(state: dict[str, object], name: str) -> int | None:
+    value = state.get(name)
+    return value if isinstance(value, int) and 0 <= value < 2**62 else None

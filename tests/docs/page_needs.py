@@ -88,6 +88,28 @@ def ema(page):
     assert tracks.splitlines()[0] == "asked for gamma 16.97, tracked 0.80"
 
 
+def checkpoints(page):
+    """A folder of Hugging Face's Trainer, with a model of a few thousand parameters."""
+    import transformers
+
+    sizes = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0, "n_positions": 8}
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, **sizes)
+    model = transformers.GPT2LMHeadModel(config)
+    for step in range(100, 900, 100):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.01 * torch.randn_like(p)
+        folder = Path(f"trainer_output/checkpoint-{step}")
+        model.save_pretrained(folder, max_shard_size="8KB")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    yield
+    (printed,) = (text for name, text in page.printed.items() if "plan_targets" in name)
+    merged, best = (float(line.split()[-1].rstrip("%")) for line in printed.splitlines())
+    assert best < merged / 1.3  # as the page says
+    assert not list(Path("runs/llm/snapshots").glob("ema*"))
+    assert Path("models/linear/config.json").is_file()
+
+
 def sweep(page):
     from edm2lite.metrics import evaluate
     from edm2lite.sampling import Sampling
@@ -412,6 +434,7 @@ def decay(page):
 
 
 NEEDS = {
+    "checkpoints.md": checkpoints,
     "decay.md": decay,
     "control.md": control,
     "finetune.md": finetune,

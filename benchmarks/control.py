@@ -40,6 +40,11 @@ LENGTH = 0.13
 SAMPLING = Sampling(num_steps=18)
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SHOWN = 16
+OTHER_WORDS = {
+    "red heart": "blue heart", "grinning face": "angry face", "red apple": "green apple",
+    "cat face": "dog face", "flag of italy": "flag of germany", "full moon": "sun",
+    "red circle": "green circle", "yellow heart": "red heart",
+}  # fmt: skip
 Pixels = NDArray[np.uint8]
 
 
@@ -108,9 +113,12 @@ class Page:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/control-page"))
 @click.option("--pictures", type=click.Path(path_type=Path), default=Path("docs/images"))
 @click.option("--num", default=1797, help="Number of images per row of a table.")
-def main(out: Path, pictures: Path, num: int) -> None:
+@click.option("--emoji", nargs=2, metavar="RUN DATA", help="Draw a finished run of emoji, too.")
+def main(out: Path, pictures: Path, num: int, emoji: tuple[str, str] | None) -> None:
     """Measure and draw."""
     page = Page(out, pictures, num)
+    if emoji is not None:
+        edited_emoji(page, *emoji)
     enlarged(page)
     followed(page)
     edited(page)
@@ -253,6 +261,28 @@ def edited(page: Page) -> None:
         page.bar("known pixels are kept", made[:, :, 4:].equal(real[:, :, 4:]))
         shown[f"resample {times}"] = made.numpy()
     page.draw("filled", shown, [str(c) for c in classes])
+
+
+def edited_emoji(page: Page, run: str, data: str) -> None:
+    """Emoji told other words, by strength, and their right halves filled in."""
+    model, dataset = load(f"{run}@sigma_rel=0.05"), open_dataset(data)
+    assert dataset.captions is not None
+    places = {texts[0]: i for i, texts in enumerate(dataset.captions.texts)}
+    real = torch.from_numpy(dataset.images([places[name] for name in OTHER_WORDS]))
+    settings = Sampling(num_steps=16, guidance=2.0)
+    shown, num = {"real": real.numpy()}, len(OTHER_WORDS)
+    for strength in (0.5, 0.7, 0.9):
+        edit = Edit(images=real, strength=strength)
+        words = list(OTHER_WORDS.values())
+        made = generate(model, range(num), prompts=words, edit=edit, sampling=settings)
+        shown[f"strength {strength:g}"] = made.numpy()
+    mask = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    mask[:, :, :, 16:] = 255
+    edit = Edit(images=real, mask=mask, resample=2)
+    made = generate(model, range(num), prompts=list(OTHER_WORDS), edit=edit, sampling=settings)
+    page.bar("known pixels are kept", made[..., :16].equal(real[..., :16]))
+    shown["filled in"] = made.numpy()
+    page.draw("emoji", shown, [f"{name}: {other}" for name, other in OTHER_WORDS.items()])
 
 
 def _condition(dataset: ImageDataset, row: int) -> Pixels:

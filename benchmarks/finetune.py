@@ -26,14 +26,16 @@ from edm2lite.models import Model
 from edm2lite.plotting.images import plot_images
 from edm2lite.training import Trainer, load_config
 
-PRIOR = "prior={generate: 180, classes: [0, 1, 2, 3, 4, 5, 6, 7, 8]}"
 WAYS = {
     "LoRA of rank 4": ["tune.kind=lora"],
     "a learned class": ["tune={kind: embedding, label: 9}", "optim.ref_lr=0.03"],
     "a hypernetwork": ["tune.kind=hypernetwork"],
-    "LoRA, with a prior": ["tune.kind=lora", PRIOR],
     "everything": ["tune={kind: full, freeze_uncertainty: true}"],
-    "everything, with a prior": ["tune.kind=full", PRIOR],
+}
+PRIOR = ["prior={generate: 180, classes: [0, 1, 2, 3, 4, 5, 6, 7, 8]}", "total_nimg=9600"]
+KEPT = {  # as many new images, and as many again that the model has made
+    "LoRA, with a prior": ["tune.kind=lora", *PRIOR],
+    "everything, with a prior": ["tune.kind=full", *PRIOR],
 }
 NEW, STRENGTHS, LENGTHS = 9, (0.0, 0.25, 0.5, 1.0, 1.5), (0.02, 0.05, 0.1, 0.2)
 Rows = list[NDArray[np.uint8]]
@@ -65,9 +67,17 @@ def main(
         shown[title] = load(f"{run}@sigma_rel=0.10")
         costs = cost("digits-tenth", run, *settings)
         print(f"| {title} | {scores(shown[title], num, sampling, judge)} | {costs} |", flush=True)
+    kept = {"the model": base}
+    for title, settings in KEPT.items():
+        run = runs / title.replace(" ", "-")
+        train("digits-tenth", run, f"init={name}", *settings, *changes)
+        without, _, _ = title.partition(",")
+        kept |= {t: model for t, model in shown.items() if t.startswith(without)}
+        kept[title] = load(f"{run}@sigma_rel=0.10")
+        print(f"| {title} | {scores(kept[title], num, sampling, judge)} | | | | |", flush=True)
     folder, lora = pictures or runs, runs / "LoRA-of-rank-4"
-    rows = [grid_row(model, sampling, range(10), [*range(10)]) for model in shown.values()]
-    plot_images(folder / "finetune-ways.png", rows, list(shown), [*map(str, range(10))])
+    draw_classes(folder / "finetune-ways.png", shown, sampling)
+    draw_classes(folder / "finetune-prior.png", kept, sampling)
     strong = [load(name, [f"{lora}@sigma_rel=0.10:{s}"]) for s in STRENGTHS]
     draw(folder / "finetune-strengths.png", strong, [f"{s:g}" for s in STRENGTHS], sampling)
     lengths = [load(f"{lora}@sigma_rel={x},max_error=1") for x in LENGTHS]
@@ -124,6 +134,12 @@ def grid_row(
 ) -> NDArray[np.uint8]:
     """Images of some seeds and classes."""
     return generate(model, seeds, classes=classes, sampling=sampling).numpy()
+
+
+def draw_classes(path: Path, models: dict[str, Model], sampling: Sampling) -> None:
+    """An image of every class by each model, a row each."""
+    rows = [grid_row(model, sampling, range(10), [*range(10)]) for model in models.values()]
+    plot_images(path, rows, list(models), [*map(str, range(10))])
 
 
 def draw(path: Path, models: Sequence[Model], titles: list[str], sampling: Sampling) -> None:

@@ -12,7 +12,7 @@ from edm2lite.strict_json import check_fields, parse_object
 T = TypeVar("T")
 
 
-def described(text: str, kinds: Kinds[type[T]], base: type[T], what: str, origin: str) -> T:
+def described(text: str, kinds: Kinds[type[T]], base: type, what: str, origin: str) -> T:
     """The object that a text in a file describes; no module is imported for it.
 
     Args:
@@ -39,7 +39,7 @@ def described(text: str, kinds: Kinds[type[T]], base: type[T], what: str, origin
         ) from error
 
 
-def built(values: Mapping[str, Any], kinds: Kinds[type[T]], base: type[T], what: str) -> T:
+def built(values: Mapping[str, Any], kinds: Kinds[type[T]], base: type, what: str) -> T:
     """The object of a parsed description; see :func:`described`.
 
     Args:

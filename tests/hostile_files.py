@@ -69,6 +69,10 @@ COMMANDS = {
     "averages": (
         "edm2lite import {} --sigma-rel 0.1 --update-every 1 --out {out}/run",
     ),
+    "adapter": (
+        "edm2lite adapters info {}",
+        "edm2lite adapters factorize {} --rank 1 --out {out}/a",
+    ),
     "config": ("training {} --out {out}/run --dry-run", "edm2lite plot-objective {} --out {out}/p"),
 }  # fmt: skip
 
@@ -91,7 +95,7 @@ def corpus(folder):
         ("data", _images), ("data", _tables),
         ("data", _archives), ("list", _lists), ("statistics", _statistics),
         ("other statistics", _other_statistics), ("weights", _weights), ("network", _networks),
-        ("averages", _averages), ("config", _configs),
+        ("averages", _averages), ("adapter", _adapters), ("config", _configs),
     ):  # fmt: skip
         place = folder / make.__name__.strip("_")
         place.mkdir()
@@ -413,6 +417,39 @@ def _averages(folder, canary):
         if name == "cut":
             (place / "0.10.pt").write_bytes((place / "0.10.pt").read_bytes()[:600])
         yield place
+
+
+def _adapters(folder, canary):
+    runs, one = Runs(canary), torch.ones(2, 2)
+    for name, content in {
+        "tokens.pt": {"string_to_param": {"*": runs}}, "net.pt": {8: (runs, runs)},
+        "list.pt": [1], "deep.pt": {8: [[[[one]]]]},
+        "lora.pt": {"lora_unet_x.lora_up.weight": runs},
+    }.items():  # fmt: skip
+        torch.save(content, folder / name)
+        yield folder / name
+    (folder / "cut.pt").write_bytes((folder / "list.pt").read_bytes()[:300])
+    yield folder / "cut.pt"
+    factors = {"x.down": one, "x.up": one}
+    lora = '{"kind": "lora", "base": "", "base_identity": ""}'
+    for name, tensors, described in (
+        ("deep", factors, DEEP),
+        ("null", factors, "null"),
+        ("scales", factors, '{"kind": "lora", "base": "", "base_identity": "", "scales": [1]}'),
+        ("half", {"x.down": one}, lora),
+        ("nan", {**factors, "x.up": one * torch.nan}, lora),
+        ("rank", {**factors, "x.up": one[:, :1]}, lora),
+    ):
+        metadata = {"format": "edm2lite.adapter/1", "adapter": described}
+        yield save_tensors(folder / f"{name}.safetensors", tensors, metadata)
+    peft = folder / "peft"
+    peft.mkdir()
+    keys = ("base_model.model.x.lora_A.weight", "base_model.model.x.lora_B.weight")
+    save_tensors(peft / "adapter_model.safetensors", dict.fromkeys(keys, one), {})
+    (peft / "adapter_config.json").write_text(DEEP)
+    yield peft
+    os.mkfifo(folder / "pipe.pt")
+    yield folder / "pipe.pt"
 
 
 def _configs(folder, canary):

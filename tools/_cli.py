@@ -135,18 +135,6 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def adapters_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--adapter``: adapters and their strengths, one at least."""
-    return click.option(
-        "--adapter",
-        "adapters",
-        multiple=True,
-        required=True,
-        metavar="FILE[:STRENGTH]",
-        help="Adapter and its strength, e.g. cat.safetensors:0.7; repeatable, several add up.",
-    )(command)
-
-
 def _import_plugins(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
     for name in names:
         try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edm2lite.dataset import ImageDataset
     from edm2lite.sampling.edit import Edit
 
-_PLACE = click.Path(path_type=Path, exists=True)
+_PLACE = click.Path(path_type=Path)  # whether it exists is said when it is opened
 _OPTIONS: dict[str, dict[str, Any]] = {
     "control": {
         "type": _PLACE,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ._cli import adapters_option, plugin_option, user_errors
+from ._adapters import adapters_option
+from ._cli import plugin_option, user_errors
 from .adapters_export import main as export
 from .adapters_factorize import main as factorize
 from .adapters_import import main as import_

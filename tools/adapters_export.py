@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._cli import adapters_option, plugin_option, user_errors
+from ._adapters import adapters_option
+from ._cli import plugin_option, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.interop.adapter_export import Exported

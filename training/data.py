@@ -154,7 +154,7 @@ class BatchSource:
         if prior is not None:
             others = Stream(np.arange(len(prior)), seed, purpose=Purpose.PRIOR)
             self.order = Alternating(self.order, others, offset=len(dataset))
-            self.dataset = joined(dataset, prior)
+            self.dataset = joined(dataset, prior, names)
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._workers = ThreadPoolExecutor(self.data.workers, thread_name_prefix="samples")
         self._ahead: dict[int, Future[list[Batch]]] = {}

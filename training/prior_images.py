@@ -49,7 +49,7 @@ def prior_dataset(
         return None
     found = _source(prior) if prior.source else _generated(config, instances, base, run_dir)
     found = with_captions(config, found)
-    joined(instances, found)  # checks that they go together
+    joined(instances, found, config.net.backbone.condition_names)  # checks that they go together
     return found
 
 

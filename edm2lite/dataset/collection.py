@@ -13,12 +13,12 @@ from PIL import Image
 
 from edm2lite.dataset.captions import Captions, as_captions, caption_of, stated_captions
 from edm2lite.dataset.condition_files import (
-    Normalization,
     image_names,
     paired_files,
     read_normalization,
     read_pairs,
 )
+from edm2lite.dataset.conditions import Normalization
 from edm2lite.dataset.decoding import SUFFIXES, open_image
 from edm2lite.dataset.files import LARGEST, Files, open_files
 from edm2lite.dataset.labels import Labels, as_labels, stated_labels

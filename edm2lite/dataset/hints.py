@@ -118,4 +118,4 @@ def coarse(pixels: Pixels, factor: int) -> Pixels:
     blocks = pixels.reshape(rows, factor, columns, factor, -1).mean(axis=(1, 3))
     means = np.rint(blocks).astype(np.uint8)
     large = means.repeat(factor, axis=0).repeat(factor, axis=1)
-    return large.reshape(pixels.shape)
+    return np.asarray(large.reshape(pixels.shape))

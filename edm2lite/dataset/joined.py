@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,14 +12,18 @@ from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.captions import Captions
 from edm2lite.dataset.conditions import DatasetCondition
 from edm2lite.dataset.labels import Labels
+from edm2lite.network.conditions import ClassLabel
 
 
-def joined(first: ImageDataset, second: ImageDataset) -> ImageDataset:
-    """The images of two data sets, with the labels, captions and conditions that both have.
+def joined(
+    first: ImageDataset, second: ImageDataset, names: Collection[str] | None = None
+) -> ImageDataset:
+    """The images of two data sets, with the labels, captions and conditions of the first.
 
     Args:
         first: Images that come first; those of both must have one size and form.
         second: Images after them. Their classes must be among those of the first, if that has any.
+        names: Names of the conditions that are kept, the label among them. [default: all]
 
     Raises:
         ValueError: If images differ in size or form, or the second lacks what is known of the
@@ -40,17 +45,25 @@ def joined(first: ImageDataset, second: ImageDataset) -> ImageDataset:
             raise ValueError(
                 f"{second.name} must have {what} with {first.name}, got {b} beside {a}"
             )
-    count = len(first)
+    count, kept = len(first), [c for c in first.conditions if names is None or c.name in names]
     return dataclasses.replace(
         first,
         name=f"{first.name} and {second.name}",
         num_images=count + len(second),
         read=lambda i: first.read(i) if i < count else second.read(i - count),
-        table=_table(first, second),
-        names=[d.title(i) for d in (first, second) for i in range(len(d))],
-        extra_conditions=tuple(_condition(first, second, c.name) for c in first.extra_conditions),
+        table=_table(first, second) if any(isinstance(c, ClassLabel) for c in kept) else None,
+        names=_names(first, second),
+        extra_conditions=tuple(
+            _condition(first, second, c.name) for c in first.extra_conditions if c.condition in kept
+        ),
         captions=_captions(first, second),
     )
+
+
+def _names(first: ImageDataset, second: ImageDataset) -> Sequence[str]:
+    if not len(first.names) and not len(second.names):
+        return ()
+    return [dataset.title(i) for dataset in (first, second) for i in range(len(dataset))]
 
 
 def _table(first: ImageDataset, second: ImageDataset) -> Labels | None:

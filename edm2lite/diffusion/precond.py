@@ -24,6 +24,7 @@ from edm2lite.diffusion.parametrization import Embedding, Parametrization, Scali
 from edm2lite.diffusion.state import fill_
 from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.messages import one_line
+from edm2lite.network.adapters import merged_state_dict
 from edm2lite.network.backbone import Backbone, BackboneConfig, backbone_from_dict
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.kernels.dispatch import is_readable
@@ -230,8 +231,7 @@ class Precond(nn.Module):
         return net
 
     def _check_images(self, x: Tensor) -> None:
-        channels = self.config.backbone.img_channels
-        multiple = self.config.backbone.size_multiple
+        channels, multiple = self.config.backbone.img_channels, self.config.backbone.size_multiple
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
                 f"images must be [N, {channels}, H, W] with H and W multiples of {multiple}, got"
@@ -244,7 +244,7 @@ class Precond(nn.Module):
             raise ValueError(f"sigma must be finite for this network, got infinity: {reason}")
 
     def save(self, path: str | Path, extra: Mapping[str, str] | None = None) -> Path:
-        """Write weights and configuration to one safetensors file, atomically.
+        """Write weights, adapters merged, and configuration to one safetensors file, atomically.
 
         Args:
             path: Final name.
@@ -259,7 +259,7 @@ class Precond(nn.Module):
                 " the denoiser that it was made of"
             )
         metadata = {"format": MODEL_FORMAT, "model": self.config.to_json(), **(extra or {})}
-        return save_tensors(Path(path), self.state_dict(), metadata)
+        return save_tensors(Path(path), merged_state_dict(self), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Precond:

@@ -41,7 +41,7 @@ def merged_deltas(model: nn.Module, adapter: str = "default") -> dict[str, Tenso
         {'0.weight': torch.Size([3, 4])}
     """
     layers: dict[str, Any] = {
-        name.removeprefix("base_model.model."): layer
+        _weight_name(name, layer): layer
         for name, layer in model.named_modules()
         if hasattr(layer, "get_delta_weight") and adapter in getattr(layer, "lora_A", {})
     }
@@ -62,7 +62,13 @@ def merged_deltas(model: nn.Module, adapter: str = "default") -> dict[str, Tenso
             f"only LoRA may be trained, these parameters are too: {others[:5]}; average them in one"
             " mapping with the deltas, or average the whole model"
         )
-    return {f"{name}.weight": layer.get_delta_weight(adapter) for name, layer in layers.items()}
+    return {name: layer.get_delta_weight(adapter) for name, layer in layers.items()}
+
+
+def _weight_name(name: str, layer: Any) -> str:
+    """Name in the base model of the weight that a layer of peft adapts, as a layer or by itself."""
+    inner = name.removeprefix("base_model.model.").replace(".base_layer", "")
+    return f"{inner}.{getattr(layer, 'parameter_name', 'weight')}"
 
 
 def _is_more_than_product(layer: Any, adapter: str) -> bool:

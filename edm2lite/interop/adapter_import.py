@@ -73,11 +73,13 @@ def num_fitting_layers(source: str | Path, base: Model) -> int:
         FileNotFoundError: If there is no such file.
         ValueError: If it does not fit, or is of another method.
     """
-    if not is_adapter(source):
-        return len(import_adapter(source, base).ranks)
-    adapter = load_adapter(source)
-    with_adapters(base, [adapter])
-    return len(adapter.deltas())
+    if is_adapter(source):
+        adapter = load_adapter(source)
+        with_adapters(base, [adapter])
+        return len(adapter.deltas())
+    if Path(source).is_dir() or is_lora(source):
+        return len(read_lora(source, layer_names(base)).changes)
+    return len(import_adapter(source, base).ranks)  # of another method, which is refused
 
 
 def import_lora(source: str | Path, base: Model, *, place: Place | None = None) -> Adapter:
@@ -98,7 +100,10 @@ def import_lora(source: str | Path, base: Model, *, place: Place | None = None) 
     """
     file = read_lora(source, layer_names(base))
     if file.place is not None and place not in (None, file.place):
-        raise ValueError(f"{source} says that its changes are added {file.place}, not {place}")
+        raise ValueError(
+            f"{source} must be imported as it says, its changes are added {file.place}, got"
+            f" {place}; leave that out"
+        )
     made_for = file.metadata.get(BASE, base.identity)
     if made_for != base.identity:
         raise ValueError(

@@ -30,7 +30,10 @@ def read_dict(path: Path) -> tuple[TorchFile, dict[str | int, object]]:
         {'name': 'cat', 'step': 3}
     """
     file = read_torch(path, also=_ALSO)
-    return file, dict(as_mapping(file.root, "its content"))
+    try:
+        return file, dict(as_mapping(file.root, "its content"))
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
 
 
 def as_parameters(value: object, what: str) -> dict[str | int, object]:

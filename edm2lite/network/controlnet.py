@@ -155,7 +155,12 @@ class ControlBranch(nn.Module):
         weights of ControlNet).
         """
         for join, level in zip(self.joins, self.levels, strict=True):
+            assert isinstance(join, Join)
             join.angles.mul_(2**level)
+
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks of the copy."""
+        return list(self.enc.values())
 
     def copy_encoder_(self, enc: nn.ModuleDict) -> None:
         """Take over the weights of the encoder that this one begins as a copy of, in place.
@@ -170,4 +175,5 @@ class ControlBranch(nn.Module):
 
 def _lengths(x: Tensor) -> Tensor:
     """[N, 1, H, W] float32, the L2 norm of every pixel."""
-    return torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+    return lengths

@@ -222,8 +222,9 @@ class UNet(Backbone):
     def blocks(self) -> list[nn.Module]:
         """The residual blocks, encoder first; then those of the controls."""
         _, *encoder = self.enc.values()
-        controls = (block for control in self.controls.values() for block in control.enc.values())
-        return [*encoder, *self.dec.values(), *controls]
+        branches = self.controls.values()
+        copied = [b for c in branches if isinstance(c, ControlBranch) for b in c.blocks()]
+        return [*encoder, *self.dec.values(), *copied]
 
     def embed(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """Embedding of noise level, class and pooled text, which modulates every block.

@@ -287,6 +287,6 @@ def _digest(dataset: ImageDataset) -> str:
     state = xxhash.xxh3_64()
     for index in range(len(dataset)):
         pixels = np.ascontiguousarray(dataset.images([index]))
-        state.update(repr(pixels.shape))
+        state.update(repr(pixels.shape).encode())
         state.update(pixels.data)
     return state.hexdigest()

@@ -9,6 +9,7 @@ from torch import nn
 
 from edm2lite.ema import PowerFunctionEMA
 from edm2lite.integrations.lora import add_deltas, merged_deltas
+from edm2lite.network.layers import MPConv
 
 
 def base():
@@ -53,6 +54,22 @@ def test_the_average_of_merged_deltas_is_that_of_the_products(tmp_path):
     )
     with pytest.raises(ValueError, match="give the base model, without LoRA"):
         add_deltas(net, deltas)
+
+
+def test_a_parameter_that_is_adapted_by_itself_has_its_name():
+    """LoRA inside a layer, before the layer normalizes its weight."""
+    net = nn.ModuleDict({"layer": MPConv(5, 6)})
+    targets = LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=["layer.weight"])
+    model = get_peft_model(net, targets)
+    factors = {n.split(".")[-3]: p for n, p in model.named_parameters() if "lora_" in n}
+    nn.init.ones_(factors["lora_B"])
+    (delta,) = merged_deltas(model).items()
+    assert delta[0] == "layer.weight"
+    torch.testing.assert_close(delta[1], 3 * factors["lora_B"] @ factors["lora_A"])
+    merged, x = MPConv(5, 6), torch.randn(2, 5)
+    merged.load_state_dict({"weight": net["layer"].get_base_layer().weight})
+    add_deltas(merged, {"weight": delta[1]})
+    torch.testing.assert_close(merged(x), model.base_model.model["layer"](x))
 
 
 def test_what_is_more_than_a_product_is_refused():

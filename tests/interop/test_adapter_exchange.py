@@ -154,7 +154,7 @@ def test_files_that_do_not_say_where_they_add_need_a_word(tmp_path):
     found = import_adapter(tmp_path / "b.safetensors", BASE, place="inside-wn")
     assert found.deltas()[CONV].equal(adapter(CONV).deltas()[CONV])
     save_file(tensors, tmp_path / "c.safetensors", {MARK: "outside-wn"})
-    with pytest.raises(ValueError, match="says that its changes are added outside-wn"):
+    with pytest.raises(ValueError, match="its changes are added outside-wn, got inside-wn"):
         import_adapter(tmp_path / "c.safetensors", BASE, place="inside-wn")
 
 

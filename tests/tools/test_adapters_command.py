@@ -79,6 +79,16 @@ def test_there_and_back(place, tool):
     assert read_adapter("b.st").base == "base"
 
 
+def test_a_file_that_does_not_say_where_it_adds(place):
+    done("export base --adapter a.st --to kohya --out k.st")
+    save_file(load_file("k.st"), "plain.st")  # without metadata, as trained elsewhere
+    description = done("info plain.st --base base")
+    assert "not stated: inside or outside" in description and "2 layers of base" in description
+    refused("import plain.st --base base --out b.st", "and adds them where, it does not say")
+    done("import plain.st --base base --inside-wn --out b.st")
+    assert images("base", adapters=["b.st"]).equal(images("base", adapters=["a.st"]))
+
+
 def test_tools_without_weight_normalization(place):
     told = done("export base --adapter a.st --to kohya --outside-wn --rank 3 --out x.st")
     assert "x.st: 2 layers of rank 3 to 3, relative error" in told

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from training_runs import digests
+from training_runs import digests, run_jobs
 
 from edm2lite import generate, load
 from edm2lite.dataset import open_dataset
@@ -225,4 +225,25 @@ def test_data_sets_that_do_not_go_together_are_not_joined(tmp_path):
     few = subset(digits, np.flatnonzero(digits.labels < 3))
     assert joined(few, digits).labels.max() == 9  # they have ten classes
     both = joined(digits, few)
-    assert both.title(1798) == few.title(1) and both.read(1798).tolist() == few.read(1).tolist()
+    assert both.read(1798).tolist() == few.read(1).tolist() and both.title(1798) == few.title(1)
+    folder = tmp_path / "named" / "0"
+    folder.mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "a.png")
+    Image.new("L", (8, 8)).save(folder / "b.png")
+    named = open_dataset(folder.parent)
+    assert joined(digits, named).title(1798) == named.title(1)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_prior_that_one_of_them_makes(run_dir, tmp_path):
+    config = write(tmp_path / "t.yaml", run_dir)
+    train(config, tmp_path / "one")
+    codes, text = run_jobs({"args": [config, "--out", str(tmp_path / "two")], "ranks": 2})
+    assert codes == [[0, 0]], text
+    one, two = (open_dataset(tmp_path / name / "prior.zip") for name in ("one", "two"))
+    assert one.images(range(6)).tolist() == two.images(range(6)).tolist()
+    expected, _ = load_tensors(tmp_path / "one" / "last.safetensors")
+    found, _ = load_tensors(tmp_path / "two" / "last.safetensors")
+    for name, value in expected.items():  # four steps of Adam on sums taken in another order
+        limit = 2e-3 * float(value.abs().max())
+        torch.testing.assert_close(found[name], value, rtol=0, atol=limit)

@@ -1,12 +1,15 @@
 """Fine-tuning a run: what trains, what is saved, and what continues, for every kind."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from backbones import BACKBONES
 from training_runs import digests, run_jobs
 
 from edm2lite import load
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import list_snapshots, reconstruct
 from edm2lite.ema.verification import verify_reconstruction
 from edm2lite.models.loading import load_adapter
@@ -232,3 +235,24 @@ def test_a_dry_run_counts_what_is_trained(kind, run_dir, tmp_path):
     total = sum(p.numel() for p in trainer.net.parameters())
     trainer.close()
     assert f"parameters   {total}, of which {trained} are trained" in text
+
+
+@pytest.mark.parametrize("tune", [KINDS["lora"], "{kind: embedding}", KINDS["hypernetwork"]])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_network_is_tuned_from_a_file_of_its_own(name, tune, tmp_path):
+    torch.manual_seed(0)
+    backbone = dataclasses.replace(BACKBONES[name], img_channels=1, label_dim=10)
+    net = Precond(PrecondConfig(backbone=backbone))
+    for parameter in net.parameters():
+        if parameter.ndim < 2 or not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    base = net.save(tmp_path / "base.safetensors")
+    config = tmp_path / "t.yaml"
+    label = 10 if "embedding" in tune else 9
+    config.write_text(TEXT.format(init=base, tune=tune, label=label))
+    trainer = train(str(config), tmp_path / "out", "total_nimg=8")
+    assert trainer.config.net.backbone.kind == name
+    model = load(tmp_path / "out")
+    found, before = output(model, [label, label]), output(load(base), [9, 9])
+    torch.testing.assert_close(found, whole_output(trainer, [label] * 2), atol=1e-6, rtol=1e-6)
+    assert (found - before).abs().max() > 1e-4

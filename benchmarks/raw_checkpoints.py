@@ -31,8 +31,8 @@ MIB = 2**20
 
 
 def tensors_of(params: float) -> dict[str, tuple[int, ...]]:
-    """Shapes like those of a Llama: two tables, and layers of a width of 4096."""
-    width = 4096
+    """Shapes like those of a Llama: two tables, and layers of a width of 4096, or 1024 if small."""
+    width = 4096 if params >= 1e9 else 1024
     layer = {"attn": (4 * width, width), "mlp": (8 * width, width), "norm": (width,)}
     shapes: dict[str, tuple[int, ...]] = {"embed": (32_000, width), "head": (32_000, width)}
     size = sum(int(np.prod(s)) for s in layer.values())

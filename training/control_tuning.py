@@ -54,7 +54,17 @@ class ControlNet(Tuning):
         return {"controls": (*others, self.control)}
 
     def begin(self, net: Precond, base: Model, seed: int) -> Tuned:
-        """See :meth:`Tuning.begin`."""
+        """See :meth:`Tuning.begin`.
+
+        Raises:
+            ValueError: If the model follows an image of that name already.
+        """
+        known = getattr(base.net.config.backbone, "controls", None) or ()
+        if any(control.name == self.condition for control in known):
+            raise ValueError(
+                f"{base.name} follows {self.condition} already, and a second control needs a name"
+                " of its own; set tune.condition to another one, or adapt the model before it"
+            )
         backbone: Any = net.backbone
         branch = backbone.controls[self.condition]
         branch.copy_encoder_(backbone.enc)

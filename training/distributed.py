@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -102,14 +103,17 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def host_group() -> Group:
+def host_group(timeout: timedelta | None = None) -> Group:
     """A further group of all ranks, for tensors in host memory and for use by another thread.
 
     Every rank must create its groups in the same order. None without torchrun.
+
+    Args:
+        timeout: How long ranks wait for each other. [default: that of torch, 30 minutes]
     """
     if not dist.is_initialized():
         return None
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group
 
@@ -152,17 +156,21 @@ def gather(value: T, group: Group = None) -> list[T]:
     return values
 
 
-def from_rank_zero(value: T) -> T:
+def from_rank_zero(value: T, group: Group = None) -> T:
     """The value on rank 0."""
     if not dist.is_initialized():
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=group)
     return box[0]
 
 
-def on_rank_zero(function: Callable[[], T]) -> T:
+def on_rank_zero(function: Callable[[], T], group: Group = None) -> T:
     """The result of a function that rank 0 alone calls; no rank goes on if it fails.
+
+    Args:
+        function: The function. The group of all ranks waits for 10 minutes on GPUs.
+        group: Group in which the other ranks wait. [default: that of all ranks]
 
     Raises:
         ValueError, OSError: On rank 0, if the function raised it.
@@ -175,7 +183,7 @@ def on_rank_zero(function: Callable[[], T]) -> T:
             result = function()
         except (ValueError, OSError) as caught:
             error = caught
-    result, message = from_rank_zero((result, error and one_line(error)))
+    result, message = from_rank_zero((result, error and one_line(error)), group)
     if error is not None:
         raise error
     if message is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from .text import with_captions
 
 FILE = "prior.zip"
 """Name of the generated images in the folder of a run."""
+
+_PATIENCE = timedelta(days=7)  # of the ranks that wait for rank 0 to generate them
 
 
 def prior_dataset(
@@ -155,7 +158,8 @@ def make_prior(
     if base is None or config.prior is None or config.prior.generate is None:
         return
     path = run_dir / FILE
-    distributed.on_rank_zero(lambda: _make(config, instances, base, path, device))
+    group = distributed.host_group(_PATIENCE)
+    distributed.on_rank_zero(lambda: _make(config, instances, base, path, device), group)
 
 
 def _make(

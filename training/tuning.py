@@ -254,13 +254,13 @@ def with_tuning(config: RunConfig, world_size: int) -> RunConfig:
 def with_model(values: dict[str, Any]) -> dict[str, Any]:
     """The content of a run's YAML file, with network and encoders of the model that ``init`` names.
 
-    What the file gives goes before what the model has. A file that gives a whole network, as in the
-    folder of a run, is left as it is.
+    What the file gives goes before what the model has. A file that gives a whole network and an
+    encoder, as in the folder of a run, is left as it is.
     """
     init, net = values.get("init"), values.get("net", {})
     if not isinstance(init, str) or not isinstance(net, Mapping):
         return values
-    if "img_resolution" in dict(net.get("backbone") or {}):
+    if "img_resolution" in dict(net.get("backbone") or {}) and "encoder" in values:
         return values
     metadata = read_metadata(init)
     if "model" not in metadata:

@@ -188,7 +188,9 @@ def follow(decay: Decay, rate: RecordedRate | None) -> Profile:
     """
     if rate is None or rate.is_constant(decay.start, decay.nimg):
         return decay
-    return RateDecay(decay, rate)
+    first = max(int(np.searchsorted(rate.nimg, decay.start, "right")) - 1, 0)
+    own = slice(first, int(np.searchsorted(rate.nimg, decay.nimg)) + 1)  # later ones add nothing
+    return RateDecay(decay, RecordedRate(rate.nimg[own], rate.lr[own], rate.source))
 
 
 def sign_words(profile: Profile) -> str:

@@ -74,8 +74,13 @@ def merged(
 
 
 def _scaled(name: str, value: Tensor, strength: float) -> Tensor:
-    """A tensor of the network at a strength: angles grow with it, others are as they are."""
-    return value * strength if name.endswith("angles") else value
+    """A tensor of the network at a strength: angles grow with it, others are as they are.
+
+    Of a ControlNet these are the angles of its joins; its copy of the encoder may have others, by
+    which that attends to text.
+    """
+    is_copied = f".{CONTROLS}." in name and ".joins." not in name
+    return value * strength if name.endswith("angles") and not is_copied else value
 
 
 def _with_fields(model: str, fields: Mapping[str, Any], origin: str) -> str:

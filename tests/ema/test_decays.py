@@ -236,6 +236,18 @@ def test_a_constant_rate_changes_nothing():
     assert isinstance(follow(decay, rate((0, 0.3), (4000, 0.2))), RateDecay)
 
 
+def test_an_average_stays_what_it_is_when_the_run_goes_on():
+    """Its profile is in the identity of a model, which folders of images and adapters know."""
+    decay = NamedDecay.parse("linear:0.5").at(4000)
+    records = [(0, 0.1), (1500, 0.4), (2500, 0.4), (4000, 0.3)]
+    now = follow(decay, rate(*records))
+    later = follow(decay, rate(*records, (5000, 0.2), (6000, 0.1)))
+    assert repr(now) == repr(later) and repr(now) != repr(follow(decay, rate(*records[2:])))
+    t = np.linspace(0, 4000, 999)
+    whole = RateDecay(decay, rate(*records)).cumulative(t)
+    np.testing.assert_array_equal(now.cumulative(t), whole)
+
+
 def test_a_rate_that_falls_faster_than_the_decay_gives_signs_and_a_warning(walk, caplog):
     run, steps = walk
     recorded = rate((0, 1.0), (64 * 800, 1.0), (64 * 1000, 0.3), (64 * 1200, 0.3))

@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from edm2lite import generate, load
+from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.models.adapters import (
     Adapter,
     adapter_of,
@@ -15,7 +16,11 @@ from edm2lite.models.adapters import (
     save_adapter,
 )
 from edm2lite.models.loading import with_adapters
+from edm2lite.models.merging import merged
 from edm2lite.models.strengths import parse_strength
+from edm2lite.network.controlnet import Control
+from edm2lite.network.text import UNetText
+from edm2lite.network.unet import UNetConfig
 from edm2lite.sampling.settings import Sampling
 from edm2lite.tensorfile import save_tensors
 from edm2lite.tools.generate import main
@@ -141,6 +146,26 @@ def test_parts_of_the_network_are_added_with_their_fields(base, tmp_path):
         wrong = Adapter("v", "embedding", vector, backbone=other)
         with pytest.raises(ValueError, match="configuration of v must be one"):
             with_adapters(base, [wrong])
+
+
+def test_strength_leaves_the_copied_encoder_of_a_control_as_it_is():
+    """Its attention to text has angles too, which were copied and not added."""
+    shape = {
+        "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_channels": 8,
+        "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": (8,), "head_channels": 8,
+        "text": UNetText(pooled=5, tokens=6, num_tokens=4, attn_resolutions=(8,)),
+    }  # fmt: skip
+    base = Precond(PrecondConfig(backbone=UNetConfig(**shape)))
+    net = Precond(PrecondConfig(backbone=UNetConfig(**shape, controls=(Control(),))))
+    own = {n: t.fill_(0.3) for n, t in net.state_dict().items() if ".controls." in n}
+    fields = {"controls": [{"name": "image", "channels": 1}]}
+    control = Adapter("c", "controlnet", own, backbone=fields)
+    tensors, _ = merged(base.state_dict(), {"model": base.config.to_json()}, [(control, 0.5)])
+    found = {n: t.unique().item() for n, t in tensors.items() if ".controls." in n}
+    assert sum("text_attn.angles" in name for name in found) == 1
+    for name, value in found.items():
+        expected = 0.15 if ".joins." in name and name.endswith("angles") else 0.3
+        assert value == pytest.approx(expected), name
 
 
 def test_a_damaged_description_is_refused(base):

@@ -94,6 +94,12 @@ def test_strength_multiplies_the_angles_and_0_is_the_base(control, base, outline
         assert half[name].equal(factor * value), name
 
 
+def test_a_model_that_follows_the_image_already_is_refused(control, outlines, tmp_path):
+    with pytest.raises(ValueError, match="follows image already.* set tune.condition to another"):
+        Trainer(config(control, outlines), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_controls_are_told_an_image_each(control, base, outlines, tmp_path):
     file = str(control / "last.safetensors")
     model = load(base, [f"{file}:0.5", file])

@@ -12,6 +12,7 @@ from edm2lite import load
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import list_snapshots, reconstruct
 from edm2lite.ema.verification import verify_reconstruction
+from edm2lite.models.encoders import PixelEncoder
 from edm2lite.models.loading import load_adapter
 from edm2lite.network.adapters import deltas_of
 from edm2lite.tensorfile import ADAPTER_FORMAT, load_tensors, read_header, save_tensors
@@ -147,6 +148,13 @@ def test_the_network_is_that_of_the_model_but_for_what_is_given(run_dir, tmp_pat
     again = tmp_path / "again.yaml"
     again.write_text(config.to_yaml())
     assert load_config(str(again)) == config
+
+
+def test_a_whole_network_in_the_file_leaves_the_encoder_that_of_the_model(run_dir, tmp_path):
+    path = write(tmp_path / "t.yaml", run_dir)
+    config = load_config(path, [f"net.backbone={backbone_text(run_dir)}"])
+    assert config == load_config(path)
+    assert config.encoder == load(run_dir).encoder != PixelEncoder()
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class RunConfig:
         init: Name of the model to fine-tune, as :func:`edm2lite.load` takes it; None to begin with
             random weights.
         tune: What is trained of that model, by its ``kind`` (:mod:`edm2lite.training.tuning`):
-            ``lora``, ``embedding``, ``hypernetwork`` or ``full``. None for all of it.
+            ``lora``, ``embedding``, ``hypernetwork``, ``controlnet`` or ``full``. None for all.
         prior: Images that a fine-tuned model is to keep, half of every batch, or None
             (:mod:`edm2lite.training.prior`).
         encoder: Encoder from what the data set stores to what the network sees, by its ``kind``:

@@ -137,7 +137,8 @@ class DeltaEMA(PowerFunctionEMA):
 
     def __init__(self, net: nn.Module, sigma_rels: Sequence[float], **options: Any):
         self._net = net
-        super().__init__(_named_deltas(net), sigma_rels, **options)
+        zeros = {n: d.new_zeros(()).expand(d.shape) for n, d in _named_deltas(net).items()}
+        super().__init__(zeros, sigma_rels, **options)  # which keeps them, and no copy of deltas
 
     def update(self, nimg: int, source: Source | None = None) -> None:
         """Take what is added now into every average, see :meth:`PowerFunctionEMA.update`."""

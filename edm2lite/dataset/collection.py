@@ -84,7 +84,7 @@ def open_collection(
             for a function from the resolution to an :class:`ImageCollection`. A folder of that name
             is preferred to a function, and makes ``"openmoji"`` ambiguous.
         split: ``"train"`` or ``"test"`` of CIFAR-10 and MNIST.
-        labeled: Whether folders and ``dataset.json`` tell the class of an image.
+        labeled: Whether classes are taken over.
         conditions: Whether condition images are taken over.
         captions: Whether captions are taken over.
         resolution: Side in pixels of what is drawn for the occasion; others keep their size.
@@ -97,7 +97,7 @@ def open_collection(
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path, PurePosixPath
+        >>> from pathlib import Path
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("cat", "dog"):
@@ -114,14 +114,17 @@ def open_collection(
             raise ValueError(
                 f"collection {name} must return an ImageCollection, got {type(found).__name__}"
             )
-        return found if captions else dataclasses.replace(found, captions=None)
+        left_out: dict[str, Any] = {} if captions else {"captions": None}
+        left_out |= {} if labeled else {"table": None}
+        return dataclasses.replace(found, **left_out)
     if path.suffix.lower() in (".csv", ".jsonl"):
-        return _from_list(path, conditions, captions)
+        listed = _from_list(path, conditions, captions)
+        return listed if labeled else dataclasses.replace(listed, table=None)
     known = read_torchvision(path, split)
     if known is not None:
         images, labels, gray = known
         names = [f"{split} {i}" for i in range(len(images))]
-        table = as_labels(labels.tolist(), str(path))
+        table = as_labels(labels.tolist(), str(path)) if labeled else None
         return ImageCollection(str(path), names, lambda i: Image.fromarray(images[i]), table, gray)
     return _from_files(open_files(path), labeled, conditions, captions)
 

@@ -90,7 +90,8 @@ def _captions(first: ImageDataset, second: ImageDataset) -> Captions | None:
 def _condition(first: ImageDataset, second: ImageDataset, name: str) -> DatasetCondition:
     found = [next((c for c in d.extra_conditions if c.name == name), None) for d in (first, second)]
     a, b = found
-    if a is None or b is None or a.condition != b.condition or a.is_random != b.is_random:
+    told = [(c.condition, c.is_random, c.normalization) for c in found if c is not None]
+    if a is None or b is None or told[0] != told[1]:
         raise ValueError(f"{second.name} must have {name} as {first.name} has it")
     count = len(first)
 

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 
 def merging_coefficients(sources: Sequence[Stored], targets: Sequence[Profile]) -> Array:
-    """Coefficients [K, R] of the merging rule; columns sum to 1, and none is negative.
+    """Coefficients [K, R] of the merging rule; columns sum to 1.
 
     A checkpoint gets the weight that the target has between the checkpoint before it and itself.
     Sources that are no raw checkpoints get 0.

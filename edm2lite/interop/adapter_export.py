@@ -162,7 +162,7 @@ def plain_weights(net: Precond) -> dict[str, Tensor]:
 def _factors(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Factors]:
     """Layer -> the sum of the factors of all adapters."""
     parts: dict[str, list[Factors]] = {}
-    for adapter, strength in adapters:
+    for adapter, strength in (one for one in adapters if one[1]):  # kohya reads alpha 0 as r
         factors = adapter.factors()
         dense = [layer for layer in adapter.deltas() if layer not in factors]
         if dense:

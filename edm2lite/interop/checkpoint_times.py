@@ -68,7 +68,7 @@ class TimeRule:
                 have no length in units of the clock.
         """
         if self.pattern is None:
-            if (nimg := _recorded_nimg(path)) is not None:
+            if (nimg := _recorded_nimg(path, self.clock)) is not None:
                 return nimg
             state = _trainer_state(path)
             tokens, step = _count(state, "num_input_tokens_seen"), _count(state, "global_step")
@@ -106,8 +106,12 @@ class TimeRule:
         return self.per_step or 1
 
 
-def _recorded_nimg(path: Path) -> int | None:
-    """Image count in the metadata of one of our model files; None for other checkpoints."""
+def _recorded_nimg(path: Path, clock: str) -> int | None:
+    """Count in the metadata of one of our model files; None for other checkpoints.
+
+    Raises:
+        ValueError: If it is of another clock, or the file holds an average.
+    """
     if not path.is_file() or path.suffix != ".safetensors":
         return None
     metadata = read_header(path).metadata
@@ -117,6 +121,9 @@ def _recorded_nimg(path: Path) -> int | None:
         raise ValueError(
             f"{path} must hold the weights of one moment, and holds an average; move it elsewhere"
         )
+    own = metadata.get("clock", "images")
+    if "nimg" in metadata and own != clock:
+        raise ValueError(f"{path} is timed in {own}, got a clock of {clock}; give --clock {own}")
     nimg = metadata.get("nimg", "")
     return int(nimg) if nimg.isascii() and nimg.isdigit() else None
 

@@ -30,17 +30,6 @@ SUFFIXES: dict[str, Part] = {
 }
 
 
-def is_diffusers(keys: Mapping[str, Tensor]) -> bool:
-    """Whether these are the keys of such a file.
-
-    Example:
-        >>> import torch
-        >>> is_diffusers({"unet.x.lora.down.weight": torch.ones(1)})
-        True
-    """
-    return any(key.endswith(tuple(SUFFIXES)[:4]) for key in keys)
-
-
 def read(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: LayerNames
 ) -> dict[str, Factors]:

@@ -45,7 +45,7 @@ class Adapter:
 
     Attributes:
         name: Name for messages: its file.
-        kind: How it was made: ``lora``, ``embedding`` or ``hypernetwork``.
+        kind: How it was made: ``lora``, ``embedding``, ``hypernetwork`` or ``controlnet``.
         tensors: ``LAYER.down`` and ``LAYER.up``, or ``LAYER.delta``, and tensors of the network.
         base: Name of the model that it was trained on, as :func:`edm2lite.load` takes it.
         base_identity: :attr:`edm2lite.models.Model.identity` of that model; empty if unknown, as

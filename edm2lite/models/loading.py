@@ -16,6 +16,7 @@ with the adapter; that model is found by the name that the run gave it.
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def with_adapters(model: Model, adapters: Sequence[Adapter | str | Path]) -> Mod
     if not any(strength for _, strength in chosen):
         return model
     metadata = {**model.metadata, "model": model.net.config.to_json()}
-    return _assembled(model.name, *merged(model.net.state_dict(), metadata, chosen))
+    found = _assembled(model.name, *merged(model.net.state_dict(), metadata, chosen))
+    return dataclasses.replace(model, net=found.net, metadata=found.metadata)
 
 
 def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -229,8 +229,14 @@ def in_turn(*ways):
 
 
 FORGED = in_turn(damaged_header, damaged_metadata)
+
+
 # reader: what makes the files and returns the one to damage, what reads it, how it is damaged, how
 # many times
+def _run(path):
+    return _identifier(path, None)
+
+
 READERS = {
     "safetensors": (foreign, load_tensors, in_turn(damaged, damaged_header), 400),
     "snapshot": (make_snapshot, read_info, FORGED, 400),
@@ -268,7 +274,7 @@ READERS = {
     "generated, settings": (within(make_generated, "settings.json"), generated, damaged_json, 150),
     "generated, conditions": (within(make_generated, "dataset.json"), generated, damaged_json, 150),
     "config": (config, lambda p: load_config(str(p)), damaged_json, 30),
-    "run.json": (lambda f: written(f / "run.json", b'{"run": "a1b2c3d4"}'), _identifier,
+    "run.json": (lambda f: written(f / "run.json", b'{"run": "a1b2c3d4"}'), _run,
                  damaged_json, 150),
     "checkpoint": (make_checkpoint, lambda p: manifest.read(p.parent), damaged_json, 150),
 }  # fmt: skip

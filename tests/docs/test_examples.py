@@ -77,7 +77,7 @@ def test_an_example_is_short_and_says_what_it_shows(path, capsys):
 def test_the_code_on_the_page_is_that_of_the_examples():
     sources = [path.read_text(encoding="utf-8") for path in EXAMPLES]
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         indented = [textwrap.indent(block, " " * indent) for indent in (0, 4)]
         assert any(text in source for text in indented for source in sources), block

@@ -117,7 +117,7 @@ def test_time_between_snapshots_is_refused(walk):
 
 @pytest.mark.parametrize("arguments", [{}, {"sigma_rel": 0.1, "gamma": 3.0}])
 def test_lengths_are_given_one_way(walk, arguments):
-    with pytest.raises(ValueError, match="either"):
+    with pytest.raises(ValueError, match="one of"):
         plan_targets(walk[0], **arguments)
 
 

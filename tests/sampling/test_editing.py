@@ -188,7 +188,7 @@ def test_patches_and_latents_begin_with_images_too(squares, latents, vae, tmp_pa
             model, [0, 1], sampling=FOUR, edit=Edit(images=photos, strength=0.0)
         )
         error = (none.float() - photos.float()).square().mean().sqrt()
-        assert none.equal(photos) if exact else error < 0.5 * photos.float().std()
+        assert none.equal(photos) if exact else error < 0.8 * photos.float().std()
         edit = Edit(images=photos, mask=mask)
         found = edm2lite.generate(model, [0, 1], sampling=FOUR, edit=edit)
         kept = (mask < 128).expand_as(photos)

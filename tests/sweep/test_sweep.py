@@ -119,7 +119,7 @@ def test_every_tensor_has_its_group_and_mixing_moves_that_group_alone(run_dir):
     a, b = (load(f"{run_dir}@sigma_rel={s}") for s in (0.05, 0.2))
     first, second = a.net.state_dict(), b.net.state_dict()
     seen = {group_of(name, UNetConfig.groups) for name in first}
-    assert seen == {*UNetConfig.groups, ""} - {"text"}  # it is told none
+    assert seen == {*UNetConfig.groups, ""} - {"text", "control"}  # it is told none
     assert {n.split(".")[0] for n in first if not group_of(n, UNetConfig.groups)} == {
         "logvar_fourier", "logvar_linear"
     }  # fmt: skip
@@ -243,7 +243,10 @@ def test_loss_sweep_tells_lengths_apart_without_images(run_dir, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--search", "--sigma-rel", "0.1"], "either --sigma-rel or --search"),
+        (
+            ["--search", "--sigma-rel", "0.1"],
+            "one of --sigma-rel, --decay and --search must be given",
+        ),
         (["--sigma-rel", "0.1", "--metric", "loss"], "--metric loss takes --data"),
         (
             ["--sigma-rel", "0.1", "--guidance", "1,2"],

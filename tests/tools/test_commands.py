@@ -193,7 +193,7 @@ def test_plan_marks_the_cheapest_choice(tmp_path):
 
 
 def test_reconstruction_usage_errors(run_dir, tmp_path):
-    assert "either" in fail(reconstruct_ema, run_dir, code=2)
+    assert "one of" in fail(reconstruct_ema, run_dir, code=2)
     assert "start:end:step" in fail(reconstruct_ema, run_dir, "--sigma-rel", "a", code=2)
     assert "no EMA snapshot" in fail(reconstruct_ema, tmp_path, "--gamma", 3)
 

@@ -33,10 +33,9 @@ def outlines(tmp_path_factory):
 
 
 def config(base, outlines, *changes):
-    small = [change for change in TINY if not change.startswith("net.")]
     return load_config(
         "digits-control",
-        [f"init={base}", f"data.source={outlines}", *small, "total_nimg=320",
+        [f"init={base}", f"data.source={outlines}", *TINY, "total_nimg=320",
          "checkpoint_nimg=160", "snapshot_nimg=160", *changes],
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Processes, accumulation and sharding change the speed of a run, not its course."""
 
 from functools import partialmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def test_a_run_continues_with_other_processes_after_a_signal_to_one_of_them(run_
 
 
 @pytest.mark.slow
-def test_two_processes_follow_one_that_is_told_words(text_run, table, tmp_path):
+def test_two_processes_follow_one_that_is_told_words(text_run, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where the data set is
     (tmp_path / "text.yaml").write_text(text_config(table, "total_nimg=320").to_yaml())
     run = tmp_path / "run"
     codes, said = run_jobs({"args": [str(tmp_path / "text.yaml"), "--out", str(run)], "ranks": 2})

@@ -176,8 +176,8 @@ def test_models_are_found_by_every_kind_of_name(run_dir):
 @pytest.mark.parametrize(
     "query, message",
     [
-        ("sigma_rel=0.1,gamma=3", "one of sigma_rel and gamma"),
-        ("nimg=640", "one of sigma_rel and gamma"),
+        ("sigma_rel=0.1,gamma=3", "one of sigma_rel, gamma and decay"),
+        ("nimg=640", "one of sigma_rel, gamma and decay"),
         ("length=3", "must name an average"),
         ("sigma_rel=abc", "must be a number"),
         ("sigma_rel=0.3", "between 0 and 0.2887"),

@@ -153,7 +153,7 @@ def followed(page: Page) -> None:
     base_run = page.run("digits", "digits")
     base = f"{base_run}@sigma_rel={LENGTH}"
     source = f"data.source={page.out / 'outlines.zip'}"
-    run = page.run("control", "digits-control", f"init={base}", source)
+    run = page.run("control", "digits-control", f"init={base}", "tune.kind=controlnet", source)
     (rebuilt,) = reconstruct(run, sigma_rel=[LENGTH], out=page.out / "averages")
     net = rebuilt.path
     rng = np.random.default_rng(0)

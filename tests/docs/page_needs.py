@@ -374,7 +374,7 @@ def control(page):
         with Image.open(f"{name}.png") as picture:
             assert picture.width >= 24
     written, shipped = load_config("control.yaml"), load_config("digits-control")
-    for part in ("data", "tune", "loss", "optim", "encoder", "total_nimg", "snapshot_nimg"):
+    for part in ("data", "loss", "optim", "encoder", "total_nimg", "snapshot_nimg"):
         assert getattr(written, part) == getattr(shipped, part)
     assert page.names["images"].shape == (4, 1, 8, 8)
     assert page.printed["import torch"] == "True\n"

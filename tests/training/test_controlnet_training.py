@@ -35,7 +35,7 @@ def outlines(tmp_path_factory):
 def config(base, outlines, *changes):
     return load_config(
         "digits-control",
-        [f"init={base}", f"data.source={outlines}", *TINY, "total_nimg=320",
+        [f"init={base}", "tune.kind=controlnet", f"data.source={outlines}", *TINY, "total_nimg=320",
          "checkpoint_nimg=160", "snapshot_nimg=160", *changes],
     )  # fmt: skip
 

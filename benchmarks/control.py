@@ -114,9 +114,20 @@ class Page:
 @click.option("--pictures", type=click.Path(path_type=Path), default=Path("docs/images"))
 @click.option("--num", default=1797, help="Number of images per row of a table.")
 @click.option("--emoji", nargs=2, metavar="RUN DATA", help="Draw a finished run of emoji, too.")
-def main(out: Path, pictures: Path, num: int, emoji: tuple[str, str] | None) -> None:
+@click.option(
+    "--color", nargs=4, metavar="RUN DATA RUN DATA", help="Draw runs of emoji-color: gray, edges."
+)
+def main(
+    out: Path,
+    pictures: Path,
+    num: int,
+    emoji: tuple[str, str] | None,
+    color: tuple[str, str, str, str] | None,
+) -> None:
     """Measure and draw."""
     page = Page(out, pictures, num)
+    if color is not None:
+        colored(page, {"gray": color[:2], "edges": color[2:]})
     if emoji is not None:
         edited_emoji(page, *emoji)
     enlarged(page)
@@ -261,6 +272,24 @@ def edited(page: Page) -> None:
         page.bar("known pixels are kept", made[:, :, 4:].equal(real[:, :, 4:]))
         shown[f"resample {times}"] = made.numpy()
     page.draw("filled", shown, [str(c) for c in classes])
+
+
+def colored(page: Page, runs: dict[str, tuple[str, ...]]) -> None:
+    """Emoji told their gray versions, and others told their edges, with two seeds each."""
+    shown: dict[str, Pixels] = {}
+    for name, (run, data) in runs.items():
+        model, dataset = load(f"{run}@sigma_rel=0.10"), open_dataset(data)
+        rows = [int(row) for row in np.random.default_rng(0).permutation(len(dataset))[:12]]
+        hints = np.stack([_condition(dataset, row) for row in rows])
+        shown[name] = hints.repeat(3, axis=1)
+        for first in (0, 1000):
+            seeds = range(first, first + len(rows))
+            told = dataset.conditioning(rows, names=["image"])
+            made = generate(model, seeds, conditioning=told, sampling=SAMPLING)
+            shown[f"from {name}, seed {1 + first // 1000}"] = made.numpy()
+        shown.setdefault("real", dataset.images(rows))
+    shown["real"] = shown.pop("real")
+    page.draw("color", shown, [])
 
 
 def edited_emoji(page: Page, run: str, data: str) -> None:

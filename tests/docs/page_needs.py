@@ -357,6 +357,11 @@ def text(page):
 
 def control(page):
     page.finished_run()
+    Path("squares").mkdir()
+    for i, color in enumerate(["red", "green", "blue", "black"] * 3):  # in place of the emoji
+        picture = Image.new("RGB", (16, 16), "white")
+        picture.paste(color, (4, 4, 12, 12))
+        picture.save(f"squares/{i}.png")
     digits = open_dataset("digits").images([13])
     mask = np.where(np.arange(8)[:, None] < 4, 255, 0).repeat(8, axis=1).astype(np.uint8)
     for name, pixels in {"three": digits[0, 0], "outline": digits[0, 0], "upper": mask}.items():
@@ -364,13 +369,14 @@ def control(page):
 
     def shrink(line):
         line = line.replace("--steps 18", "--steps 2").replace("0000032000", "0000001280")
+        line = line.replace("convert openmoji", "convert squares")
         if "-m edm2lite.training" not in line:
             return line
         return line + "".join(f" --set {change}" for change in TINY)
 
     page.small = shrink
     yield
-    for name in ("large", "followed", "threes", "variations", "filled"):
+    for name in ("large", "colored", "followed", "threes", "variations", "filled"):
         with Image.open(f"{name}.png") as picture:
             assert picture.width >= 24
     written, shipped = load_config("control.yaml"), load_config("digits-control")

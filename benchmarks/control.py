@@ -40,11 +40,6 @@ LENGTH = 0.13
 SAMPLING = Sampling(num_steps=18)
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SHOWN = 16
-OTHER_WORDS = {
-    "red heart": "blue heart", "grinning face": "angry face", "red apple": "green apple",
-    "cat face": "dog face", "flag of italy": "flag of germany", "full moon": "sun",
-    "red circle": "green circle", "yellow heart": "red heart",
-}  # fmt: skip
 Pixels = NDArray[np.uint8]
 
 
@@ -103,33 +98,24 @@ class Page:
 
     def draw(self, name: str, rows: dict[str, Pixels], columns: list[str]) -> None:
         """A picture with a row of images for each name."""
-        path = self.pictures / f"control-{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plot_images(path, list(rows.values()), list(rows), columns)
-        click.echo(path)
+        draw(self.pictures, name, rows, columns)
+
+
+def draw(pictures: Path, name: str, rows: dict[str, Pixels], columns: list[str]) -> None:
+    """A picture control-NAME.png with a row of images for each name."""
+    path = pictures / f"control-{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_images(path, list(rows.values()), list(rows), columns)
+    click.echo(path)
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/control-page"))
 @click.option("--pictures", type=click.Path(path_type=Path), default=Path("docs/images"))
 @click.option("--num", default=1797, help="Number of images per row of a table.")
-@click.option("--emoji", nargs=2, metavar="RUN DATA", help="Draw a finished run of emoji, too.")
-@click.option(
-    "--color", nargs=4, metavar="RUN DATA RUN DATA", help="Draw runs of emoji-color: gray, edges."
-)
-def main(
-    out: Path,
-    pictures: Path,
-    num: int,
-    emoji: tuple[str, str] | None,
-    color: tuple[str, str, str, str] | None,
-) -> None:
+def main(out: Path, pictures: Path, num: int) -> None:
     """Measure and draw."""
     page = Page(out, pictures, num)
-    if color is not None:
-        colored(page, {"gray": color[:2], "edges": color[2:]})
-    if emoji is not None:
-        edited_emoji(page, *emoji)
     enlarged(page)
     followed(page)
     edited(page)
@@ -144,7 +130,7 @@ def enlarged(page: Page) -> None:
     seeds, model = range(page.num), load(f"{run}@sigma_rel={LENGTH}")
     made = generate(model, seeds, conditioning=lowres, sampling=SAMPLING)
     rows = [seed % len(lowres) for seed in seeds]
-    small = np.stack([_condition(lowres, row) for row in rows])[:, :, ::2, ::2]
+    small = np.stack([condition_pixels(lowres, row) for row in rows])[:, :, ::2, ::2]
     bicubic = np.stack([_bicubic(image[0]) for image in small])[:, None]
     real = page.digits.images(rows)
     print("\n| from 4x4 pixels | FD | RMS to the input |\n|---|---|---|")
@@ -171,7 +157,7 @@ def followed(page: Page) -> None:
     rows = [int(row) for row in rng.integers(len(outlines), size=page.num)]
     assert outlines.labels is not None
     classes = [int(outlines.labels[row]) for row in rows]
-    hints = np.stack([_condition(outlines, row) for row in rows])
+    hints = np.stack([condition_pixels(outlines, row) for row in rows])
     told = outlines.conditioning(rows)
     print("\n| strength | outline agrees | right class | magnitudes | with sums |")
     print("|---|---|---|---|---|")
@@ -274,47 +260,7 @@ def edited(page: Page) -> None:
     page.draw("filled", shown, [str(c) for c in classes])
 
 
-def colored(page: Page, runs: dict[str, tuple[str, ...]]) -> None:
-    """Emoji told their gray versions, and others told their edges, with two seeds each."""
-    shown: dict[str, Pixels] = {}
-    for name, (run, data) in runs.items():
-        model, dataset = load(f"{run}@sigma_rel=0.10"), open_dataset(data)
-        rows = [int(row) for row in np.random.default_rng(0).permutation(len(dataset))[:12]]
-        hints = np.stack([_condition(dataset, row) for row in rows])
-        shown[name] = hints.repeat(3, axis=1)
-        for first in (0, 1000):
-            seeds = range(first, first + len(rows))
-            told = dataset.conditioning(rows, names=["image"])
-            made = generate(model, seeds, conditioning=told, sampling=SAMPLING)
-            shown[f"from {name}, seed {1 + first // 1000}"] = made.numpy()
-        shown.setdefault("real", dataset.images(rows))
-    shown["real"] = shown.pop("real")
-    page.draw("color", shown, [])
-
-
-def edited_emoji(page: Page, run: str, data: str) -> None:
-    """Emoji told other words, by strength, and their right halves filled in."""
-    model, dataset = load(f"{run}@sigma_rel=0.05"), open_dataset(data)
-    assert dataset.captions is not None
-    places = {texts[0]: i for i, texts in enumerate(dataset.captions.texts)}
-    real = torch.from_numpy(dataset.images([places[name] for name in OTHER_WORDS]))
-    settings = Sampling(num_steps=16, guidance=2.0)
-    shown, num = {"real": real.numpy()}, len(OTHER_WORDS)
-    for strength in (0.5, 0.7, 0.9):
-        edit = Edit(images=real, strength=strength)
-        words = list(OTHER_WORDS.values())
-        made = generate(model, range(num), prompts=words, edit=edit, sampling=settings)
-        shown[f"strength {strength:g}"] = made.numpy()
-    mask = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
-    mask[:, :, :, 16:] = 255
-    edit = Edit(images=real, mask=mask, resample=2)
-    made = generate(model, range(num), prompts=list(OTHER_WORDS), edit=edit, sampling=settings)
-    page.bar("known pixels are kept", made[..., :16].equal(real[..., :16]))
-    shown["filled in"] = made.numpy()
-    page.draw("emoji", shown, [f"{name}: {other}" for name, other in OTHER_WORDS.items()])
-
-
-def _condition(dataset: ImageDataset, row: int) -> Pixels:
+def condition_pixels(dataset: ImageDataset, row: int) -> Pixels:
     found = dataset.extra_conditions[0].drawn(row)
     assert found is not None
     return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edm2lite.interop.lora_names import LayerNames
 from edm2lite.interop.lora_peft import SUFFIXES as PEFT
-from edm2lite.interop.lora_peft import Scales, stated_scales
+from edm2lite.interop.lora_peft import Scales, pair, stated_scales
 from edm2lite.interop.lora_tensors import Pair, Part, alpha_scale, changes, gathered
 from edm2lite.network.low_rank import Factors
 from edm2lite.strict_json import parse_object
@@ -89,10 +89,7 @@ def written(
     inner = {names.inner(name): change for name, change in adapted.items()}
     tensors: dict[str, Tensor] = {}
     for path, change in inner.items():
-        up = change.up
-        tensors[f"{part}.{path}.lora_A.weight"] = change.down
-        up = up[:, :, None, None] if change.down.ndim == 4 else up
-        tensors[f"{part}.{path}.lora_B.weight"] = up
+        tensors |= pair(f"{part}.{path}", change)
     config = {**stated_scales(inner), "target_modules": list(inner), "bias": "none"}
     return tensors, {CONFIG: json.dumps({f"{part}.{name}": v for name, v in config.items()})}
 

@@ -153,6 +153,23 @@ def read(
     return changes(found, names, scale_of), is_inside
 
 
+def pair(name: str, change: Factors) -> dict[str, Tensor]:
+    """The two tensors of a layer in files of peft and of diffusers.
+
+    Args:
+        name: Name of the layer in the file.
+        change: Factors of the layer.
+
+    Example:
+        >>> import torch
+        >>> change = Factors(torch.ones(2, 3, 1, 1), torch.ones(4, 2), 1.0)
+        >>> {key: [*value.shape] for key, value in pair("a", change).items()}
+        {'a.lora_A.weight': [2, 3, 1, 1], 'a.lora_B.weight': [4, 2, 1, 1]}
+    """
+    up = change.up[:, :, None, None] if change.down.ndim == 4 else change.up
+    return {f"{name}.lora_A.weight": change.down, f"{name}.lora_B.weight": up}
+
+
 def written(adapted: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and configuration of such a folder; layers by their names in the denoiser.
 
@@ -168,10 +185,7 @@ def written(adapted: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str
     """
     tensors: dict[str, Tensor] = {}
     for name, change in adapted.items():
-        up = change.up
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = change.down
-        up = up[:, :, None, None] if change.down.ndim == 4 else up
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = up
+        tensors |= pair(f"{PREFIX}{name}", change)
     return tensors, {
         "peft_type": "LORA",
         "task_type": None,

@@ -185,7 +185,7 @@ class Sampling:
     ) -> Tensor:
         solver = self._solver()
         options: dict[str, Any] = {name: getattr(self, name) for name in solver.options}
-        if "S_churn" in options:  # of the whole run: later steps alone add as much each as in it
+        if options.get("S_churn"):  # of the whole run: later steps alone add as much each as in it
             options["S_churn"] *= (len(levels) - 1) / (len(self.levels()) - 1)
         if solver.draws_noise:
             options["noise"] = noise

@@ -187,8 +187,10 @@ def test_patches_and_latents_begin_with_images_too(squares, latents, vae, tmp_pa
         none = edm2lite.generate(
             model, [0, 1], sampling=FOUR, edit=Edit(images=photos, strength=0.0)
         )
-        error = (none.float() - photos.float()).square().mean().sqrt()
-        assert none.equal(photos) if exact else error < 0.8 * photos.float().std()
+        # what the encoder leaves of them, to a pixel value: batches of other sizes round otherwise
+        expected = model.encoder.decode(model.encoder.encode_images(photos))
+        assert (none.int() - expected.int()).abs().max() <= 1
+        assert none.equal(photos) if exact else not none.equal(photos)
         edit = Edit(images=photos, mask=mask)
         found = edm2lite.generate(model, [0, 1], sampling=FOUR, edit=edit)
         kept = (mask < 128).expand_as(photos)

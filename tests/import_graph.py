@@ -68,7 +68,9 @@ def named(path: Path) -> list[str]:
 
 
 def room(module: str) -> str:
-    """The room in which a module of ours lies."""
+    """The room in which a module of ours lies; ``python -m edm2lite`` is one of the commands."""
+    if module == "edm2lite.__main__":
+        return "edm2lite.tools"
     if module.startswith("edm2lite.network.kernels"):
         return "edm2lite.network.kernels"
     return ".".join(module.split(".")[:2])

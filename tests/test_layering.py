@@ -24,7 +24,8 @@ ORDER = (
     "sweep",
     "plotting",
     "edm2lite",
-    "training tools",
+    "training",
+    "tools",
 )
 LEVEL = {
     (name if name == "edm2lite" else f"edm2lite.{name}"): level

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edm2lite.messages.commands import Group
+
 from ._adapters import adapters_option
 from ._cli import plugin_option, user_errors
 from .adapters_export import main as export
@@ -13,7 +15,7 @@ from .adapters_factorize import main as factorize
 from .adapters_import import main as import_
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
     """Describe, merge, import and export adapters: LoRA, learned classes, hypernetworks."""
 

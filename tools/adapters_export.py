@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._adapters import adapters_option
 from ._cli import plugin_option, user_errors
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from edm2lite.interop.adapter_export import Exported
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @adapters_option
 @click.option(

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._cli import plugin_option, user_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("adapter")
 @click.option("--rank", type=click.IntRange(1), required=True, help="Largest rank of a layer.")
 @click.option(

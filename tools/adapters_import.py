@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._cli import plugin_option, user_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file")
 @click.option("--base", metavar="MODEL", required=True, help="Model that FILE was made for.")
 @click.option(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._cli import COUNT, progress, user_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--data",
     metavar="DATASET",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from edm2lite.messages.commands import Group
+
 from ._cli import CountBar, user_errors
 from .dataset_convert import main as convert
 from .dataset_encode import main as encode
@@ -16,7 +18,7 @@ from .dataset_info import main as info
 SOURCE = click.argument("source", metavar="DATASET")
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
     """From a folder of images to what a run trains on.
 
@@ -25,7 +27,7 @@ def main() -> None:
       edm2lite dataset convert photos photos-512.zip --resolution 512
       edm2lite dataset verify photos-512.zip
       edm2lite dataset encode photos-512.zip latents --vae stabilityai/sd-vae-ft-mse
-      python -m edm2lite.training CONFIG --set data.source=latents --out runs/photos
+      edm2lite train CONFIG --set data.source=latents --out runs/photos
     """
 
 

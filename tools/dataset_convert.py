@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edm2lite.dataset.hints import HINTS
+from edm2lite.messages.commands import Command
 
 from ._cli import CountBar, user_errors
 
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from edm2lite.dataset.convert import ConversionReport
 
 
-@click.command()
+TOPICS = {
+    "Pictures": "resolution crop bucket-step transform mirror gray exif background",
+    "Classes, captions and condition images": (
+        "no-labels no-captions condition no-conditions normalize-like"
+    ),
+    "Reading": "split skip-damaged threads",
+}
+
+
+@click.command(cls=Command, topics=TOPICS)
 @click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--resolution", type=click.IntRange(1), help="Side in pixels. [default: unchanged]")

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from edm2lite import processes
+from edm2lite.messages.commands import Command
 
 from ._cli import CountBar, user_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="DATASET")
 @click.argument("dest", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--vae", required=True, help="Folder or hub name of a diffusers AutoencoderKL.")

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from edm2lite import processes
+from edm2lite.messages.commands import Command
 
 from ._cli import CountBar, plugin_option, user_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="DATASET")
 @click.option(
     "--encoder",

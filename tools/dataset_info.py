@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from edm2lite.messages.commands import Command
+
 from ._cli import table, user_errors
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from edm2lite.dataset.summary import DatasetSummary
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source", metavar="DATASET")
 @click.option(
     "--sample",

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from edm2lite.claim import claim_file, claim_folder
+from edm2lite.messages.commands import Command
 
 from ._cli import COUNT, Interrupted, user_errors
 
@@ -20,7 +21,7 @@ LENGTHS = "0.02,0.03,0.05,0.07,0.10,0.14,0.20,0.25"
 STEPS = 16
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -64,15 +65,15 @@ def _run_all(out: Path, num: int, overrides: tuple[str, ...]) -> None:
     begin = time.perf_counter()
     run = shlex.quote(str(out))
     changes = "".join(f" --set {shlex.quote(change)}" for change in overrides)
-    _run(f"python -m edm2lite.training digits --out {run}{changes}")
-    _run(f"reconstruct_ema {run} --sigma-rel {LENGTHS} --out {run}/ema")
+    _run(f"edm2lite train digits --out {run}{changes}")
+    _run(f"edm2lite reconstruct {run} --sigma-rel {LENGTHS} --out {run}/ema")
     _run(f"edm2lite classifier --out {run}/classifier.safetensors")
     _run(
         f"edm2lite evaluate stats digits --extractor digits"
         f" --weights {run}/classifier.safetensors --out {run}/reference.safetensors"
     )
     _run(
-        f"sweep_ema {run} --sigma-rel {LENGTHS} --ref {run}/reference.safetensors"
+        f"edm2lite sweep {run} --sigma-rel {LENGTHS} --ref {run}/reference.safetensors"
         f" --weights {run}/classifier.safetensors --num {num} --steps {STEPS}"
     )
     averages = " ".join(shlex.quote(str(path)) for path in sorted((out / "ema").glob("*")))

@@ -7,45 +7,84 @@ import importlib
 import click
 from click.shell_completion import CompletionItem
 
+from edm2lite.messages.commands import Group
 from edm2lite.version import __version__
 
 from ._cli import Interrupted
 
-COMMANDS = {
-    "demo": "Train on real digits, reconstruct EMA lengths, sweep and sample: all on a CPU.",
-    "generate": "Generate images from models.",
-    "toy": "Compare kinds of guidance on a density in the plane, where the truth is known.",
-    "evaluate": "Compute feature statistics and metrics such as the Fréchet distance.",
-    "plot": "Draw the curves of a training run.",
-    "plan": "Choose which averages to store, how often and in which type, before training.",
-    "ema-units": "Convert EMA lengths: gamma, sigma_rel, half-life, decay, window.",
-    "import": "Import EDM2 and ema-pytorch checkpoints.",
-    "export": "Export a model with its card, to a folder or to the Hugging Face Hub.",
-    "adapters": "Describe, merge, import and export adapters such as LoRA.",
-    "dataset": "Convert, encode, verify and preview data sets.",
-    "magnitudes": "Measure activations, weights and updates of a network against 1, and its cost.",
-    "plot-objective": "Draw what configurations train for: weight and density by noise level.",
-    "snapshots": "List the snapshots of a run, find damaged ones, and thin them out.",
-    "classifier": "Train the digit classifier that the demo uses as a metric.",
+TOPICS = {
+    "From images to a picture": {
+        "train": "Train a network, continue a run, or extend it.",
+        "reconstruct": "Rebuild EMA weights of any length from the snapshots of a run.",
+        "sweep": "Measure EMA lengths, guidance weights and training times.",
+        "generate": "Generate images from models; `sample` is another name of it.",
+        "demo": "Do all of this with real digits, on a CPU.",
+    },
+    "Data and metrics": {
+        "dataset": "Convert, encode, verify and preview data sets.",
+        "evaluate": "Compute feature statistics and metrics such as the Fréchet distance.",
+        "classifier": "Train a small network whose features compare images.",
+    },
+    "Runs and their averages": {
+        "plan": "Choose which averages to store, how often and in which type, before training.",
+        "plot": "Draw the curves of a training run.",
+        "snapshots": "List the snapshots of a run, find damaged ones, and thin them out.",
+        "ema-units": "Convert EMA lengths: gamma, sigma_rel, half-life, decay, window.",
+    },
+    "Files of other tools": {
+        "import": "Import EDM2 and ema-pytorch checkpoints.",
+        "export": "Export a model with its card, to a folder or to the Hugging Face Hub.",
+        "adapters": "Describe, merge, import and export adapters such as LoRA.",
+    },
+    "Networks and theory": {
+        "magnitudes": "Measure activations, weights and updates of a network against 1.",
+        "plot-objective": "Draw what configurations train for: weight and density by noise level.",
+        "toy": "Compare kinds of guidance on a density in the plane, where the truth is known.",
+    },
 }
-_MODULES = {  # commands whose name cannot be the name of a module
-    "import": "import_run",
-    "plot-objective": "plot_objective",
-    "ema-units": "ema_units",
+COMMANDS = {name: text for topic in TOPICS.values() for name, text in topic.items()}
+ALIASES = {"sample": "generate", "reconstruct_ema": "reconstruct", "sweep_ema": "sweep"}
+_MODULES = {  # of commands that are not named like their module
+    "train": "edm2lite.training.__main__",
+    "reconstruct": "edm2lite.tools.reconstruct_ema",
+    "sweep": "edm2lite.tools.sweep_ema",
+    "import": "edm2lite.tools.import_run",
+    "plot-objective": "edm2lite.tools.plot_objective",
+    "ema-units": "edm2lite.tools.ema_units",
+}
+_ADVICE = {
+    "info": "edm2lite snapshots RUN, edm2lite dataset info DATASET, or edm2lite adapters info FILE",
+    "ema": "edm2lite reconstruct",
+    "finetune": "edm2lite train CONFIG --set init=MODEL",
+    "fine-tune": "edm2lite train CONFIG --set init=MODEL",
+    "resume": "edm2lite train with the command line of the run",
+    "fid": "edm2lite evaluate",
+    "score": "edm2lite evaluate",
+    "stats": "edm2lite evaluate stats",
+    "convert": "edm2lite dataset convert",
+    "encode": "edm2lite dataset encode",
+    "preview": "edm2lite dataset preview",
+    "verify": "edm2lite dataset verify",
+    "lora": "edm2lite adapters",
+    "units": "edm2lite ema-units",
+    "push": "edm2lite export --push USER/NAME",
+    "help": "edm2lite -h",
+    "version": "edm2lite --version",
 }
 
 
-class _Lazy(click.Group):
-    """Imports ``edm2lite.tools.<name>`` only when that command runs, so that --help is instant."""
+class _Lazy(Group):
+    """Imports the module of a command only when that command runs, so that --help is instant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
         try:
-            module = importlib.import_module(f"edm2lite.tools.{_MODULES.get(name, name)}")
+            module = importlib.import_module(_MODULES.get(name, f"edm2lite.tools.{name}"))
         except KeyboardInterrupt:
             raise Interrupted from None
         command: click.Command = module.main
@@ -62,19 +101,23 @@ class _Lazy(click.Group):
         return matching + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        width = max(map(len, COMMANDS))
+        for title, commands in TOPICS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:{width}}", text) for name, text in commands.items()])
 
 
-@click.group(cls=_Lazy)
+@click.group(cls=_Lazy, advice=_ADVICE)
 @click.version_option(__version__, prog_name="edm2lite")
 def main() -> None:
     """Magnitude-preserving diffusion models (EDM2) and post-hoc EMA.
 
     \b
-    Training:        python -m edm2lite.training CONFIG --out RUN
-    Reconstruction:  reconstruct_ema RUN --sigma-rel 0.05,0.10 --out DIR
-    Sweep:           sweep_ema RUN --sigma-rel 0.02:0.25:0.01 --ref STATS
+    Example:
+      edm2lite train digits --out runs/digits
+      edm2lite reconstruct runs/digits --sigma-rel 0.05,0.10
+      edm2lite sweep runs/digits --sigma-rel 0.02:0.25:0.01 --ref digits.safetensors
+      edm2lite generate runs/digits@sigma_rel=0.13 --seeds 0-63 --grid digits.png
     """
 
 

@@ -12,6 +12,7 @@ import click
 from edm2lite.ema.formulas import decay as last_beta
 from edm2lite.ema.lengths import MEASURES, Length, Measure
 from edm2lite.extras import require
+from edm2lite.messages.commands import Command
 from edm2lite.units import format_amount
 
 from ._cli import AMOUNT, AMOUNTS, DECAYS, FLOATS, table, user_errors
@@ -21,7 +22,15 @@ _LEFT = {0.01: "at 1%", 0.05: "at 5%", 0.1: "at 10%", 0.2: "at 20%"}
 _PICTURE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+TOPICS = {
+    "Averages": "sigma-rel gamma half-life decay window",
+    "Decays of the learning rate": "cooldown anytime schedule-free schedule-free-c",
+    "Training": "at batch",
+    "Output": "by schedule plot json",
+}
+
+
+@click.command(cls=Command, topics=TOPICS)
 @click.option("--sigma-rel", type=FLOATS, default=[], help="Relative widths, e.g. 0.05,0.10.")
 @click.option("--gamma", type=FLOATS, default=[], help="Exponents, e.g. 6.94.")
 @click.option("--half-life", type=AMOUNTS, default=[], help="Half-lives in images; need --at.")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edm2lite import processes
+from edm2lite.messages.commands import Group
 from edm2lite.metrics.registry import METRICS
 
 from ._cli import COUNT, ImageBar, plugin_option, table, user_errors
@@ -24,7 +25,7 @@ _BATCH = click.option(
 )
 
 
-class _ScoreByDefault(click.Group):
+class _ScoreByDefault(Group):
     """``evaluate X`` is ``evaluate score X`` where X is no command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -85,7 +86,14 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
         click.echo(f"{out}: {images}{len(written.mean)} features ({extractor})")
 
 
-@main.command()
+TOPICS = {
+    "Metric": "ref metrics weights clip data",
+    "Images": "images steps conditions batch",
+    "Output": "cache",
+}
+
+
+@main.command(topics=TOPICS)
 @click.argument("source", metavar="MODEL_OR_IMAGES")
 @click.option(
     "--ref",

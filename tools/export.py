@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edm2lite.extras import require
+from edm2lite.messages.commands import Command
 
 from ._cli import plugin_option, user_errors
 from ._notes import note_raw_weights
@@ -16,7 +17,7 @@ def _current_name(option: str) -> str:
     return "license" if option == "licence" else option  # the name in 0.1; codespell:ignore licence
 
 
-@click.command(context_settings={"token_normalize_func": _current_name})
+@click.command(cls=Command, context_settings={"token_normalize_func": _current_name})
 @click.argument("model")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Output folder."

@@ -10,6 +10,7 @@ import click
 
 from edm2lite import processes
 from edm2lite.extras import require
+from edm2lite.messages.commands import Command
 
 from ._cli import CLASS, GUIDE, SEEDS, plugin_option, user_errors
 from ._editing import editing_options, take_controls, take_edit
@@ -24,7 +25,21 @@ if TYPE_CHECKING:
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-@click.command()
+TOPICS = {
+    "Images": "seeds class prompt prompts conditions size",
+    "Model": "adapter recipe weights list-recipes dtype compile batch",
+    "Sampler": "steps solver schedule sigmas churn",
+    "Guidance": (
+        "guide guidance negative-prompt interval rescale apg apg-norm apg-momentum guided-channels"
+    ),
+    "Images to follow and to edit": (
+        "control control-guidance control-weights init-image strength from-sigma mask resample"
+    ),
+    "Output": "out grid",
+}
+
+
+@click.command(cls=Command, topics=TOPICS)
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option(
     "--seeds",

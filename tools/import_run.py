@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._cli import COUNT, FLOATS, ByteBar, table, user_errors
 
 if TYPE_CHECKING:
@@ -16,7 +18,15 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
-@click.command()
+TOPICS = {
+    "All files": "out batch-size importer",
+    "ema-pytorch": "sigma-rel gamma update-every skip-unusable",
+    "DiT and SiT": "family vae license",
+    "Checkpoints of any training program": "raw clock time-pattern per-step part copy",
+}
+
+
+@click.command(cls=Command, topics=TOPICS)
 @click.argument("source", type=_PATH, metavar="FILE|FOLDER")
 @click.option("--out", type=_PATH, help="Output file or folder. [default: beside the source]")
 @click.option("--batch-size", type=COUNT, help="Images per step. [default: 2048; ema-pytorch: 1]")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edm2lite.extras import require
+from edm2lite.messages.commands import Command
 
 from ._cli import plugin_option, table, user_errors
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", required=False)
 @click.option("--data", help="Data set to measure on. [default: white noise]")
 @click.option(

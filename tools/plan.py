@@ -6,12 +6,13 @@ import itertools
 
 import click
 
+from edm2lite.messages.commands import Command
 from edm2lite.units import format_count
 
 from ._cli import COUNT, DECAYS, DTYPE, FLOATS, PARAMS, RANGE, progress, table, user_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--duration", type=COUNT, required=True, help="Number of images, e.g. 2048Mi.")
 @click.option("--params", type=PARAMS, required=True, help="Number of parameters, e.g. 1.5B.")
 @click.option(

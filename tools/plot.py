@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from edm2lite.messages.commands import Command
 from edm2lite.plotting.run_curves import plot_run, read_stats
 
 from ._cli import user_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="PNG. [default: RUN/curves.png]"

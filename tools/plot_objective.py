@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._cli import plugin_option, table, user_errors
 from ._notes import can_draw
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from edm2lite.diffusion.objective import Objective
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("configs", nargs=-1, required=True)
 @click.option(
     "--std",

@@ -1,4 +1,4 @@
-"""``reconstruct_ema``: EMA weights of any length from the snapshots of a run."""
+"""``edm2lite reconstruct``: EMA weights of any length from the snapshots of a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edm2lite.messages.commands import Command
 from edm2lite.version import __version__
 
 from ._cli import COUNT, DECAYS, DTYPE, FLOATS, ByteBar, FileBar, table, user_errors
@@ -20,7 +21,14 @@ _PATH = click.Path(path_type=Path)
 _SOLVER = click.Choice(["calibrated", "paper", "wsm"])
 
 
-@click.command()
+TOPICS = {
+    "Averages": "sigma-rel gamma decay lr-log at solver max-error",
+    "Output": "out hf config-from dtype json",
+    "In place of writing": "dry-run verify",
+}
+
+
+@click.command(cls=Command, topics=TOPICS)
 @click.argument("run", type=_PATH)
 @click.option("--sigma-rel", type=FLOATS, help="Relative widths: 0.05,0.10 or 0.02:0.25:0.01.")
 @click.option("--gamma", type=FLOATS, help="Exponents, e.g. 6.94, in place of --sigma-rel.")
@@ -86,10 +94,10 @@ def main(
 
     \b
     Examples:
-      reconstruct_ema runs/digits --sigma-rel 0.02:0.25:0.01 --out runs/digits/ema
-      reconstruct_ema runs/digits --decay linear:0.2,cosine:0.2,1-sqrt:0.1,power:3:0.2
-      reconstruct_ema runs/llm --decay cosine:0.2 --hf models/decayed
-      reconstruct_ema runs/digits --verify runs/digits/ema/ema-0.10000-0000064000.safetensors
+      edm2lite reconstruct runs/digits --sigma-rel 0.02:0.25:0.01 --out runs/digits/ema
+      edm2lite reconstruct runs/digits --decay linear:0.2,cosine:0.2,1-sqrt:0.1,power:3:0.2
+      edm2lite reconstruct runs/llm --decay cosine:0.2 --hf models/decayed
+      edm2lite reconstruct runs/digits --verify runs/digits/ema/ema-0.10000-0000064000.safetensors
     """
     if (sigma_rel, gamma, decay, verify).count(None) != 3 or (lr_log and not decay):
         raise click.UsageError(

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._cli import RANGE, ByteBar, CountBar, FileBar, table, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.ema.doctor import Report
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="Read headers only, not every byte.")
 @click.option(

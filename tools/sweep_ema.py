@@ -1,4 +1,4 @@
-"""``sweep_ema``: which EMA length is best, and how sure that is."""
+"""``edm2lite sweep``: which EMA length is best, and how sure that is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edm2lite import processes
+from edm2lite.messages.commands import Command
 from edm2lite.metrics.registry import METRICS
 from edm2lite.version import __version__
 
@@ -16,7 +17,15 @@ from ._cli import COUNT, COUNTS, DECAYS, FLOATS, GUIDE, RANGE, plugin_option, pr
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+TOPICS = {
+    "EMA lengths": "sigma-rel decay search range at groups max-error",
+    "Metric": "metric ref data weights clip images",
+    "Sampler and guidance": "steps seed conditions guidance guide guide-sigma-rel batch",
+    "Output": "out",
+}
+
+
+@click.command(cls=Command, topics=TOPICS)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--sigma-rel", type=FLOATS, help="EMA lengths, e.g. 0.02:0.25:0.01.")
 @click.option("--decay", type=DECAYS, help="Decays to emulate, e.g. linear:0.05:0.5:0.05.")
@@ -136,13 +145,13 @@ def main(steps: int, **options: Any) -> None:
 
     \b
     Examples:
-      sweep_ema runs/a --sigma-rel 0.02:0.25:0.01 --ref imagenet.safetensors --num 5000
-      sweep_ema runs/a --search --ref imagenet.safetensors
-      sweep_ema runs/a --decay linear:0.1:0.5:0.1,cosine:0.2,1-sqrt:0.2 --ref imagenet.safetensors
-      sweep_ema runs/a --search --ref imagenet-features.safetensors --metric kid --num 10000
-      sweep_ema runs/a --sigma-rel 0.03,0.06,0.12 --guidance 1:2:0.2 \\
+      edm2lite sweep runs/a --sigma-rel 0.02:0.25:0.01 --ref imagenet.safetensors --num 5000
+      edm2lite sweep runs/a --search --ref imagenet.safetensors
+      edm2lite sweep runs/a --decay linear:0.1:0.5:0.1,cosine:0.2 --ref imagenet.safetensors
+      edm2lite sweep runs/a --search --ref imagenet-features.safetensors --metric kid --num 10000
+      edm2lite sweep runs/a --sigma-rel 0.03,0.06,0.12 --guidance 1:2:0.2 \\
         --guide runs/xs@sigma_rel=0.1 --ref imagenet.safetensors --num 10000
-      sweep_ema runs/a --sigma-rel 0.01:0.28:0.005 --metric loss --data held-out.zip --num 1000
+      edm2lite sweep runs/a --sigma-rel 0.01:0.28:0.005 --metric loss --data held-out.zip --num 1000
       torchrun --nproc_per_node=8 -m edm2lite.tools.sweep_ema runs/a --search --ref imagenet.npz
     """
     from edm2lite.sampling import Sampling

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from edm2lite.messages.commands import Command
+
 from ._cli import COUNT, progress, table, user_errors
 from ._notes import can_draw
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

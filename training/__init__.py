@@ -1,4 +1,4 @@
-"""The trainer, started by ``python -m edm2lite.training``, torchrun, or from Python.
+"""The trainer, started by ``edm2lite train``, by torchrun, or from Python.
 
 A run is a :class:`Trainer`: the loop, with hooks that do something every so many images and sinks
 that take what they report.

@@ -1,4 +1,4 @@
-"""The training command: ``python -m edm2lite.training CONFIG --out RUN``, or under torchrun."""
+"""The command ``edm2lite train``, which is ``edm2lite.training`` under torchrun."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 
 from edm2lite import processes
-from edm2lite.config_file import shipped
 from edm2lite.messages import one_line
+from edm2lite.messages.commands import Command
 from edm2lite.version import __version__
 
 from .manifest import finished
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .config import RunConfig
 
 
-@click.command(epilog=f"Shipped configurations: {', '.join(shipped())}.")
+@click.command(cls=Command)
 @click.argument("config")
 @click.option(
     "--out",
@@ -53,7 +53,8 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
 
     \b
     Examples:
-      python -m edm2lite.training digits --out runs/digits
+      edm2lite train digits --out runs/digits
+      edm2lite train my.yaml --set total_nimg=4Mi --set optim.ref_lr=0.005 --out runs/a
       torchrun --standalone --nproc_per_node=8 -m edm2lite.training my.yaml --out runs/a
     """
     logging.basicConfig(format="%(message)s")

@@ -49,7 +49,7 @@ def test_demo_interrupted_and_started_again_ends_with_the_same_files(tmp_path):
     process = demo(whole)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "Best EMA length" in output and "$ reconstruct_ema" in output
+    assert "Best EMA length" in output and "$ edm2lite reconstruct" in output
     made = {p.name for p in whole.iterdir()}
     assert made >= {
         "config.yaml", "stats.jsonl", "snapshots", "sweep.csv", "sweep.png", "samples.png",

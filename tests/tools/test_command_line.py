@@ -28,9 +28,14 @@ def leaves(name, command):
         yield from leaves(f"{name} {inner}", command.get_command(context, inner))
 
 
-ALL = {"python -m edm2lite.training": training.main}
+ALL = {}
 for _name, _command in COMMANDS.items():
     ALL |= leaves(_name, _command)
+OTHER_NAMES = {
+    "python -m edm2lite.training": "edm2lite train",
+    "reconstruct_ema": "edm2lite reconstruct",
+    "sweep_ema": "edm2lite sweep",
+}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -41,12 +46,50 @@ def test_help_has_an_example_that_is_understood(name):
     lines = [" ".join(line.split()) for line in examples[1].splitlines()]
     for line in lines:
         check(line)
-    assert any(line.startswith(name.removesuffix(" score")) for line in lines)
+    name = OTHER_NAMES.get(name, name)
+    assert any(line.startswith(name.removesuffix(" score")) for line in lines), lines
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_options_are_in_the_topics_of_a_command_that_has_some(name):
+    command = ALL[name]
+    titles = dict.fromkeys(word for names in command.topics.values() for word in names.split())
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    known = [option.removeprefix("--") for p in options for option in p.opts]
+    assert titles.keys() <= set(known)
+    if titles:  # the others are those of many commands
+        left = [
+            p.opts for p in options if not titles.keys() & {o.removeprefix("--") for o in p.opts}
+        ]
+        assert left in ([], [["--plugin"]], [["--version"]], [["--plugin"], ["--version"]])
+    else:
+        assert len(options) < 12, "give the command topics"
+
+
+@pytest.mark.parametrize("name", [*ALL, "edm2lite", "edm2lite dataset", "edm2lite evaluate"])
+def test_h_is_help(name):
+    words = [*name.removeprefix("edm2lite").split(), "-h"]
+    command = ALL.get(name, COMMANDS["edm2lite"])
+    result = CliRunner().invoke(*((command, ["-h"]) if name in ALL else (command, words)))
+    assert result.exit_code == 0 and result.output.startswith("Usage: ")
+
+
+def test_other_names_are_the_same_commands():
+    edm2lite, context = COMMANDS["edm2lite"], click.Context(COMMANDS["edm2lite"])
+    for other, name in OTHER_NAMES.items():
+        command = edm2lite.get_command(context, name.split()[1])
+        assert command is (training.main if "training" in other else COMMANDS[other])
+    assert edm2lite.get_command(context, "sample") is ALL["edm2lite generate"]
+    module = [sys.executable, "-m", "edm2lite", "sample", "--version"]
+    done = subprocess.run([*module[:-2], "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("edm2lite, version"), done.stderr
 
 
 def test_the_page_lists_every_command_and_no_other():
-    listed = re.findall(r"^\| `([^`]+)` \| ", PAGE.split("## ")[0], re.M)
-    assert sorted(listed) == sorted(ALL)
+    listed = re.findall(r"^\| `([^`]+)`(?:, `([^`]+)`)? \| ", PAGE.split("## ")[0], re.M)
+    assert sorted(name for row in listed for name in row if name) == sorted(
+        [*ALL, "python -m edm2lite.training", "edm2lite sample"]
+    )
 
 
 @pytest.mark.parametrize("command", [training.main, *COMMANDS.values()])
@@ -90,7 +133,7 @@ def test_exit_codes_are_those_of_the_page(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "words, completed",
     [
-        ("edm2lite pl", "plot plan plot-objective"),
+        ("edm2lite pl", "plan plot plot-objective"),
         ("edm2lite dataset co", "convert"),
         ("edm2lite evaluate score --me", "--metrics"),
         ("reconstruct_ema --sigma", "--sigma-rel"),

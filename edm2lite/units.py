@@ -4,65 +4,62 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from decimal import Decimal
 
-_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
-_PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
-_DECIMAL = {"k": 1e3, "M": 1e6, "G": 1e9}
+_BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_DECIMAL = {"k": 10**3, "M": 10**6, "G": 10**9}
+_UNITS = {**_BINARY, **_DECIMAL, "K": 10**3, "B": 10**9, "T": 10**12}
+_NUMBER = re.compile(rf"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d{{1,2}})?)\s*({'|'.join(_UNITS)})?")
 _MOST_NUMBERS, _MOST_SEEDS = 10**5, 10**7  # in a list
 
 
-def _scaled(text: str, units: Mapping[str, float]) -> float | None:
-    """The number written in ``text`` with or without one of the units; None if it is not one."""
-    number = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
-    match = re.fullmatch(rf"{number}\s*({'|'.join(units)})?", text.strip())
-    return float(match[1]) * units.get(match[2], 1) if match else None
+def _scaled(text: str) -> Decimal | None:
+    """The number written in ``text``, with or without a unit; None if it is not one."""
+    match = _NUMBER.fullmatch(text.strip())
+    return Decimal(match[1].replace("_", "")) * _UNITS.get(match[2], 1) if match else None
 
 
 def parse_count(value: object) -> object:
-    """The whole number written as ``8Mi`` or ``"12"``; anything else is returned unchanged.
+    """The whole number written as ``8Mi``, ``10k`` or ``"12"``; anything else comes back unchanged.
 
-    Ki, Mi and Gi are powers of 2.
+    Ki, Mi, Gi and Ti are powers of 1024; k (or K), M, G (or B) and T are powers of 1000.
 
     Example:
-        >>> parse_count("8Mi"), parse_count("12"), parse_count("digits")
-        (8388608, 12, 'digits')
+        >>> parse_count("8Mi"), parse_count("1.5M"), parse_count("1e6"), parse_count("digits")
+        (8388608, 1500000, 1000000, 'digits')
     """
-    number = _scaled(value, _BINARY) if isinstance(value, str) else None
-    return int(number) if number is not None and number.is_integer() else value
+    number = _scaled(value) if isinstance(value, str) else None
+    is_whole = number is not None and number < 2**63 and number == int(number)
+    return int(number) if number is not None and is_whole else value
 
 
-def parse_params(text: str) -> int:
-    """The number of parameters written as ``280M``, ``1.5B``, ``12K`` or a plain whole number.
-
-    K, M and B are powers of 10.
+def parse_whole(text: str) -> int:
+    """The whole number written as in :func:`parse_count`.
 
     Raises:
-        ValueError: If ``text`` is not a positive whole number in one of these forms.
+        ValueError: If ``text`` is not a whole number of at most 63 bits.
 
     Example:
-        >>> parse_params("1.5B")
-        1500000000
+        >>> parse_whole("300G"), parse_whole("64Ki")
+        (300000000000, 65536)
     """
-    value = _scaled(text, _PARAMETERS) or 0
-    if not 1 <= value < float("inf") or abs(value - round(value)) > 1e-6 * value:
-        raise ValueError(f"{text!r} must be a number of parameters, as in 280M, 1.5B or 5000")
-    return round(value)
+    value = parse_count(text)
+    if not isinstance(value, int):
+        raise ValueError(f"{text!r} must be a whole number, as in 50000, 10k, 64Ki, 1e6 or 300G")
+    return value
 
 
 def parse_amount(text: str) -> float:
-    """The amount written as ``500k``, ``1.5M``, ``8Mi`` or ``1e6``.
-
-    k, M and G are powers of 10; Ki, Mi and Gi are powers of 2.
+    """The amount written as in :func:`parse_count`, which need not be whole.
 
     Raises:
         ValueError: If ``text`` is not a positive finite number in one of these forms.
 
     Example:
-        >>> parse_amount("500k"), parse_amount("8Mi")
-        (500000.0, 8388608.0)
+        >>> parse_amount("500k"), parse_amount("8Mi"), parse_amount("0.5")
+        (500000.0, 8388608.0, 0.5)
     """
-    value = _scaled(text, _BINARY | _DECIMAL) or 0.0
+    value = float(_scaled(text) or 0)
     if not 0 < value < float("inf"):
         raise ValueError(f"{text!r} must be a positive number, as in 500k, 1.5M, 8Mi or 1e6")
     return value

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 from edm2lite.dataset import open_dataset
+from edm2lite.ema.decays import NamedDecay
 from edm2lite.models.encoders import PixelEncoder, encoder_from_json
 from edm2lite.seeding import Purpose, normals, rng
+from edm2lite.tools._cli import COUNT
+from edm2lite.training import load_config
 from edm2lite.units import format_bytes, format_count, parse_count, parse_floats, parse_seeds
 
 
@@ -131,15 +134,42 @@ def test_noise_is_standard_normal():
 
 @pytest.mark.parametrize(
     "text, value",
-    [("8Mi", 8 * 2**20), ("128Ki", 131072), ("1.5Ki", 1536), ("7", 7), ("2Gi", 2**31)],
-)
+    [
+        ("8Mi", 8 * 2**20),
+        ("128Ki", 131072),
+        ("1.5Ki", 1536),
+        ("7", 7),
+        ("2Gi", 2**31),
+        ("10k", 10**4),
+        ("500K", 500_000),
+        ("0.28B", 280_000_000),
+        ("300G", 3 * 10**11),
+        ("1.1T", 11 * 10**11),
+        ("1e6", 10**6),
+        ("2.5e3 k", 2_500_000),
+        ("1_000", 1000),
+        ("1Ti", 2**40),
+    ],
+)  # fmt: skip
 def test_counts(text, value):
     assert parse_count(text) == value
 
 
-@pytest.mark.parametrize("text", ["8M", "-3", "abc", "0.3", ""])
+@pytest.mark.parametrize("text", ["8m", "-3", "abc", "0.3", "", "1.0001k", "1e30", "k", "0x10"])
 def test_what_is_no_count_comes_back(text):
     assert parse_count(text) == text
+
+
+def test_every_option_and_field_that_counts_takes_the_same_units(tmp_path):
+    """An option, a field of a configuration, the name of a model, and a length of a decay."""
+    texts = ("64k", "64Ki", "0.064M", "6.4e4", "64000")
+    counts = [64_000, 65_536, 64_000, 64_000, 64_000]
+    assert [COUNT.convert(text, None, None) for text in texts] == counts
+    found = [load_config("digits", ["batch_size=32", f"total_nimg={t}"]).total_nimg for t in texts]
+    assert found == counts
+    assert load_config("digits", ["optim.ref_batches=1.5k"]).optim.ref_batches == 1500
+    assert load_config("digits", ["data.per_class=1k"]).data.per_class == 1000
+    assert [NamedDecay.parse(f"cosine:{text}").length for text in texts] == counts
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 1023, 1024, 3 * 2**19, 8 * 2**20, 5 * 2**30, 2**40])

@@ -16,12 +16,11 @@ from edm2lite.kinds import Kinds, plugin
 from edm2lite.messages import one_line
 from edm2lite.units import (
     parse_amount,
-    parse_count,
     parse_floats,
     parse_interval,
-    parse_params,
     parse_range,
     parse_seeds,
+    parse_whole,
 )
 
 T = TypeVar("T")
@@ -52,9 +51,9 @@ class _Parsed(_ParamType):
 
 
 def _count(text: str) -> int:
-    value = parse_count(text)
-    if not isinstance(value, int) or value >= 2**63:
-        raise ValueError(f"{text!r} must be a whole number, as in 4096, 128Ki or 8Mi")
+    value = parse_whole(text)
+    if value < 1:
+        raise ValueError(f"{text!r} must be at least 1, as in 50000, 10k, 64Ki, 1e6 or 300G")
     return value
 
 
@@ -85,7 +84,6 @@ COUNTS = _Parsed("list", lambda text: [_count(part) for part in text.split(",")]
 FLOATS = _Parsed("list", parse_floats)
 GUIDE = _Parsed("model", _guide)
 INTERVAL = _Parsed("low,high|first-last", parse_interval)
-PARAMS = _Parsed("params", parse_params)
 RANGE = _Parsed("low:high", parse_range)
 SIZE = _Parsed("HxW", _size)
 SEEDS = _Parsed("seeds", parse_seeds)

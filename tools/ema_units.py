@@ -31,11 +31,17 @@ TOPICS = {
 
 
 @click.command(cls=Command, topics=TOPICS)
-@click.option("--sigma-rel", type=FLOATS, default=[], help="Relative widths, e.g. 0.05,0.10.")
-@click.option("--gamma", type=FLOATS, default=[], help="Exponents, e.g. 6.94.")
-@click.option("--half-life", type=AMOUNTS, default=[], help="Half-lives in images; need --at.")
-@click.option("--decay", type=FLOATS, default=[], help="Decays per update; need --at and --batch.")
-@click.option("--window", type=AMOUNTS, default=[], help="Widths of windows in images; need --at.")
+@click.option(
+    "--sigma-rel", type=FLOATS, default=[], help="EMA lengths (sigma_rel), e.g. 0.05,0.10."
+)
+@click.option("--gamma", type=FLOATS, default=[], help="Exponents (gamma), e.g. 6.94.")
+@click.option("--half-life", type=AMOUNTS, default=[], help="Half-lives in images; they need --at.")
+@click.option(
+    "--decay", type=FLOATS, default=[], help="Decays per update; they need --at and --batch."
+)
+@click.option(
+    "--window", type=AMOUNTS, default=[], help="Lengths of windows in images; they need --at."
+)
 @click.option("--cooldown", type=DECAYS, default=[], help="Decays of the rate, e.g. cosine:0.2.")
 @click.option(
     "--anytime", type=FLOATS, default=[],

@@ -30,7 +30,9 @@ TOPICS = {
 @click.argument("source", type=_PATH, metavar="FILE|FOLDER")
 @click.option("--out", type=_PATH, help="Output file or folder. [default: beside the source]")
 @click.option("--batch-size", type=COUNT, help="Images per step. [default: 2048; ema-pytorch: 1]")
-@click.option("--sigma-rel", type=FLOATS, help="ema-pytorch: widths in the order of training.")
+@click.option(
+    "--sigma-rel", type=FLOATS, help="ema-pytorch: EMA lengths, in the order of training."
+)
 @click.option("--gamma", type=FLOATS, help="ema-pytorch: exponents, in place of --sigma-rel.")
 @click.option(
     "--update-every", type=COUNT, help="ema-pytorch: value used in training (its default: 100)."
@@ -200,7 +202,7 @@ def _imported(source: Path) -> Path:
 
 
 def _table(tracks: Sequence[Track]) -> str:
-    columns = {"average": "d", "nominal gamma": ".3f", "tracked gamma": ".3f", "sigma_rel": "s"}
+    columns = {"average": "d", "nominal gamma": ".3f", "tracked gamma": ".3f", "EMA length": "s"}
     rows = []
     for track in tracks:
         width, latest = "-", "unusable: left out"

@@ -9,22 +9,27 @@ import click
 from edm2lite.messages.commands import Command
 from edm2lite.units import format_count
 
-from ._cli import COUNT, DECAYS, DTYPE, FLOATS, PARAMS, RANGE, progress, table, user_errors
+from ._cli import COUNT, DECAYS, DTYPE, FLOATS, RANGE, progress, table, user_errors
 
 
 @click.command(cls=Command)
-@click.option("--duration", type=COUNT, required=True, help="Number of images, e.g. 2048Mi.")
-@click.option("--params", type=PARAMS, required=True, help="Number of parameters, e.g. 1.5B.")
+@click.option(
+    "--duration", type=COUNT, required=True, help="Number of images or tokens, e.g. 2048Mi or 300G."
+)
+@click.option("--params", type=COUNT, required=True, help="Number of parameters, e.g. 1.5B.")
 @click.option(
     "--range", "span", type=RANGE, default="0.02:0.25", show_default=True,
-    help="Range of sigma_rel to rebuild at the end of the run.",
+    help="Range of EMA lengths to rebuild at the end of the run.",
 )  # fmt: skip
 @click.option(
     "--decay", type=DECAYS,
     help="Decays to emulate at the end of the run, in place of the range of lengths.",
 )  # fmt: skip
 @click.option(
-    "--sigma-rels", type=FLOATS, multiple=True, help="Tracked lengths, e.g. 0.05,0.10; repeatable."
+    "--sigma-rels",
+    type=FLOATS,
+    multiple=True,
+    help="Tracked EMA lengths, e.g. 0.05,0.10; repeatable.",
 )
 @click.option("--every", type=COUNT, multiple=True, help="Images between snapshots; repeatable.")
 @click.option(
@@ -85,7 +90,7 @@ def main(
     plans.sort(key=lambda p: (p.num_bytes, p.worst_error))
     best = planning.cheapest(plans, max_error) if max_error is not None else None
     columns = {"tracked": "", "every": "", "dtype": "", "files": "d", "GB": ".1f"}
-    at = {"at sigma_rel": ".3f"} if decay is None else {"at decay": ""}
+    at = {"at EMA length": ".3f"} if decay is None else {"at decay": ""}
     rows = []
     for plan in plans:
         tracked, mark = ",".join(f"{s:g}" for s in plan.sigma_rels), "<- cheapest"

@@ -30,8 +30,8 @@ TOPICS = {
 
 @click.command(cls=Command, topics=TOPICS)
 @click.argument("run", type=_PATH)
-@click.option("--sigma-rel", type=FLOATS, help="Relative widths: 0.05,0.10 or 0.02:0.25:0.01.")
-@click.option("--gamma", type=FLOATS, help="Exponents, e.g. 6.94, in place of --sigma-rel.")
+@click.option("--sigma-rel", type=FLOATS, help="EMA lengths: 0.05,0.10 or 0.02:0.25:0.01.")
+@click.option("--gamma", type=FLOATS, help="Exponents (gamma), e.g. 6.94, in place of --sigma-rel.")
 @click.option(
     "--decay", type=DECAYS,
     help="Decays of the learning rate to emulate: linear:0.2,cosine:4Mi,1-sqrt:0.05:0.2:0.05.",
@@ -182,14 +182,16 @@ def _row(plan: Reconstruction, path: Path, max_error: float) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    names = {"decay": ""} if "decay" in rows[0] else {"sigma_rel": ".4f", "gamma": ".3f"}
+    of_decays = "decay" in rows[0]
+    keys = ("decay",) if of_decays else ("sigma_rel", "gamma")
+    names = {"decay": ""} if of_decays else {"EMA length": ".4f", "gamma": ".3f"}
     numbers = {"predicted_error": ".1e", "sum_abs": ".2f", "halves_at": ".1%", "budget": ".1%"}
     titles = ("predicted error", "sum |x|", "rate halves", "budget")
     columns = names | dict(zip(titles, numbers.values(), strict=True)) | {"file": ""}
     cells = []
     for row in rows:
         file = "none: above --max-error" if row["above_max_error"] else row["file"]
-        cells.append([*(row[name] for name in (*names, *numbers)), file])
+        cells.append([*(row[key] for key in (*keys, *numbers)), file])
     return table(columns, cells)
 
 

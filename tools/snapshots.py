@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="Read headers only, not every byte.")
 @click.option(
     "--range", "span", type=RANGE, default="0.02:0.25", show_default=True,
-    help="Range of sigma_rel for which errors are predicted.",
+    help="Range of EMA lengths for which errors are predicted.",
 )  # fmt: skip
 @click.option("--thin", is_flag=True, help="List snapshots that --max-error allows to delete.")
 @click.option("--max-error", type=float, help="Limit of the predicted error for --thin.")
@@ -68,7 +68,7 @@ def main(
 
 def _show(report: Report) -> None:
     states = {f.path: f.state for f in report.findings}
-    columns = {"nimg": "d", "sigma_rel": "s", "dtype": "", "MiB": ".1f", "state": "", "file": ""}
+    columns = {"nimg": "d", "EMA length": "s", "dtype": "", "MiB": ".1f", "state": "", "file": ""}
     rows, others = [], []
     for file in report.files:
         size, state = file.path.stat().st_size / 2**20, states.get(file.path, "ok")
@@ -85,14 +85,14 @@ def _show(report: Report) -> None:
         click.echo(f"\n{finding.state}: {finding.message}")
         if finding.sigma_rel is not None:
             click.echo(
-                f"  adds {finding.cost:.1e} to the predicted error of sigma_rel"
+                f"  adds {finding.cost:.1e} to the predicted error of EMA length"
                 f" {finding.sigma_rel:.4f}: {finding.error:.1e}"
             )
     if len(report.errors):
         pairs = zip(report.sigma_rels, report.errors, strict=True)
         end = report.intact[-1].nimg
         click.echo(f"\nPredicted errors at nimg = {end} from the intact snapshots:")
-        click.echo(table({"sigma_rel": ".4f", "predicted error": ".1e"}, pairs))
+        click.echo(table({"EMA length": ".4f", "predicted error": ".1e"}, pairs))
 
 
 def _thin(report: Report, max_error: float, apply: bool) -> None:

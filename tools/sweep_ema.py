@@ -36,7 +36,7 @@ TOPICS = {
     type=RANGE,
     default="0.02:0.25",
     show_default=True,
-    help="Shortest and longest length of --search.",
+    help="Shortest and longest EMA length of --search.",
 )
 @click.option(
     "--metric",

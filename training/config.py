@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from edm2lite import config_file
 from edm2lite.config_file import shipped as shipped
@@ -23,6 +25,7 @@ from edm2lite.dtypes import Dtype
 from edm2lite.ema.formulas import sigma_rel_to_gamma
 from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.text.encoder import TextEncoder
+from edm2lite.units import parse_count
 
 from .data_config import DataConfig
 from .fields import FREE, Nimg, check_fields
@@ -56,7 +59,7 @@ class OptimConfig:
     """
 
     ref_lr: float = 0.0100
-    ref_batches: float = 70000
+    ref_batches: Annotated[float, BeforeValidator(parse_count)] = 70000
     rampup_nimg: Nimg = 10_000_000
     beta1: float = 0.9
     beta2: float = 0.99
@@ -81,7 +84,7 @@ class EMAConfig:
     """Averages that are tracked during training.
 
     Attributes:
-        sigma_rels: Relative widths of the averages.
+        sigma_rels: EMA lengths of the averages, each in (0, 0.2886).
         dtype: Floating-point type of the snapshot files.
     """
 
@@ -172,14 +175,14 @@ class RunConfig:
     snapshot_nimg: Nimg = field(default=8 * 2**20, metadata=CADENCE)
     checkpoint_nimg: Nimg = field(default=128 * 2**20, metadata={**FREE, **CADENCE})
     keep_checkpoints: int = field(default=2, metadata={**FREE, "minimum": 2})
-    max_bad_steps: int = field(default=100, metadata={**FREE, **POSITIVE})
+    max_bad_steps: Nimg = field(default=100, metadata={**FREE, **POSITIVE})
     parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=FREE)
     compile: bool = field(default=False, metadata=FREE)
     threads: int | None = field(default=None, metadata=FREE)
     tensorboard: bool = field(default=False, metadata=FREE)
     wandb: WandB | None = field(default=None, metadata=FREE)
     sample_nimg: Nimg = field(default=0, metadata={**FREE, **OPTIONAL_CADENCE})
-    sample_count: int = field(default=32, metadata={**FREE, **POSITIVE})
+    sample_count: Nimg = field(default=32, metadata={**FREE, **POSITIVE})
     sample_steps: int = field(default=16, metadata={**FREE, **POSITIVE})
     magnitudes_nimg: Nimg = field(default=0, metadata={**FREE, **OPTIONAL_CADENCE})
     validation: Validation | None = field(default=None, metadata=FREE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .fields import FREE
+from .fields import FREE, Nimg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class DataConfig:
 
     source: str
     classes: tuple[int, ...] | None = None
-    per_class: int | None = None
+    per_class: Nimg | None = None
     as_class: int | None = None
     flip: bool = False
     class_balanced: bool = False

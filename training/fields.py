@@ -19,7 +19,7 @@ from edm2lite import config_file
 from edm2lite.units import parse_count
 
 Nimg = Annotated[int, BeforeValidator(parse_count)]
-"""Type of a field that counts images: a whole number, in YAML also ``128Ki`` or ``8Mi``."""
+"""Type of a field that counts something: a whole number, also written ``10k`` or ``64Ki``."""
 
 FREE: Mapping[str, Any] = {"may_change": True}
 """Metadata of a field that does not decide the course of a run."""

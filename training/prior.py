@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .fields import Nimg
+
 if TYPE_CHECKING:
     from .config import RunConfig
 
@@ -44,7 +46,7 @@ class Prior:
     """
 
     source: str | None = None
-    generate: int | None = None
+    generate: Nimg | None = None
     weight: float = 1.0
     classes: tuple[int, ...] | None = None
     prompts: tuple[str, ...] = ()

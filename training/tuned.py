@@ -119,7 +119,7 @@ class DeltaEMA(PowerFunctionEMA):
 
     Args:
         net: Network with low-rank adapters, on its device.
-        sigma_rels: Relative widths of the averages.
+        sigma_rels: EMA lengths of the averages.
 
     Example:
         >>> import torch

@@ -17,6 +17,7 @@ from edm2lite.diffusion.precond import Precond
 from edm2lite.metrics.held_out_loss import LEVELS, DenoisingRows, check_dataset
 
 from . import distributed
+from .fields import Nimg
 from .hook import Hook
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Validation(Hook):
 
     kind: Literal["validation"] = "validation"
     data: str
-    images: int = field(default=1024, metadata={"minimum": 1})
+    images: Nimg = field(default=1024, metadata={"minimum": 1})
     levels: tuple[float, ...] = LEVELS
     name: str = "validation"
 

@@ -174,7 +174,7 @@ def predict(
 
     Args:
         infos: Intact snapshots, at least one.
-        sigma_rels: [R] relative widths.
+        sigma_rels: [R] EMA lengths.
         model: Trajectory model of the run, from :func:`edm2lite.ema.calibration.fit_model`.
         extra: Further averages that are assumed to be stored in the type of the last snapshot.
         nimg: End of the rebuilt averages. [default: the latest of all]

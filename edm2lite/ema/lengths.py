@@ -76,7 +76,7 @@ class Length:
 
     @classmethod
     def of_sigma_rel(cls, sigma_rel: float, by: Measure = "width") -> Length:
-        """The length of the power function of relative width ``sigma_rel``, in (0, 0.2887)."""
+        """The length of the power function of EMA length ``sigma_rel``, in (0, 0.2887)."""
         return cls(float(sigma_rel_to_gamma(sigma_rel)), by)
 
     @classmethod
@@ -248,12 +248,12 @@ def widths_and_exponents(
     """The lengths of tracked averages, given in one of the two forms, in both.
 
     Args:
-        sigma_rels: Relative widths, each in (0, 0.2887). [default: 0.05 and 0.10]
+        sigma_rels: EMA lengths, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents >= 0, in place of ``sigma_rels``.
         uniform: Whether to add the plain mean of the run, gamma = 0.
 
     Returns:
-        Relative widths and exponents.
+        EMA lengths (sigma_rel) and exponents (gamma).
 
     Raises:
         ValueError: If both are given, there is no length, one is out of range, or two are equal to

@@ -166,7 +166,7 @@ def cadences(duration: int) -> list[int]:
 
 
 def lengths_between(low: float, high: float, count: int = 8) -> NDArray[np.float64]:
-    """Relative widths at equal ratios from ``low`` to ``high``, a sample of the range.
+    """EMA lengths at equal ratios from ``low`` to ``high``, a sample of the range.
 
     Args:
         low: Smallest width, > 0.

@@ -82,7 +82,7 @@ def reconstruct(
 
     Args:
         source: A run, a folder of snapshots, or a list of snapshots.
-        sigma_rel: Relative widths, each in (0, 0.2887).
+        sigma_rel: EMA lengths, each in (0, 0.2887).
         gamma: Exponents >= 0.
         profiles: Averages of any shape. Each determines its own end, so ``nimg`` is not given.
         decay: Decays of the learning rate to emulate, such as ``cosine:0.2`` for the last fifth of

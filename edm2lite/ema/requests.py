@@ -32,7 +32,7 @@ class Request:
 
     Attributes:
         profile: The average.
-        sigma_rel: Relative width as it was requested, if the average is a power function.
+        sigma_rel: EMA length as it was requested, if the average is a power function.
         decay: Name of the decay that the average emulates, "" if it was not asked for as one.
 
     Example:
@@ -68,7 +68,7 @@ def requests_for(
     Args:
         source: The run, a folder of snapshots, or a list of snapshots.
         latest: End of the latest snapshot in images.
-        sigma_rel: Relative widths, each in (0, 0.2887).
+        sigma_rel: EMA lengths, each in (0, 0.2887).
         gamma: Exponents >= 0.
         profiles: Averages of any shape.
         decay: Names of decays, such as ``cosine:0.2``.
@@ -110,7 +110,7 @@ def requests_at(
 
     Args:
         end: End of the averages in images.
-        sigma_rel: Relative widths, each in (0, 0.2887).
+        sigma_rel: EMA lengths, each in (0, 0.2887).
         gamma: Exponents >= 0.
         decay: Names of decays, such as ``cosine:0.2``.
         rate: Learning rate that the run recorded, for decays; None for a constant one.

@@ -95,7 +95,7 @@ class SnapshotInfo:
 
     @property
     def sigma_rel(self) -> float:
-        """Relative width of the average, exactly as it was requested; 0 for raw weights."""
+        """EMA length, exactly as it was requested; 0 for raw weights."""
         return 0.0 if self.is_raw else float(self.header.metadata["sigma_rel"])
 
     @property
@@ -133,7 +133,7 @@ def write_snapshot(
         tensors: Name -> tensor. Those that are not floating-point are stored as they are.
         run: Identifier of the run.
         profile: Exponent and end of the average.
-        sigma_rel: Relative width, as it was requested.
+        sigma_rel: EMA length, as it was requested.
         history: Run-length list of the updates that the average saw.
         start_nimg: Image count at which averaging began.
         dtype: Stored floating-point type.

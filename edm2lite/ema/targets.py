@@ -45,7 +45,7 @@ class Reconstruction:
 
     Attributes:
         profile: The average.
-        sigma_rel: Relative width as it was requested, never rounded; None for averages that are
+        sigma_rel: EMA length as it was requested, never rounded; None for averages that are
             not power functions.
         coefficients: [K] coefficients, one per entry of ``inputs``; they sum to 1.
         predicted_error: Expected L2 error of the weights, relative to their L2 norm.
@@ -133,7 +133,7 @@ def plan_targets(
 
     Args:
         source: A run, a folder of snapshots, or a list of snapshots.
-        sigma_rel: Relative widths, each in (0, 0.2887).
+        sigma_rel: EMA lengths, each in (0, 0.2887).
         gamma: Exponents >= 0.
         profiles: Averages of any shape. Each determines its own end, so ``nimg`` is not given.
         decay: Names of decays of the learning rate to emulate, such as ``cosine:0.2``, see

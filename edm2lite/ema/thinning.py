@@ -89,7 +89,7 @@ def plan_thinning(
 
     Args:
         infos: Intact snapshots of a run, by time.
-        sigma_rels: [R] relative widths that must stay within the limit.
+        sigma_rels: [R] EMA lengths that must stay within the limit.
         max_error: Limit of the predicted error.
         progress: Called with the number removed and the number removable after each round.
 

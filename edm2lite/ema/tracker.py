@@ -40,7 +40,7 @@ class PowerFunctionEMA:
 
     Args:
         source: A module, or a mapping of names to tensors.
-        sigma_rels: Relative widths, each in (0, 0.2887). [default: 0.05 and 0.10]
+        sigma_rels: EMA lengths, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents, in place of ``sigma_rels``.
         uniform: Whether to track gamma = 0 too, which makes the mean between snapshots exact.
         clock: What ``nimg`` counts: ``images``, ``tokens`` or ``steps``; recorded in snapshots.

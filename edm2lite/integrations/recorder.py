@@ -36,7 +36,7 @@ class Recorder:
         snapshot_steps: Optimizer steps between snapshots, in place of ``snapshot_nimg``.
         samples: What the clock counts: the number of samples per optimizer step, or a function.
             See the class of each callback for the argument of the function and for the default.
-        sigma_rels: Relative widths to track, each in (0, 0.2887). [default: 0.05 and 0.10]
+        sigma_rels: EMA lengths to track, each in (0, 0.2887). [default: 0.05 and 0.10]
         gammas: Exponents to track, in place of ``sigma_rels``.
         uniform: Whether to track the plain mean of the run (gamma = 0) too.
         clock: What the clock counts, as snapshots record it: ``images`` (or samples of any kind),

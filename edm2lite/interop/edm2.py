@@ -32,7 +32,7 @@ class Average:
     Attributes:
         prefix: Beginning of the name.
         nimg: Training time in images: the multiple of 1024 with this many whole thousands.
-        sigma_rel: Relative width, exactly as it was requested.
+        sigma_rel: EMA length, exactly as it was requested.
 
     Example:
         >>> Average.of(Path("network-snapshot-0008388-0.050.pkl"))

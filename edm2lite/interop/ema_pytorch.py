@@ -65,7 +65,7 @@ class Track:
 
     @property
     def sigma_rel(self) -> float:
-        """Relative width of the profile that was really tracked."""
+        """EMA length that was really tracked."""
         return float(gamma_to_sigma_rel(self.gamma))
 
 

@@ -86,7 +86,7 @@ class ToyConfig:
             1 / sqrt(step).
         lr_steps: Number of steps before the learning rate falls.
         P_mean, P_std: Mean and standard deviation of ln sigma in training.
-        sigma_rel: Relative width of the average of the weights that is used.
+        sigma_rel: EMA length of the weights that are used.
         seed: Seed of the initial weights, the data and the noise.
 
     Example:

@@ -153,7 +153,7 @@ def test_snapshots_are_described_and_faults_fail(run_dir, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-100])
     result = run(edm2lite, "snapshots", tmp_path / "s", "--quick")
     assert result.exit_code == 1 and f"truncated: {victim}" in result.stdout
-    assert "to the predicted error of sigma_rel" in result.stdout
+    assert "to the predicted error of EMA length" in result.stdout
     assert "Error: 1 problem found in " in result.output
     line = fail(edm2lite, "snapshots", tmp_path / "s", "--thin", "--max-error", 1)
     assert "every file is intact" in line and victim.name in line
@@ -187,7 +187,7 @@ def test_plan_marks_the_cheapest_choice(tmp_path):
     one = run(edm2lite, *common, "--every", "8Mi", "--dtype", "bfloat16", "--sigma-rels", 0.1)
     assert one.stdout.splitlines()[1].split()[:5] == ["0.1", "8Mi", "bfloat16", "8", "0.0"]
     assert "none of these does" in fail(edm2lite, *common, "--every", "32Mi", "--max-error", 1e-9)
-    assert "number of parameters" in fail(
+    assert "must be a whole number" in fail(
         edm2lite, "plan", "--duration", "1Mi", "--params", "big", code=2
     )
 

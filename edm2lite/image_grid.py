@@ -9,10 +9,16 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+LINE = 16
+"""Height in pixels of a line of text in a picture."""
+
+_LABELED = 64  # smallest width of an image with a label, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,81 @@ def mosaic(images: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint
     """
     zoom = max(1, 48 // images[0].shape[1])
     return arrange(images, columns, zoom=zoom, gap=max(1, zoom // 2))
+
+
+def labeled_mosaic(
+    images: Sequence[NDArray[np.uint8]], columns: int, labels: Sequence[str]
+) -> NDArray[np.uint8]:
+    """One picture [C, H, W] of images [C, H, W] with their labels, white between them.
+
+    A label that all images of a column share stands above it, if all columns have one; otherwise
+    there is a label below every image. Images below 64 pixels are enlarged by a whole factor.
+
+    Args:
+        images: uint8 images of equal size, C = 1 or 3.
+        columns: Number of images in a row.
+        labels: Label of each image; of a long one, the beginning is drawn.
+
+    Example:
+        >>> images = [np.zeros((1, 8, 8), np.uint8)] * 4
+        >>> labeled_mosaic(images, 2, ["cat", "dog", "cat", "dog"]).shape
+        (1, 156, 140)
+        >>> labeled_mosaic(images, 2, ["cat", "dog", "owl", "fox"]).shape
+        (1, 172, 140)
+    """
+    columns = min(columns, len(images))
+    zoom = -(-_LABELED // images[0].shape[2])
+    height, width = zoom * images[0].shape[1], zoom * images[0].shape[2]
+    is_above = all(label == labels[i % columns] for i, label in enumerate(labels))
+    texts = [wrapped_lines(label, width) for label in labels[: columns if is_above else None]]
+    room = LINE * max(map(len, texts))
+    above, below = (room, 0) if is_above else (0, room)
+    layout = Layout(num=len(images), columns=columns, height=height + below, width=width, gap=4)
+    size = (layout.size[1], layout.size[0] + above)
+    picture = Image.new("L" if len(images[0]) == 1 else "RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for i, image in enumerate(images):
+        y, x = layout.corner(i)
+        enlarged = Image.fromarray(channels_last(image)).resize(
+            (width, height), Image.Resampling.NEAREST
+        )
+        picture.paste(enlarged, (x, y + above))
+        for k, line in enumerate(texts[i] if i < len(texts) else ()):
+            at = LINE * k + 1 + (0 if is_above else y + height)
+            draw.text((x + width // 2, at), line, "black", text_font(), anchor="ma")
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+@cache
+def text_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of labels in pictures.
+
+    Example:
+        >>> text_font().getlength("") == 0
+        True
+    """
+    return ImageFont.load_default(size=11)
+
+
+def wrapped_lines(text: str, width: int, max_lines: int = 3) -> list[str]:
+    """The first lines of a text, none wider than ``width`` pixels, broken at spaces if possible.
+
+    Example:
+        >>> wrapped_lines("smileys and emotion", 64)
+        ['smileys and', 'emotion']
+    """
+    lines: list[str] = []
+    rest = " ".join(text.split())
+    while rest and len(lines) < max_lines:
+        end = 1
+        while end < len(rest) and text_font().getlength(rest[: end + 1]) <= width:
+            end += 1
+        space = rest.rfind(" ", 1, end + 1) if end < len(rest) else -1
+        end = space if space > 0 else end
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip()
+    return lines
 
 
 def channels_last(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

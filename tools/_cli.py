@@ -64,12 +64,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _class(text: str) -> int | str:
-    if text != "all" and not text.isdigit():
-        raise ValueError(f"{text!r} must be the number of a class, or all")
-    return text if text == "all" else int(text)
-
-
 def _guide(text: str) -> str:
     return "unconditional" if text == "unlabelled" else text  # its name in version 0.1
 
@@ -77,7 +71,6 @@ def _guide(text: str) -> str:
 DTYPE = click.Choice(DTYPES)
 AMOUNT = _Parsed("amount", parse_amount)
 AMOUNTS = _Parsed("list", lambda text: [parse_amount(part) for part in text.split(",")])
-CLASS = _Parsed("N|all", _class)
 COUNT = _Parsed("count", _count)
 DECAYS = _Parsed("list", lambda text: import_module("edm2lite.ema.decays").parse_decays(text))
 COUNTS = _Parsed("list", lambda text: [_count(part) for part in text.split(",")])

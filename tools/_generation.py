@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edm2lite import processes
+from edm2lite.models.class_names import class_title
 from edm2lite.units import format_percent
 
 from ._cli import ImageBar, table
@@ -91,33 +92,44 @@ def draw(
     rows: Sequence[Sequence[NDArray[np.uint8]]],
     are_classes_in_turn: bool,
 ) -> None:
-    """Draw all images in one picture.
+    """Draw all images in one picture, with their prompts or the names of their classes.
 
     Args:
         path: File of the picture.
         generators: What made the images; several get a row each.
         rows: Images of each of them.
-        are_classes_in_turn: Whether all classes follow each other: rows then have one of each.
+        are_classes_in_turn: Whether classes follow each other: rows then have one of each.
     """
-    from edm2lite.image_grid import mosaic
+    from edm2lite.image_grid import labeled_mosaic, mosaic
     from edm2lite.plotting.images import plot_captioned, plot_images
     from edm2lite.sampling.image_folder import save_png
 
     first = generators[0]
     prompts = list(first.prompts or ())
     prompts = prompts if any(prompts) else []
+    labels, names = first.labels or (), first.model.class_names
+    titles = [class_title(names, label) for label in labels] if names else []
     if len(rows) > 1:
-        names = [_row_name(generator.model) for generator in generators]
-        columns = prompts or [str(c) for c in first.labels or first.seeds]
-        plot_images(path, [np.stack(row) for row in rows], names, columns)
+        row_names = [_row_name(generator.model) for generator in generators]
+        columns = prompts or titles or [str(c) for c in labels or first.seeds]
+        plot_images(path, [np.stack(row) for row in rows], row_names, columns)
         return
-    num = first.model.num_classes
-    in_turn = are_classes_in_turn and 2 <= num <= 32 and len(set(first.labels or ())) > 1
-    width = num if in_turn else math.ceil(math.sqrt(len(rows[0])))
+    in_turn = _period(labels) if are_classes_in_turn else 1
+    width = in_turn if 2 <= in_turn <= 32 else math.ceil(math.sqrt(len(rows[0])))
     if prompts:
         plot_captioned(path, rows[0], prompts, width)
+    elif titles:
+        save_png(path, labeled_mosaic(rows[0], width, titles))
     else:
         save_png(path, mosaic(rows[0], width))
+
+
+def _period(labels: Sequence[int]) -> int:
+    """The smallest number of images after which their classes begin again."""
+    for period in range(1, len(labels)):
+        if all(a == b for a, b in zip(labels, labels[period:], strict=False)):
+            return period
+    return len(labels)
 
 
 def _row_name(model: Model) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from edm2lite.dataset.summary import DatasetSummary
 
 
+LISTED = 40
+"""Number of classes that are listed unless all are asked for."""
+
+
 @click.command(cls=Command)
 @click.argument("source", metavar="DATASET")
 @click.option(
@@ -26,8 +31,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of images on which mean and standard deviation are measured.",
 )
+@click.option("--all-classes", is_flag=True, help="List every class, however many there are.")
 @user_errors
-def main(source: str, sample: int) -> None:
+def main(source: str, sample: int, all_classes: bool) -> None:
     """Print what DATASET holds: images, sizes, classes, captions, conditions, mean and deviation.
 
     \b
@@ -38,7 +44,8 @@ def main(source: str, sample: int) -> None:
 
     dataset = open_dataset(source)
     summary = summarize(dataset, sample)
-    for lines in (_sizes, _classes, _captions, _conditions, _values):
+    listed = dataset.label_dim if all_classes else LISTED
+    for lines in (_sizes, partial(_classes, listed=listed), _captions, _conditions, _values):
         for line in lines(dataset, summary):
             click.echo(line)
 
@@ -52,8 +59,9 @@ def _sizes(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
         yield table({"height": "d", "width": "d", "images": "d"}, summary.sizes)
 
 
-def _classes(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
+def _classes(dataset: ImageDataset, summary: DatasetSummary, listed: int) -> Iterator[str]:
     from edm2lite.dataset.checks import notes
+    from edm2lite.models.class_names import class_title
 
     counts = summary.class_counts
     if dataset.labels is None:
@@ -65,6 +73,12 @@ def _classes(dataset: ImageDataset, summary: DatasetSummary) -> Iterator[str]:
             f"classes: {dataset.label_dim}, with {counts.min()} to {counts.max()} images (median"
             f" {np.median(counts):g})"
         )
+        names = dataset.class_names
+        if names or listed > LISTED:
+            rows = [(k, class_title(names, k), n) for k, n in enumerate(counts[:listed].tolist())]
+            yield table({"number": "d", "class": "", "images": "d"}, rows)
+            if listed < dataset.label_dim:
+                yield f"and {dataset.label_dim - listed} more; --all-classes lists them"
     for note in notes(dataset):
         yield f"note: {note}"
 

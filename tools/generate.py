@@ -12,7 +12,7 @@ from edm2lite import processes
 from edm2lite.extras import require
 from edm2lite.messages.commands import Command
 
-from ._cli import CLASS, GUIDE, SEEDS, plugin_option, user_errors
+from ._cli import GUIDE, SEEDS, plugin_option, user_errors
 from ._editing import editing_options, take_controls, take_edit
 from ._generation import draw, filled, list_recipes, made, read_prompts
 from ._notes import note_raw_weights, note_sampling
@@ -70,9 +70,9 @@ TOPICS = {
 @click.option(
     "--class",
     "classes",
-    type=CLASS,
-    metavar="N|all",
-    help="Class of every image, or all classes in turn. [default: drawn from the seed]",
+    metavar="NAMES|N|all",
+    help="Class of the images by name or number, or several in turn: Flags, 3, 0-3, Flags,Food or"
+    " all. [default: drawn from the seed]",
 )
 @click.option(
     "--conditions",
@@ -161,6 +161,7 @@ def main(
         --class 7 --seeds 0-7 --grid sevens.png
       edm2lite generate runs/a@sigma_rel=0.07 --guide runs/xs@sigma_rel=0.12,nimg=128Mi \\
         --guidance 2.1 --seeds 0-49999 --out images.zip
+      edm2lite generate runs/emoji@sigma_rel=0.1 --class Flags,Food --grid images.png
       edm2lite generate runs/digits --adapter runs/nines:0.5 --class 9 --grid images.png
       torchrun --nproc_per_node=8 -m edm2lite.tools.generate --recipe edm2-img512-s-autog-fid \\
         --weights weights --seeds 0-49999 --dtype bfloat16 --compile --out images.zip
@@ -191,7 +192,7 @@ def main(
         if out is not None:
             click.echo(f"{sum(len(g.seeds) for g in generators)} images in {out}")
         if grid is not None:
-            draw(grid, generators, rows(), options["classes"] == "all")
+            draw(grid, generators, rows(), options["classes"] is not None)
             click.echo(f"{grid}")
 
 

@@ -15,6 +15,7 @@ import torch
 from edm2lite.dataset import ImageDataset
 from edm2lite.ema import PowerFunctionEMA, stale
 from edm2lite.ema.shards import gather
+from edm2lite.models.class_names import names_to_metadata
 from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT, save_tensors
 
 from . import distributed
@@ -57,6 +58,7 @@ class Outputs:
             "data": config.data.source,
             "label_dropout": repr(_share_untold(config)),
             **_unlabeled(config, dataset),
+            **_class_names(config, dataset),
             **_normalization(config, dataset),
         }
 
@@ -103,6 +105,12 @@ def _unlabeled(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
         told.append(np.array([bool(texts) for texts in captions.texts]))
     count = int((~np.logical_or.reduce(told)).sum()) if told else 0
     return {"unlabeled": str(count)} if count else {}
+
+
+def _class_names(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:
+    """Names of the classes that the network is told."""
+    told = "label" in config.net.backbone.condition_names
+    return names_to_metadata(dataset.class_names) if told else {}
 
 
 def _normalization(config: RunConfig, dataset: ImageDataset) -> dict[str, str]:

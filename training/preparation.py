@@ -16,7 +16,7 @@ from .hook import Hook
 from .hooks import all_hooks
 from .prior_images import prior_dataset
 from .run_folder import check_base, check_run, check_world
-from .selection import selected
+from .selection import selected, with_class_names
 from .sink import Sink
 from .sinks import all_sinks
 from .text import with_captions, with_text_encoder
@@ -80,6 +80,7 @@ def prepare(
     base = None if config.init is None else load(config.init)
     if base is not None:
         check_base(run_dir, base.identity, base.name)
+    dataset = with_class_names(dataset, base)
     prior = prior_dataset(config, dataset, base, run_dir)
     prepared = Prepared(
         config, dataset, all_hooks(config, hooks), all_sinks(config, sinks), base, prior

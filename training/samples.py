@@ -16,13 +16,15 @@ from edm2lite.atomic import replacing
 from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.precond import Precond
 from edm2lite.ema import PowerFunctionEMA
-from edm2lite.image_grid import arrange, png
+from edm2lite.image_grid import arrange, labeled_mosaic, png
 from edm2lite.metrics.held_out_loss import evaluating
+from edm2lite.models.class_names import class_title
 from edm2lite.models.encoders import Encoder
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition
 from edm2lite.network.told import values_of
 from edm2lite.sampling import heun, karras_sigmas
+from edm2lite.sampling.conditions import class_indices
 from edm2lite.sampling.guidance import Conditioned
 from edm2lite.seeding import Purpose, normals, rng
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 SIDE = 512
 """Pixels of the longer side up to which small grids are enlarged, by a whole factor."""
+
+MAX_COLUMNS = 16
+"""Largest number of columns of a grid that has one for each class."""
 
 
 @dataclass(kw_only=True)
@@ -52,14 +57,16 @@ class Samples(Hook):
         if not (trainer.is_main or trainer.loss.is_sharded):
             return
         config = trainer.config
+        told = told_in_grid(config.net.backbone.conditions, trainer.dataset, self.count)
         grids = sample_grids(
             trainer.net,
             trainer.ema,
             config.encoder,
-            told_in_grid(config.net.backbone.conditions, trainer.dataset, self.count),
+            told,
             count=self.count,
             num_steps=self.num_steps,
             batch_size=config.microbatch,
+            labels=labels_in_grid(told, trainer.dataset),
         )
         for sigma_rel, picture in grids:
             if trainer.is_main:
@@ -104,6 +111,7 @@ def sample_grids(
     count: int,
     num_steps: int,
     batch_size: int,
+    labels: Sequence[str] = (),
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """A grid of images from each tracked average.
 
@@ -118,6 +126,7 @@ def sample_grids(
         count: Number of images.
         num_steps: Number of steps of Heun's method.
         batch_size: Number of images that are generated at a time.
+        labels: Label of each image, or nothing.
 
     Yields:
         sigma_rel of the average, and the picture [H, W, C] uint8.
@@ -135,17 +144,32 @@ def sample_grids(
                 part = told.rows(slice(begin, seeds.stop)).to(device)
                 x = heun(Conditioned(net, part), x * sigmas[0], sigmas)
                 images.append(encoder.decode(x).cpu())
-        yield sigma_rel, tile(torch.cat(images).numpy())
+        yield sigma_rel, tile(torch.cat(images).numpy(), labels)
 
 
-def tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def labels_in_grid(told: Conditioning, dataset: ImageDataset) -> list[str]:
+    """Name of the class of each image of a grid; empty if the classes have no names.
+
+    Example:
+        >>> from edm2lite.dataset import open_dataset
+        >>> labels_in_grid(Conditioning({"label": torch.tensor([7, 3])}), open_dataset("digits"))
+        ['7', '3']
+    """
+    classes = class_indices(told) if dataset.class_names else None
+    return [class_title(dataset.class_names, k) for k in classes or ()]
+
+
+def tile(images: NDArray[np.uint8], labels: Sequence[str] = ()) -> NDArray[np.uint8]:
     """One picture of N images, about twice as wide as high, enlarged if small.
+
+    Few labels that come in turn, as those of classes do, are those of columns.
 
     Args:
         images: [N, C, H, W] uint8.
+        labels: Label of each image, or nothing.
 
     Returns:
-        [rows * H, columns * W, C], times a whole factor.
+        [H, W, C] uint8, C as that of the images.
 
     Example:
         >>> tile(np.zeros((32, 3, 64, 64), np.uint8)).shape
@@ -153,6 +177,10 @@ def tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     num, _, height, width = images.shape
     columns = math.ceil(math.sqrt(2 * num))
+    if labels:
+        turn = len(set(labels))
+        columns = turn * max(1, columns // turn) if turn <= MAX_COLUMNS else columns
+        return np.moveaxis(labeled_mosaic(list(images), columns, labels), 0, -1)
     rows = math.ceil(num / columns)
     zoom = max(1, SIDE // max(rows * height, columns * width))
     picture = arrange(images, columns, zoom=zoom, background=0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from edm2lite.dataset import ImageDataset
 from edm2lite.dataset.subset import rows_of_classes, subset, told_class
+from edm2lite.models.model import Model
 from edm2lite.network.conditions import ClassLabel
 
 from .config import RunConfig
@@ -33,3 +36,16 @@ def selected(dataset: ImageDataset, config: RunConfig) -> ImageDataset:
         return dataset
     labels = [c for c in config.net.backbone.conditions if isinstance(c, ClassLabel)]
     return told_class(dataset, data.as_class, labels[0].num_classes if labels else 0)
+
+
+def with_class_names(dataset: ImageDataset, base: Model | None) -> ImageDataset:
+    """The data set, whose classes have the names that a model knows if they have none.
+
+    Args:
+        dataset: Training data.
+        base: The model that is fine-tuned, or None.
+    """
+    if base is None or dataset.table is None or dataset.class_names:
+        return dataset
+    names = base.class_names[: dataset.label_dim]
+    return dataclasses.replace(dataset, table=dataclasses.replace(dataset.table, classes=names))

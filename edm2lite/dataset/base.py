@@ -87,6 +87,11 @@ class ImageDataset:
         return 0 if self.table is None else self.table.label_dim
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, "" for one without a name; empty if the data set has no names."""
+        return () if self.table is None else self.table.classes
+
+    @property
     def dataset_conditions(self) -> tuple[DatasetCondition, ...]:
         """Everything that a network can be told, with its values; the label comes first."""
         if self.table is None:

@@ -26,7 +26,7 @@ def open_digits() -> ImageDataset:
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
-    table = Labels(digits.target.astype(np.int64), 10)
+    table = Labels(digits.target.astype(np.int64), 10, tuple("0123456789"))
     names = [f"digit {i}" for i in range(len(images))]
     return ImageDataset("digits", len(images), (1, 8, 8), lambda i: images[i], table, None, names)
 

@@ -27,12 +27,17 @@ class Labels:
     Attributes:
         values: [N] int64 class indices (-1: no label), or [N, L] float32 vectors.
         label_dim: Number of classes, or L.
-        classes: Names of the classes, if they have any.
+        classes: Name of each class, "" for one without a name; empty if there are no names.
     """
 
     values: NDArray[Any]
     label_dim: int
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unnamed = ("",) * (self.label_dim - len(self.classes))
+        names = (*self.classes, *unnamed) if any(self.classes) else ()
+        object.__setattr__(self, "classes", names)
 
     def rows(self, indices: NDArray[np.int64]) -> Labels:
         """The labels of some images, in that order."""
@@ -49,7 +54,7 @@ def as_labels(
     Args:
         rows: Label of each image.
         origin: Name of the data set for messages.
-        classes: Names of the classes, if they have any.
+        classes: Names of the classes, "" for one without a name; the last ones may be left out.
         label_dim: Number of classes; that of ``classes``, or one more than the largest index, if
             not given.
 
@@ -78,6 +83,7 @@ def as_labels(
             f"labels in {origin} must be below its number of classes, {label_dim}, got"
             f" {values.max()}"
         )
+    _check_names(classes, label_dim, origin)
     if not label_dim:
         raise ValueError(f"labels in {origin} must label at least one image, all are null")
     return Labels(values, label_dim, tuple(classes))
@@ -98,8 +104,9 @@ def table_labels(content: dict[str, Any], names: Sequence[str], origin: str) -> 
         table = content.get("labels")
         by_name = {str.replace(n, "\\", "/"): label for n, label in table} if table else {}
         classes = content.get("classes") or []
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        if not isinstance(classes, list) or not all(isinstance(n, str | None) for n in classes):
             raise ValueError("classes that are no names")
+        classes = ["" if name is None else name for name in classes]
         label_dim = content.get("label_dim") or 0
         if type(label_dim) is not int or not 0 <= label_dim <= MAX_CLASSES:
             raise ValueError(f"label_dim {shown(label_dim)}")
@@ -183,6 +190,15 @@ def _vectors(rows: Sequence[Any], origin: str, classes: Sequence[str]) -> Labels
             f"label vectors in {origin} must be finite and of one length, got an array of shape"
             f" {list(values.shape)}"
         )
+    _check_names(classes, values.shape[1], origin)
     if np.isin(values, (0, 1)).all() and (values.sum(1) == 1).all():
         return Labels(values.argmax(1).astype(np.int64), values.shape[1], tuple(classes))
     return Labels(values, values.shape[1])
+
+
+def _check_names(classes: Sequence[str], label_dim: int, origin: str) -> None:
+    if len(classes) > label_dim:
+        raise ValueError(
+            f"classes in {origin} must be at most one name for each of its {label_dim} classes, got"
+            f" {len(classes)} names"
+        )

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from edm2lite.atomic import replacing
 from edm2lite.dataset.base import ImageDataset
 from edm2lite.dataset.conditions import DatasetCondition, false_colors
-from edm2lite.image_grid import Layout, channels_last
-from edm2lite.messages import one_line
+from edm2lite.image_grid import LINE, Layout, channels_last, text_font, wrapped_lines
+from edm2lite.models.class_names import class_title
 from edm2lite.models.encoders import LatentEncoder
 from edm2lite.seeding import Purpose, normals, rng
 
 CELL = 128
 GAP = 6
-LINE = 16
-MAX_LINES = 3  # of a caption
 
 
 def draw_preview(
@@ -94,10 +91,9 @@ def titles(dataset: ImageDataset, index: int) -> list[str]:
     """Lines below an image: its class and its first caption, or its number if it has neither."""
     lines = []
     if dataset.table is not None and dataset.table.values.ndim == 1:
-        names, k = dataset.table.classes, int(dataset.table.values[index])
-        lines.append("no label" if k < 0 else names[k][:22] if names else f"class {k}")
+        lines.append(class_title(dataset.class_names, int(dataset.table.values[index]))[:22])
     if dataset.captions is not None:
-        lines += _wrapped(dataset.captions.text(index))
+        lines += wrapped_lines(dataset.captions.text(index), CELL)
     return lines or [f"#{index}"]
 
 
@@ -121,7 +117,7 @@ def contact_sheet(
     columns, height = min(columns, len(images)), CELL + LINE * max(map(len, names))
     layout = Layout(num=len(images), columns=columns, height=height, width=CELL, gap=GAP)
     sheet = Image.new("RGB", layout.size[::-1], "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw, font = ImageDraw.Draw(sheet), text_font()
     for i, (image, lines) in enumerate(zip(images, names, strict=True)):
         y, x = layout.corner(i)
         cell = _fitted(image)
@@ -132,26 +128,6 @@ def contact_sheet(
     sheet.save(buffer, format="PNG")
     with replacing(path, "wb") as file:
         file.write(buffer.getvalue())
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=11)
-
-
-def _wrapped(text: str) -> list[str]:
-    """The first lines of a text, none wider than a cell, broken at spaces if possible."""
-    lines: list[str] = []
-    rest = one_line(text)
-    while rest and len(lines) < MAX_LINES:
-        end = 1
-        while end < len(rest) and _font().getlength(rest[: end + 1]) <= CELL:
-            end += 1
-        space = rest.rfind(" ", 1, end + 1) if end < len(rest) else -1
-        end = space if space > 0 else end
-        lines.append(rest[:end])
-        rest = rest[end:].lstrip()
-    return lines
 
 
 def _fitted(image: Image.Image) -> Image.Image:

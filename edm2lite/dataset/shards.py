@@ -113,6 +113,8 @@ class Index:
                 raise ValueError("label_dim is no number of classes")
             if not all(isinstance(name, str) for name in classes):
                 raise ValueError("classes are no names")
+            if len(classes) > (label_dim or 0):
+                raise ValueError("it has more names than classes")
             found = {"encoder": encoder, "shards": shards, "label_dim": label_dim}
             return cls(**found, classes=classes, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

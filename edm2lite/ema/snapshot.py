@@ -29,7 +29,7 @@ RAW_FORMAT = "edm2lite.raw/1"
 """Format of snapshots that hold the weights themselves, or refer to files that do."""
 EXTRA_KEYS = (
     "model", "adapter", "encoder", "text_encoder", "data", "label_dropout", "unlabeled",
-    "condition_normalization", "clock",
+    "condition_normalization", "class_names", "clock",
 )  # fmt: skip
 """Metadata that describes the model itself and is copied into everything rebuilt from it."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import xxhash
 
 from edm2lite.diffusion.precond import Precond
+from edm2lite.models.class_names import class_title, names_in_metadata
 from edm2lite.models.encoders import Encoder
 from edm2lite.network.conditions import ClassLabel
 from edm2lite.strict_json import parse
@@ -55,6 +56,19 @@ class Model:
         """Number of classes that the network can be told, 0 for none."""
         conditions = self.net.config.backbone.conditions
         return sum(c.num_classes for c in conditions if isinstance(c, ClassLabel))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, "" for one without a name; empty if the model has no names.
+
+        Raises:
+            ValueError: If the names in its metadata are damaged.
+        """
+        return names_in_metadata(self.metadata, self.num_classes, self.name)
+
+    def class_title(self, index: int) -> str:
+        """What a class is called: its name, or else ``class`` and its number."""
+        return class_title(self.class_names, index)
 
     @property
     def short_name(self) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
-from edm2lite.network.conditions import described
+from edm2lite.models.class_names import class_title, names_in_metadata
+from edm2lite.network.conditions import ClassLabel, described
 from edm2lite.strict_json import parse
 from edm2lite.text.encoder import text_encoder_from_json
 
@@ -42,6 +43,7 @@ def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
         _network(config, metadata),
         "## Weights",
         _table(["", ""], _facts(metadata)),
+        *_classes(config, metadata, name),
         *_inputs(metadata),
         "## Use",
         _use(config, name, takes_prompts="text_encoder" in metadata),
@@ -97,6 +99,16 @@ def _facts(metadata: Mapping[str, str]) -> list[list[str]]:
         "xxh3-128 of the weights": metadata.get("digest"),
     }
     return [[title, f"`{_text(value)}`"] for title, value in values.items() if value is not None]
+
+
+def _classes(config: PrecondConfig, metadata: Mapping[str, str], name: str) -> list[str]:
+    """The names of the classes, if the model knows them."""
+    labels = [c for c in config.backbone.conditions if isinstance(c, ClassLabel)]
+    names = names_in_metadata(metadata, labels[0].num_classes, name) if labels else ()
+    if not names:
+        return []
+    listed = ", ".join(f"{k} {_text(class_title(names, k))}" for k in range(len(names)))
+    return ["## Classes", f"{html.escape(listed, quote=False)}."]
 
 
 def _inputs(metadata: Mapping[str, str]) -> list[str]:

@@ -8,20 +8,22 @@ class of an image), and must be given otherwise (a condition image).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edm2lite.dataset import ImageDataset
+from edm2lite.models.class_names import chosen_classes
 from edm2lite.models.loading import Model
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import ClassLabel, described
 from edm2lite.network.told import values_of
 from edm2lite.sampling.prompts import reads_captions
 
-Classes = int | Literal["all"] | Sequence[int]
-"""Class of every image, ``"all"`` for all classes in turn, or one class per seed."""
+Classes = int | str | Sequence[int | str]
+"""Number or name of the class of every image, a text that chooses several (``"all"``, ``"0-3"``,
+``"Flags,Food"``: :mod:`edm2lite.models.class_names`), or a list; seed s gets number s of several,
+modulo how many there are. A list of as many as there are seeds has one for each."""
 
 
 def conditions_of_seeds(
@@ -59,7 +61,7 @@ def conditions_of_seeds(
     found = dict((values or Conditioning()).values)
     if classes is not None:
         label = _class_label(model)
-        found[label.name] = _labels(classes, seeds, label)
+        found[label.name] = _labels(classes, seeds, model)
     if dataset is not None:
         found = {**_from_dataset(model, dataset, seeds, without=found), **found}
     rest = [condition for condition in conditions if condition.name not in found]
@@ -87,14 +89,26 @@ def _class_label(model: Model) -> ClassLabel:
     return labels[0]
 
 
-def _labels(classes: Classes, seeds: Sequence[int], label: ClassLabel) -> Tensor:
+def _labels(classes: Classes, seeds: Sequence[int], model: Model) -> Tensor:
     if isinstance(classes, int):
-        return torch.full((len(seeds),), classes)
-    if isinstance(classes, str):
-        return label.in_turn(seeds)
-    if len(classes) != len(seeds):
-        raise ValueError(f"classes must be one per seed, got {len(classes)} for {len(seeds)} seeds")
-    return torch.as_tensor(classes, dtype=torch.int64)
+        numbers: Sequence[int] = [classes]
+    elif isinstance(classes, str):
+        numbers = _numbers(classes, model)
+    else:
+        named = {name: _numbers(name, model) for name in {*classes} if isinstance(name, str)}
+        numbers = [n for c in classes for n in (named[c] if isinstance(c, str) else (int(c),))]
+        if not 1 <= len(numbers) <= len(seeds):
+            raise ValueError(
+                f"classes must be one per seed, or fewer that are gone through in turn, got"
+                f" {len(numbers)} for {len(seeds)} seeds"
+            )
+        if len(numbers) == len(seeds):
+            return torch.tensor(numbers)
+    return torch.tensor([numbers[seed % len(numbers)] for seed in seeds], dtype=torch.int64)
+
+
+def _numbers(text: str, model: Model) -> Sequence[int]:
+    return chosen_classes(text, model.class_names, model.num_classes, model.name)
 
 
 def _from_dataset(

@@ -50,7 +50,7 @@ def test_intervals_are_noise_levels_or_steps(names, tmp_path):
 def test_mistakes_are_explained_before_anything_is_written(run_dir, names, tmp_path):
     out = ("--out", tmp_path / "x", "--seeds", "0")
     assert "0 to 9" in fail(run_dir, "--class", 10, *out)
-    assert "number of a class, or all" in fail(run_dir, "--class", "cat", *out, code=2)
+    assert "must be one of the 10 classes of" in fail(run_dir, "--class", "cat", *out)
     assert "no model at" in fail(tmp_path / "nothing", *out)
     assert "no model at" in fail(run_dir, "--guide", tmp_path / "no", "--guidance", 2, *out)
     assert "seed or a range" in fail(run_dir, "--out", tmp_path / "x", "--seeds", "9-1", code=2)

@@ -7,6 +7,7 @@ samples of a run, the contact sheet of a data set and the images in the page of 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -198,10 +199,13 @@ def channels_last(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def png(image: NDArray[np.uint8]) -> bytes:
     """Content of a PNG file with a uint8 image [C, H, W], C = 1 or 3.
 
+    The strategy Z_RLE of zlib takes a quarter to a third of the time of its default one, and files
+    are as small: the filters of PNG have taken the longer matches out already.
+
     Example:
         >>> png(np.zeros((3, 4, 5), np.uint8))[:4]
         b'\\x89PNG'
     """
     buffer = io.BytesIO()
-    Image.fromarray(channels_last(image)).save(buffer, format="PNG")
+    Image.fromarray(channels_last(image)).save(buffer, format="PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()

@@ -92,6 +92,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "Dtype in which the networks compute. [default: as the model states, but"
         " float32 for float16 on a CPU]",
     },
+    "decoder-dtype": {
+        "type": click.Choice(DTYPES),
+        "help": "Dtype in which the autoencoder decodes latents. [default: float16 on a GPU,"
+        " float32 on a CPU]",
+    },
 }
 _FIELDS = {"steps": "num_steps", "churn": "S_churn"}  # where an option and its field differ
 

@@ -116,7 +116,7 @@ TOPICS = {
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Images at a time on a GPU; ignored on a CPU, where it is chosen.",
+    help="Images at a time on a GPU, each batch filled up; ignored on a CPU, where it is chosen.",
 )
 @click.option(
     "--compile", "compiled", is_flag=True, help="Compile the networks with torch.compile first."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from typing import Any
 
 import torch
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
+from edm2lite.dtypes import Dtype, torch_dtype
 from edm2lite.extras import require
 from edm2lite.messages import one_line
 
@@ -84,25 +86,34 @@ class Autoencoder:
         return torch.cat([latent.mean, latent.std], dim=1)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, input_range: str) -> Tensor:
+    def decode(
+        self, latents: Tensor, input_range: str, dtype: Dtype = "float32"
+    ) -> tuple[Tensor, Tensor]:
         """Images of latents.
 
         Args:
-            latents: [N, C, h, w].
+            latents: [N, C, h, w] float32.
             input_range: Range of the pixel values that the autoencoder gives. Values of ``-1..1``
                 are rounded to the nearest pixel value; those of ``0..1`` are rounded down, as in
                 the EDM2 paper's code.
+            dtype: Floating-point type in which the autoencoder computes; other than in float32,
+                with a copy of its weights, channels last.
 
         Returns:
-            uint8 [N, 1 or 3, H, W].
+            uint8 [N, 1 or 3, H, W], and whether all values were finite, a bool of no dimensions.
         """
         parts = torch.split(latents, DECODE_BATCH)
-        images = torch.cat([self.model.decode(part).sample for part in parts])
+        if dtype == "float32":
+            images = torch.cat([self.model.decode(part).sample for part in parts])
+        else:
+            decoder = _decoder(self, dtype)
+            images = torch.cat([decoder(part.to(torch_dtype(dtype))).float() for part in parts])
+        is_finite = images.isfinite().all()
         if input_range == "-1..1":
             images = (images * 127.5 + 128).clamp(0, 255)
         else:
             images = images.clamp(0, 1) * 255
-        return images.to(torch.uint8)
+        return images.to(torch.uint8), is_finite
 
 
 def load_autoencoder(name: str, device: str, *, download: bool = True) -> Autoencoder:
@@ -175,6 +186,20 @@ def _load(name: str, device: str, download: bool) -> Autoencoder:
             f" safetensors weights; loading it failed: {reason}"
         ) from error
     return Autoencoder(name, model.to(device).eval().requires_grad_(False), _digest(model))
+
+
+def _decoder(autoencoder: Autoencoder, dtype: Dtype) -> nn.Module:
+    with _LOADING:
+        return _cast_decoder(autoencoder, dtype)
+
+
+@lru_cache(maxsize=2)
+def _cast_decoder(autoencoder: Autoencoder, dtype: Dtype) -> nn.Module:
+    """What makes images of latents, cast and channels last; the autoencoder stays as it is."""
+    model = autoencoder.model
+    parts = [copy.deepcopy(m) for m in (model.post_quant_conv, model.decoder) if m is not None]
+    layout: Any = {"memory_format": torch.channels_last}  # not in torch's annotations of `to`
+    return nn.Sequential(*parts).to(dtype=torch_dtype(dtype), **layout)
 
 
 def _digest(model: torch.nn.Module) -> str:

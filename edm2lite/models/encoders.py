@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.descriptions import built, described
+from edm2lite.dtypes import Dtype
 from edm2lite.kinds import Kinds
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Encoder(abc.ABC):
     """Whether the data set stores a distribution for each image, from which :meth:`encode` draws
     with the noise that it is given."""
 
+    has_network: ClassVar[bool] = False
+    """Whether a network decodes, in a floating-point type that can be chosen."""
+
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(C, H, W) of what the network sees of an image; encoders that change it say how.
 
@@ -87,6 +91,10 @@ class Encoder(abc.ABC):
         Args:
             x: [N, C, H, W] floating-point values in the space of the denoiser.
         """
+
+    def decode_in(self, x: Tensor, dtype: Dtype) -> tuple[Tensor, Tensor]:
+        """Images as of :meth:`decode` by a network in ``dtype``, and whether they are finite."""
+        return self.decode(x), x.isfinite().all()
 
     def encode_images(self, images: Tensor) -> Tensor:
         """What the network sees of images, [N, C, H, W] float32, without chance.
@@ -166,6 +174,7 @@ class LatentEncoder(Encoder):
     """
 
     is_random: ClassVar[bool] = True
+    has_network: ClassVar[bool] = True
 
     kind: Literal["latents"] = "latents"
     vae: str | None = None
@@ -190,13 +199,10 @@ class LatentEncoder(Encoder):
         """This description, with the fields that it leaves out taken from ``other``."""
         own_vae = self.vae is not None and self.vae != other.vae
         return LatentEncoder(
-            vae=self.vae or other.vae,
+            vae=self.vae or other.vae, input_range=self.input_range or other.input_range,
             vae_digest=self.vae_digest or (None if own_vae else other.vae_digest),
-            mean=self.mean or other.mean,
-            std=self.std or other.std,
-            sigma_data=self.sigma_data,
-            input_range=self.input_range or other.input_range,
-        )
+            mean=self.mean or other.mean, std=self.std or other.std, sigma_data=self.sigma_data,
+        )  # fmt: skip
 
     def encode(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw from each stored distribution, standardized: [N, C, H, W] float32.
@@ -222,7 +228,7 @@ class LatentEncoder(Encoder):
         return int(autoencoder.model.config.in_channels)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images of latents, uint8 on the device of ``x``, by the autoencoder.
+        """Images of latents, uint8 on the device of ``x``, by the autoencoder in float32.
 
         It is downloaded only if it is that of the EDM2 paper, or EDM2LITE_VAE has its name.
 
@@ -231,10 +237,14 @@ class LatentEncoder(Encoder):
                 weights.
             ImportError: If diffusers is not installed.
         """
+        return self.decode_in(x, "float32")[0]
+
+    def decode_in(self, x: Tensor, dtype: Dtype) -> tuple[Tensor, Tensor]:
+        """As :meth:`decode`, with an autoencoder that computes in ``dtype``; the same errors."""
         autoencoder, input_range = self._loaded(x.device)
         mean, std = _channels(self.mean, x.device), _channels(self.std, x.device)
         latents = x.float() * (std / self.sigma_data) + mean
-        return autoencoder.decode(latents, input_range)
+        return autoencoder.decode(latents, input_range, dtype)
 
     def _loaded(self, device: torch.device) -> tuple[Autoencoder, str]:
         """The autoencoder that made the latents, and the range of its pixel values."""
@@ -251,11 +261,9 @@ class LatentEncoder(Encoder):
 
 
 EDM2_LATENTS = LatentEncoder(
-    vae="stabilityai/sd-vae-ft-mse",
-    mean=(5.81, 3.25, 0.12, -2.15),
-    std=(4.17, 4.62, 3.71, 3.28),
-    input_range="0..1",
-)
+    vae="stabilityai/sd-vae-ft-mse", input_range="0..1",
+    mean=(5.81, 3.25, 0.12, -2.15), std=(4.17, 4.62, 3.71, 3.28),
+)  # fmt: skip
 """Encoder of the EDM2 paper: it gives images of 0..1 to an autoencoder made for -1..1."""
 
 

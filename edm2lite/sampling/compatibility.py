@@ -30,6 +30,10 @@ def check_sampling(
                 raise ValueError(
                     f"{name} is for models with a ControlNet, {model.name} has none; leave it out"
                 )
+    if sampling.decoder_dtype is not None and not model.encoder.has_network:
+        raise ValueError(
+            f"decoder_dtype is for models of latents, {model.name} makes pixels; leave it out"
+        )
     if negative_prompt and (guide != "unconditional" or sampling.guidance == 1):
         raise ValueError(
             "a negative prompt is what the unconditional guide is told; give a weight of guidance"

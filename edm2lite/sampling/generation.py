@@ -24,7 +24,7 @@ from edm2lite.sampling.compatibility import Guide
 from edm2lite.sampling.conditions import Classes, conditions_of_seeds
 from edm2lite.sampling.controls import control_values
 from edm2lite.sampling.edit import Edit, Pictures, as_dataset
-from edm2lite.sampling.image_folder import ImageFolder
+from edm2lite.sampling.image_folder import WRITERS, ImageFolder
 from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.prompts import captions_of_seeds, prompts_of_seeds
 from edm2lite.sampling.settings import Sampling
@@ -210,7 +210,7 @@ def image_generator(
         conditioning,
         sampling,
         loaded_guide(guide),
-        batch_size,
+        max(1, min(batch_size, len(seeds))),
         processes.device() if device is None else torch.device(device),
         compiled,
         texts,
@@ -278,9 +278,9 @@ def _fill(
         made(0)
     for generator, folder, claim, places in zip(generators, folders, claims, missing, strict=True):
         # shares are of all seeds: processes need not begin together or see the same gaps
-        for batch in generator.part([i for i in places if i % world == rank]):
-            folder.write(batch)
-            made(len(batch.seeds))
+        part = generator.part([i for i in places if i % world == rank])
+        for count in folder.write_all(part, ahead=max(2 * WRITERS, 2 * part.rows)):
+            made(count)
         if claim is not None:
             folder.wait([generator.seeds[i] for i in places if i % world], made)
             claim.check()

@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import secrets
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,13 @@ from edm2lite.claim import Claim, claim_file, claim_folder, claim_together
 from edm2lite.image_grid import png
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.sampling.condition_table import ConditionTable
-from edm2lite.sampling.images import GeneratedBatch
+from edm2lite.sampling.launched import GeneratedBatch
+from edm2lite.sampling.whole_files import put, put_json
 from edm2lite.strict_json import parse
+from edm2lite.threads import map_in_threads
+
+WRITERS = 8
+"""Number of threads that write images: encoding gives up Python's lock, and disks may be slow."""
 
 
 class ImageFolder:
@@ -104,7 +108,7 @@ class ImageFolder:
             i for i, s in enumerate(seeds) if self._name(s) not in packed and not self.has(s)
         ]
         if missing or not self.is_zip:
-            _put_json(self.folder / "settings.json", settings)
+            put_json(self.folder / "settings.json", settings)
             self._add_conditions()  # before the images: an image always has its class
         return missing
 
@@ -115,8 +119,35 @@ class ImageFolder:
 
     def write(self, batch: GeneratedBatch) -> None:
         """Write the images of a batch to their places."""
-        for seed, image in zip(batch.seeds, batch.images.numpy(), strict=True):
+        list(self.write_all([batch]))
+
+    def write_all(
+        self, batches: Iterable[GeneratedBatch], *, ahead: int = 2 * WRITERS
+    ) -> Iterator[int]:
+        """Write the images of batches on threads while the next batch is made.
+
+        Args:
+            batches: The batches, which are drawn meanwhile.
+            ahead: Number of images that may wait to be written.
+
+        Yields:
+            The number of images of each batch, in order, when all of them are in their places.
+
+        Raises:
+            OSError: If an image cannot be written.
+        """
+
+        def images() -> Iterator[tuple[int, NDArray[np.uint8], int]]:
+            for batch in batches:
+                counts = [0] * (len(batch.seeds) - 1) + [len(batch.seeds)]
+                yield from zip(batch.seeds, batch.images.numpy(), counts, strict=True)
+
+        def write(item: tuple[int, NDArray[np.uint8], int]) -> int:
+            seed, image, count = item
             save_png(self.folder / self._name(seed), image)
+            return count
+
+        return filter(None, map_in_threads(write, images(), WRITERS, ahead=ahead))
 
     def wait(self, seeds: Sequence[int], arrived: Callable[[int], None]) -> None:
         """Return when other processes have written the images of all ``seeds``.
@@ -207,7 +238,7 @@ class ImageFolder:
         there = self._table_there()
         merged = there.merged(self._table)
         if merged != there:
-            _put_json(self.folder / "dataset.json", merged.content(self._name))
+            put_json(self.folder / "dataset.json", merged.content(self._name))
 
     def _name(self, seed: int) -> str:
         return f"{seed // 1000:06d}/{seed:06d}.png"
@@ -236,7 +267,7 @@ class ImageFolder:
 
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write uint8 [C, H, W] with C = 1 or 3 to a PNG file, atomically."""
-    _put(path, png(image))  # no fsync: images are cheap to make again
+    put(path, png(image))  # no fsync: images are cheap to make again
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:
@@ -246,19 +277,6 @@ def _pixels(data: bytes) -> NDArray[np.uint8]:
 
 def _visible(folder: Path) -> bool:
     return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-
-
-def _put_json(path: Path, value: Any) -> None:
-    _put(path, json.dumps(value).encode())
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Bytes into a file that appears whole; processes may do this at once, with the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with open(temporary, "xb") as file:
-        file.write(data)
-    temporary.replace(path)
 
 
 def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 An image depends on its seed, its conditions and the :class:`Sampling` alone. On a CPU that holds to
 the last bit. There the kernels that torch picks depend on the shapes that they see and on the
 number of threads, and so does rounding; images are therefore computed in batches of one size that
-depends on the network alone, the last one filled up, each by one thread.
+depends on the network alone, the last one filled up, each by one thread. On a GPU every batch has
+the same size too, so that kernels are chosen and compiled once, and an image does not depend on how
+many are left; there the next batch is launched before the last one is fetched.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.diffusion.variance import WithVariance, predicts_variance
+from edm2lite.dtypes import Dtype
 from edm2lite.models.loading import Model
 from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.conditioning import Conditioning
@@ -26,6 +29,13 @@ from edm2lite.sampling.compatibility import Guide, check_sampling
 from edm2lite.sampling.conditions import class_indices, conditions_of_seeds
 from edm2lite.sampling.edit import Edit
 from edm2lite.sampling.guidance import Conditioned, Guided, Network, Rescale
+from edm2lite.sampling.launched import (
+    GeneratedBatch,
+    Launched,
+    on_its_way,
+    one_ahead,
+    tuned_convolutions,
+)
 from edm2lite.sampling.levels import first_state
 from edm2lite.sampling.prompts import text_conditions, text_encoder_of, with_prompts
 from edm2lite.sampling.settings import Sampling
@@ -41,21 +51,6 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class GeneratedBatch:
-    """Some of the images.
-
-    Attributes:
-        seeds: Seed of each image.
-        conditioning: What the network was told about each of them.
-        images: [N, C, H, W] uint8 on the CPU.
-    """
-
-    seeds: list[int]
-    conditioning: Conditioning
-    images: Tensor
-
-
-@dataclass(frozen=True)
 class ImageGenerator:
     """Iterates over batches of generated images; ``len`` is the number of batches.
 
@@ -67,7 +62,8 @@ class ImageGenerator:
         sampling: Sampler settings.
         guide: Denoiser to guide away from: another model, or ``"unconditional"`` for ``model``
             without its conditions, which it must have seen so in training (label dropout).
-        batch_size: Number of images at a time on a GPU; a CPU has its own number, see the module.
+        batch_size: Number of images at a time on a GPU, where fewer are filled up to it; a CPU has
+            its own number, see the module.
         device: Device that computes.
         compiled: Whether torch.compile makes kernels for the networks first.
         prompts: Prompt of each seed, for a model that is told text; an empty one tells it nothing.
@@ -143,8 +139,7 @@ class ImageGenerator:
         """Number of images in every call of the network; the last batch is filled up to it."""
         if self.device.type == "cpu":
             return max(1, PIXELS_AT_ONCE // (self.shape[1] * self.shape[2]))
-        calls = max(1, math.ceil(len(self.seeds) / self.batch_size))
-        return max(1, math.ceil(len(self.seeds) / calls))
+        return self.batch_size
 
     @property
     def labels(self) -> list[int] | None:
@@ -156,13 +151,21 @@ class ImageGenerator:
         """Everything besides seeds and conditions that decides the images, as JSON can hold it."""
         guide = self.guide.identity if isinstance(self.guide, Model) else self.guide
         rows = {"rows": self.rows} if self.device.type == "cpu" else {}
+        changes = {k: v for k, v in self.sampling.changes().items() if k != "decoder_dtype"}
+        dtype = self._decoder_dtype if self.model.encoder.has_network else "float32"
+        decoder = {} if dtype == "float32" else {"decoder_dtype": dtype}
         compiled = {"compile": True} if self.compiled else {}
         negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
         return {
             "weights": self.model.identity, **({"guide": guide} if guide else {}),
-            **self.sampling.changes(), **rows, **compiled, **negative,
+            **changes, **rows, **compiled, **negative, **decoder,
             **({} if self.edit is None else self.edit.settings),
         }  # fmt: skip
+
+    @property
+    def _decoder_dtype(self) -> Dtype:
+        default: Dtype = "float32" if self.device.type == "cpu" else "float16"
+        return self.sampling.decoder_dtype or default
 
     @property
     def earlier_settings(self) -> dict[str, Any]:
@@ -185,12 +188,13 @@ class ImageGenerator:
         other = self._prepared(self.guide) if isinstance(self.guide, Model) else None
         starts = range(0, len(self.seeds), self.rows)
 
-        def batch(begin: int) -> GeneratedBatch:
-            return self._batch(net, other, slice(begin, begin + self.rows))
+        def launched(begin: int) -> Launched:
+            return self._launched(net, other, slice(begin, begin + self.rows))
 
         if self.device.type == "cpu":
-            return map_in_threads(batch, starts, torch.get_num_threads())
-        return map(batch, starts)
+            workers = torch.get_num_threads()
+            return map_in_threads(lambda begin: self._fetched(launched(begin)), starts, workers)
+        return one_ahead(launched, self._fetched, starts)
 
     def _prepared(self, model: Model) -> Network:
         """A copy of the network for sampling; the model stays as it is."""
@@ -209,7 +213,7 @@ class ImageGenerator:
         return torch.compile(net, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
-    def _batch(self, net: Network, other: Network | None, part: slice) -> GeneratedBatch:
+    def _launched(self, net: Network, other: Network | None, part: slice) -> Launched:
         seeds = list(self.seeds[part])
         conditioning = self.seed_conditioning.rows(part)
         if self.prompts is not None:
@@ -219,24 +223,26 @@ class ImageGenerator:
         generators = [rng(s, 0, Purpose.GENERATION) for s in every]
 
         def noise() -> Tensor:
-            return normals(generators, self.shape).to(self.device)
+            return on_its_way(normals(generators, self.shape), self.device)
 
-        filled = conditioning.rows([*range(len(seeds)), *[len(seeds) - 1] * empty]).to(self.device)
-        denoise = self._denoiser(net, other, filled)
+        filled = conditioning.rows([*range(len(seeds)), *[len(seeds) - 1] * empty])
+        told = {name: on_its_way(value, self.device) for name, value in filled.values.items()}
+        with tuned_convolutions(self.device):
+            denoise = self._denoiser(net, other, Conditioning(told))
+            if self.edit is None:
+                x = first_state(noise(), self.sampling.levels())
+                x = self.sampling.solve(denoise, x, noise)
+            else:
+                x = self.edit.solve(every, self.model.encoder, self.sampling, denoise, noise)
+            decoded = self.model.encoder.decode_in(x, self._decoder_dtype)
+            return Launched(seeds, conditioning, x, *decoded)
+
+    def _fetched(self, launched: Launched) -> GeneratedBatch:
+        batch = launched.batch()
         if self.edit is None:
-            x = first_state(noise(), self.sampling.levels())
-            x = self.sampling.solve(denoise, x, noise)
-        else:
-            x = self.edit.solve(every, self.model.encoder, self.sampling, denoise, noise)
-        if not x.isfinite().all():
-            raise ValueError(
-                f"images of seeds {seeds[0]} to {seeds[-1]} came out as NaN or infinite; use weaker"
-                " guidance, or a dtype of wider range (float32, or bfloat16 for float16)"
-            )
-        images = self.model.encoder.decode(x).cpu()[: len(seeds)]
-        if self.edit is not None:
-            images = self.edit.finished(seeds, images)
-        return GeneratedBatch(seeds, conditioning, images)
+            return batch
+        images = self.edit.finished(batch.seeds, batch.images)
+        return dataclasses.replace(batch, images=images)
 
     def _unguided(self, conditioning: Conditioning) -> Conditioning:
         """What an unconditional guide is told: nothing, but for images that it follows too."""

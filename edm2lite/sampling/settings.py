@@ -53,6 +53,8 @@ class Sampling:
             that it was trained on.
         dtype: Floating-point type in which the networks compute; None for the one that their files
             state, with float32 in place of float16 on a CPU.
+        decoder_dtype: Floating-point type in which an autoencoder decodes; None for float16 on a
+            GPU and float32 on a CPU.
 
     Raises:
         ValueError: If settings are out of range or cannot go together.
@@ -85,11 +87,13 @@ class Sampling:
     control_weights: Literal["equal", "resolution"] = "equal"
     size: tuple[int, int] | None = None
     dtype: Dtype | None = None
+    decoder_dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         self._check_options()
-        if self.dtype is not None:
-            torch_dtype(self.dtype)
+        for dtype in (self.dtype, self.decoder_dtype):
+            if dtype is not None:
+                torch_dtype(dtype)
         steps = len(self.levels()) - 1
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] < steps:
             first, last = self.interval

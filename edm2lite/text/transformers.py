@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import xxhash
+from torch import Tensor
 
 from edm2lite.extras import require
 from edm2lite.messages import one_line
@@ -19,6 +20,7 @@ from edm2lite.tensorfile import as_bytes
 from edm2lite.text.encoder import TextEncoder
 from edm2lite.text.model import TextModel, TextStates, plain
 from edm2lite.text.place import MOVED, absolute, may_download, present
+from edm2lite.text.words import WordInput, in_order
 
 _LOADED: dict[tuple[str, str, int], TextModel] = {}  # the last two
 _LOADING = threading.Lock()
@@ -84,23 +86,58 @@ def _load(place: str, device: str, num_tokens: int, download: bool) -> TextModel
             " smaller one"
         )
     model = model.to(device).eval().requires_grad_(False)
+    given = threading.local()  # of a text with learned words: rows of all its tokens
+
+    def with_given(_module: Any, _inputs: Any, rows: Tensor) -> Tensor:
+        if getattr(given, "rows", None) is None:
+            return rows
+        begin, end = given.begin, given.begin + len(given.rows)
+        return torch.cat([rows[:, :begin], given.rows[None], rows[:, end:]], 1)
+
+    table = model.get_input_embeddings().weight
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.weight is table:  # T5 has two of it
+            module.register_forward_hook(with_given)
+
+    def ids_of(text: str, **options: Any) -> Tensor:
+        ids: Tensor = tokenizer(plain(text), return_tensors="pt", **options)["input_ids"][0]
+        return ids.long().to(device)
+
+    def output(ids: Tensor) -> tuple[Tensor, Tensor]:
+        found = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
+        tokens = found.last_hidden_state[0]
+        pooled = tokens.mean(0)
+        if model.config.model_type.startswith("clip"):
+            pooled = (found.text_embeds if "text_embeds" in found else found.pooler_output)[0]
+        return tokens.cpu(), pooled.cpu()
 
     @torch.no_grad()
     def compute(text: str) -> TextStates:
-        inputs = tokenizer(
-            plain(text), truncation=True, max_length=num_tokens, return_tensors="pt"
-        ).to(device)
-        if not inputs["input_ids"].shape[1]:  # nothing is left of such a text
+        ids = ids_of(text, truncation=True, max_length=num_tokens)
+        if not len(ids):  # nothing is left of such a text
             tokens, pooled = compute("a")
             return TextStates(tokens[:0], pooled)
-        output = model(**inputs)
-        tokens = output.last_hidden_state[0]
-        pooled = tokens.mean(0)
-        if model.config.model_type.startswith("clip"):
-            pooled = (output.text_embeds if "text_embeds" in output else output.pooler_output)[0]
-        return TextStates(tokens.cpu(), pooled.cpu())
+        return TextStates(*output(ids))
 
-    return TextModel(place, _digest(model, tokenizer), compute, num_tokens)
+    def input_rows(text: str) -> Tensor:
+        rows: Tensor = table[ids_of(text, add_special_tokens=False)]
+        return rows.cpu()
+
+    def states(text: str, words: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        whole, inner = ids_of("a"), ids_of("a", add_special_tokens=False)
+        begin = whole.tolist().index(inner[0])
+        start, end = whole[:begin], whole[begin + len(inner) :]
+        room = num_tokens - len(start) - len(end)
+        rows = torch.cat([*in_order(text, words, input_rows)])[:room].to(device)
+        try:
+            given.rows, given.begin = rows, begin
+            return output(torch.cat([start, inner[:1].expand(len(rows)), end]))
+        finally:
+            given.rows = None
+
+    return TextModel(
+        place, _digest(model, tokenizer), compute, num_tokens, WordInput(input_rows, states)
+    )
 
 
 def _parts(place: str, is_local: bool) -> tuple[Any, Any]:

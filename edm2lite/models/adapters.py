@@ -98,18 +98,17 @@ class Adapter:
                     f" {down} and {up}"
                 )
 
-        if self.tensors and bool(self.text) != (VECTORS in self.tensors):
-            raise ValueError(f"{self.name} must have both a word and its vectors, it has one")
-        if VECTORS in self.tensors:
+        if self.tensors and (self.text or VECTORS in self.tensors):
             self._check_word()
 
     def _check_word(self) -> None:
         word, scale = str(self.text.get("word", "")), self.text.get("scale")
         check_word(word)
-        if type(scale) is not float or not 0 < scale < math.inf or self.tensors[VECTORS].ndim != 2:
+        shape = [*self.tensors[VECTORS].shape] if VECTORS in self.tensors else None
+        if type(scale) is not float or not 0 < scale < math.inf or len(shape or ()) != 2:
             raise ValueError(
                 f"{self.name} must have vectors [n, length] of {word} and a scale above 0, got"
-                f" {list(self.tensors[VECTORS].shape)} and {scale!r}"
+                f" {shape} and {scale!r}"
             )
 
     @property

@@ -14,7 +14,7 @@ from edm2lite.interop.textual_inversion import write_learned_word
 from edm2lite.models.adapters import Adapter, save_adapter
 from edm2lite.models.loading import load_adapter, with_adapters
 from edm2lite.network.conditioning import Conditioning
-from edm2lite.sampling import generate
+from edm2lite.sampling import Sampling, generate
 from edm2lite.tensorfile import load_tensors
 from edm2lite.text import named_text_encoder
 from edm2lite.text.named import text_encoder_from_json
@@ -129,9 +129,9 @@ def test_a_run_trains_the_word_alone_and_continues_bit_for_bit(config, text_run,
     assert not torch.allclose(vectors[:1] * scale, start, rtol=0.01)
     average = load(f"{tmp_path / 'whole'}@sigma_rel=0.10")
     assert average.text_encoder.words == ("<9>", "<9>")
-    images = generate(average, prompts=["a <9>"], seeds=range(2), steps=2)
-    plain = generate(load(str(text_run)), prompts=["a <9>"], seeds=range(2), steps=2)
-    assert not torch.equal(images, plain)
+    options = {"prompts": ["a <9>"], "sampling": Sampling(num_steps=2)}
+    images = generate(average, range(2), **options)
+    assert not torch.equal(images, generate(load(str(text_run)), range(2), **options))
 
 
 def test_the_network_is_told_the_word_as_it_is(config, text_run, tmp_path):
@@ -177,7 +177,7 @@ MISTAKES = {
     "a word with a space": ({"word": "my cat", "scale": 1.0}, "without spaces"),
     "no scale": ({"word": "<cat>"}, "a scale above 0"),
     "a scale of 0": ({"word": "<cat>", "scale": 0.0}, "a scale above 0"),
-    "no word": ({}, "both a word and its vectors"),
+    "no word": ({}, "a learned word must be"),
 }
 
 

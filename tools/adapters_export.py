@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     "tool",
-    type=click.Choice(["kohya", "peft", "diffusers", "weights"]),
+    type=click.Choice(["kohya", "peft", "diffusers", "weights", "word"]),
     required=True,
-    help="Tool whose keys the file gets; weights: all of MODEL with adapters, normalized weights.",
+    help="Tool whose keys the file gets; weights: all of MODEL with adapters, normalized weights;"
+    " word: a learned word, as textual inversion of diffusers has it.",
 )
 @click.option(
     "--outside-wn",
@@ -58,17 +59,24 @@ def main(model: str, adapters: tuple[str, ...], tool: Any, out: Path, **options:
       edm2lite adapters export runs/nine --adapter runs/tenth --to diffusers --outside-wn \\
         --max-error 0.05 --out outside.safetensors
     """
-    if tool == "weights" and any(options.values()):
-        raise click.UsageError("--to weights takes neither --outside-wn nor a rank or an error")
+    if tool in ("weights", "word") and any(options.values()):
+        raise click.UsageError(f"--to {tool} takes neither --outside-wn nor a rank or an error")
+    if tool == "word" and len(adapters) != 1:
+        raise click.UsageError(f"--to word takes one adapter, got {len(adapters)}")
     if options["rank"] is not None and options["max_error"] is not None:
         raise click.UsageError("give either --rank or --max-error")
     from edm2lite.claim import claim_file
     from edm2lite.interop import adapter_export
+    from edm2lite.interop.textual_inversion import write_learned_word
     from edm2lite.models.loading import load
 
     with claim_file(out):
         if tool == "weights":
             click.echo(adapter_export.export_weights(out, load(model, adapters)))
+            return
+        if tool == "word":
+            ((adapter, _),) = adapter_export.with_strengths(adapters)
+            click.echo(write_learned_word(out, adapter))
             return
         options["place"] = "outside-wn" if options.pop("is_outside") else "inside-wn"
         base, given = load(model), adapter_export.with_strengths(adapters)

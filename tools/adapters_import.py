@@ -1,4 +1,4 @@
-"""``edm2lite adapters import``: LoRA files of other tools as adapters."""
+"""``edm2lite adapters import``: LoRA files and learned words of other tools as adapters."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from ._cli import plugin_option, user_errors
 @plugin_option
 @user_errors
 def main(file: str, base: str, is_inside: bool, out: Path) -> None:
-    """Convert FILE, LoRA of kohya's sd-scripts, peft or diffusers, to an adapter.
+    """Convert FILE, LoRA or textual inversion of another tool, to an adapter.
 
-    FILE is a file, or a folder of peft or diffusers. Layers are found among those of the base by
-    their whole names. Nothing in FILE is executed.
+    FILE is LoRA of kohya's sd-scripts, peft or diffusers, or a folder of these; or a learned word
+    of diffusers or A1111's web UI. Layers are found among those of the base by their whole names.
+    Nothing in FILE is executed.
 
     \b
     Example:

@@ -53,6 +53,8 @@ def with_text_encoder(config: RunConfig, dataset: ImageDataset, run_dir: Path) -
 def with_captions(config: RunConfig, dataset: ImageDataset) -> ImageDataset:
     """The training data, with conditions made of captions if the network is told text.
 
+    Fine-tuning may have captions of its own, see :meth:`.tuning.Tuning.retold`.
+
     Args:
         config: Configuration of the run, with its text encoder.
         dataset: Training data.
@@ -62,6 +64,8 @@ def with_captions(config: RunConfig, dataset: ImageDataset) -> ImageDataset:
     """
     if config.text is None:
         return dataset
+    if config.tune is not None:
+        dataset = config.tune.retold(dataset)
     store = None if config.data.captions is None else CaptionStore(config.data.captions)
     return with_text(dataset, config.text, store)
 

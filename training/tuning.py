@@ -1,14 +1,15 @@
 """Fine-tuning: from which model a run begins, and what of it is trained.
 
-==================  ================================================================================
-kind                what is trained
-==================  ================================================================================
-``lora``            W0 + s B A in place of the weight W0 of layers, before normalization
-``embedding``       the vector of a class that the model is to learn
-``hypernetwork``    two layers beside the embedding of noise level and class, joined by an angle
-``controlnet``      a second encoder, which follows an image (:mod:`.control_tuning`)
-``full``            everything, or everything but u(sigma)
-==================  ================================================================================
+=====================  =============================================================================
+kind                   what is trained
+=====================  =============================================================================
+``lora``               W0 + s B A in place of the weight W0 of layers, before normalization
+``embedding``          the vector of a class that the model is to learn
+``textual_inversion``  vectors of a word, at the input of the text encoder
+``hypernetwork``       two layers beside the embedding of noise level and class, joined by an angle
+``controlnet``         a second encoder, which follows an image (:mod:`.control_tuning`)
+``full``               everything, or everything but u(sigma)
+=====================  =============================================================================
 
 Everything else is frozen: the forward pass, weight normalization and files take it as it is.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.kinds import Kinds
 from edm2lite.models.loading import Model, read_metadata
@@ -40,6 +42,7 @@ TUNINGS: Kinds[type[Tuning]] = Kinds(
         "lora": "edm2lite.training.tuning:LoRA",
         "embedding": "edm2lite.training.tuning:Embedding",
         "hypernetwork": "edm2lite.training.tuning:Hypernetwork",
+        "textual_inversion": "edm2lite.training.textual_inversion:TextualInversion",
         "controlnet": "edm2lite.training.control_tuning:ControlNet",
         "full": "edm2lite.training.tuning:Full",
     },
@@ -62,6 +65,10 @@ class Tuning(abc.ABC):
     def fields(self, net: PrecondConfig) -> dict[str, Any]:
         """Fields of the network's configuration that make room for what is trained."""
         return {}
+
+    def retold(self, dataset: ImageDataset) -> ImageDataset:
+        """The training data, with the captions that it is taught by."""
+        return dataset
 
     @abc.abstractmethod
     def begin(self, net: Precond, base: Model, seed: int) -> Tuned:

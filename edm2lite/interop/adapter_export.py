@@ -90,7 +90,7 @@ def export_lora(
     """
     for adapter, _ in adapters:
         adapter.check_base(base.identity, base.name)
-        if adapter.own_tensors or adapter.backbone:
+        if adapter.own_tensors or adapter.backbone or adapter.text:
             raise ValueError(
                 f"{adapter.name} must change weights and nothing else to be written as LoRA, it is"
                 f" of kind {adapter.kind}; merge it into a model"

@@ -49,8 +49,8 @@ def import_adapter(source: str | Path, base: Model, *, place: Place | None = Non
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: As :func:`import_lora`, or if the file is of another method, which cannot be
-            used with networks here.
+        ValueError: As :func:`import_lora`, or if the file is a hypernetwork, which cannot be used
+            with networks here, or a word for another text encoder.
     """
     path = Path(source)
     if not path.exists():
@@ -59,7 +59,7 @@ def import_adapter(source: str | Path, base: Model, *, place: Place | None = Non
         return import_lora(path, base, place=place)
     if zipfile.is_zipfile(path) and is_hypernetwork(path):
         raise ValueError(read_hypernetwork(path).refusal(base.name))
-    raise ValueError(read_learned_tokens(path).refusal(base.name))
+    return read_learned_tokens(path).adapter(base)
 
 
 def num_fitting_layers(source: str | Path, base: Model) -> int:
@@ -79,7 +79,7 @@ def num_fitting_layers(source: str | Path, base: Model) -> int:
         return len(adapter.deltas())
     if Path(source).is_dir() or is_lora(source):
         return len(read_lora(source, layer_names(base)).changes)
-    return len(import_adapter(source, base).ranks)  # of another method, which is refused
+    return len(import_adapter(source, base).ranks)  # 0 for a word; hypernetworks are refused
 
 
 def import_lora(source: str | Path, base: Model, *, place: Place | None = None) -> Adapter:

@@ -63,11 +63,19 @@ def _ours(adapter: Adapter) -> dict[str, str]:
         "whole": f"{dense} layers, without factors" if dense else "",
         "fields": ", ".join(f"{k}={v}" for k, v in adapter.backbone.items()),
         "tensors": ", ".join(adapter.own_tensors),
+        "word": _word(adapter),
         "values": str(values),
         "size": format_bytes(size),
         **_where(adapter.metadata),
     }
     return {key: value for key, value in told.items() if value}
+
+
+def _word(adapter: Adapter) -> str:
+    if adapter.word is None:
+        return ""
+    word, vectors = adapter.word
+    return f"{word}, {len(vectors)} x {vectors.shape[1]}"
 
 
 def _where(metadata: Mapping[str, str]) -> dict[str, str]:

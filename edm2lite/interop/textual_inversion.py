@@ -1,7 +1,7 @@
 """Files of textual inversion: vectors that stand for a new word, of diffusers and A1111's web UI.
 
-The vectors belong to the input of a text encoder. They are read as data; a network here is told
-what an encoder makes of words, and its encoders take no new ones.
+The vectors belong to the input of a text encoder, :mod:`edm2lite.text.words`: with the encoder that
+they were made for, they are an adapter like any other. Files are read as data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from edm2lite.interop.inert_pickle import shown
 from edm2lite.interop.torch_dicts import as_parameters, read_dict
-from edm2lite.tensorfile import all_finite, load_tensors
+from edm2lite.models.adapters import VECTORS, Adapter
+from edm2lite.models.model import Model
+from edm2lite.tensorfile import all_finite, load_tensors, save_tensors
 
 _MAX_VECTORS, _MAX_LENGTH = 1024, 65536
 _UNNAMED = ("emb_params", "clip_l", "clip_g")  # keys that name a place, and no token
@@ -35,18 +37,61 @@ class LearnedTokens:
     vectors: Mapping[str, Tensor]
     notes: Mapping[str, str]
 
-    def refusal(self, model: str) -> str:
-        """Why the vectors cannot be used with a model, in one line.
+    def adapter(self, base: Model) -> Adapter:
+        """The word as an adapter of a model, whose text encoder takes vectors of that length.
 
         Args:
-            model: Name of the model.
+            base: The model.
+
+        Raises:
+            ValueError: If there are several words, or they fit no text encoder of the model.
         """
-        first = next(iter(self.vectors.values()))
-        return (
-            f"{self.path} cannot be used with {model}: its vectors of length {first.shape[1]} stand"
-            " for a new word at the input of a text encoder, and encoders here take the words that"
-            " they know; fine-tune the model itself (tune.kind: embedding or lora)"
-        )
+        (word, vectors), *others = self.vectors.items()
+        if others:
+            raise ValueError(
+                f"{self.path} must hold one word for one text encoder, it has {word} and"
+                f" {next(iter(self.vectors.keys() - {word}))}; keep one of them in the file"
+            )
+        if base.text_encoder is None:
+            raise ValueError(
+                f"{self.path} must be used with a model that is told text, {base.name} is told"
+                " none; use another model"
+            )
+        encoder = base.text_encoder.opened()
+        width = encoder.input_rows("a").shape[1]
+        if vectors.shape[1] != width:
+            raise ValueError(
+                f"{self.path} must have vectors of the length of the text encoder of {base.name},"
+                f" {width}, got {vectors.shape[1]}; use the encoder they were made for"
+            )
+        return Adapter(
+            str(self.path), "textual_inversion", {VECTORS: vectors.contiguous()},
+            base=base.name, base_identity=base.identity, text={"word": word, "scale": 1.0},
+            metadata={"tool": "textual inversion"},
+        )  # fmt: skip
+
+
+def write_learned_word(path: str | Path, adapter: Adapter) -> Path:
+    """Write a word as ``learned_embeds.safetensors`` of diffusers: {word: [n, length]}.
+
+    Args:
+        path: The file.
+        adapter: Adapter that teaches a word, and nothing else.
+
+    Raises:
+        ValueError: If it is of another kind.
+
+    Example:
+        >>> import tempfile, torch
+        >>> told = {"word": "<cat>", "scale": 0.5}
+        >>> adapter = Adapter("a", "textual_inversion", {VECTORS: torch.ones(1, 4)}, text=told)
+        >>> path = write_learned_word(f"{tempfile.mkdtemp()}/cat.safetensors", adapter)
+        >>> read_learned_tokens(path).vectors["<cat>"]
+        tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
+    """
+    if (word := adapter.word) is None:
+        raise ValueError(f"{adapter.name} must teach a word, it is of kind {adapter.kind}")
+    return save_tensors(Path(path), {word[0]: word[1].contiguous()}, {"format": "pt"})
 
 
 def read_learned_tokens(path: str | Path) -> LearnedTokens:

@@ -8,8 +8,9 @@ is loaded (:mod:`edm2lite.models.merging`), so sampling costs what it costs with
 The file is safetensors. Of a layer it holds the factors, ``LAYER.down`` and ``LAYER.up``, or the
 whole of what is added, ``LAYER.delta``, as averages do; every other tensor belongs to the network.
 The metadata ``adapter`` is JSON: the kind, the model that it was trained on (``base``, its name,
-and ``base_identity``, a hash of where its weights come from), ``scales`` of the layers, and
-``backbone``, the fields that it sets.
+and ``base_identity``, a hash of where its weights come from), ``scales`` of the layers,
+``backbone``, the fields that it sets, and ``text``, the word that the text encoder learns, whose
+vectors are the tensor ``word.vectors`` times ``scale``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ from edm2lite.tensorfile import (
     read_header,
     save_tensors,
 )
+from edm2lite.text.words import check_word
+
+VECTORS = "word.vectors"
+"""Tensor of an adapter that teaches a word: [n, D] vectors over the scale of it."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,15 @@ class Adapter:
 
     Attributes:
         name: Name for messages: its file.
-        kind: How it was made: ``lora``, ``embedding``, ``hypernetwork`` or ``controlnet``.
+        kind: How it was made: ``lora``, ``embedding``, ``textual_inversion``, ``hypernetwork`` or
+            ``controlnet``.
         tensors: ``LAYER.down`` and ``LAYER.up``, or ``LAYER.delta``, and tensors of the network.
         base: Name of the model that it was trained on, as :func:`edm2lite.load` takes it.
         base_identity: :attr:`edm2lite.models.Model.identity` of that model; empty if unknown, as
             in files of other tools.
         scales: Layer -> scale s of its factors; 1 for layers that are not listed.
         backbone: Fields of the network's configuration that it sets.
+        text: ``word`` and ``scale`` of a learned word, see :attr:`word`.
         metadata: Further metadata of its file: run, nimg, sigma_rel, ...
 
     Raises:
@@ -72,6 +79,7 @@ class Adapter:
     base_identity: str = ""
     scales: Mapping[str, float] = field(default_factory=dict, repr=False)
     backbone: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +97,26 @@ class Adapter:
                     f"{self.name} must have factors of one rank for each layer, {layer} has"
                     f" {down} and {up}"
                 )
+
+        if self.tensors and (self.text or VECTORS in self.tensors):
+            self._check_word()
+
+    def _check_word(self) -> None:
+        word, scale = str(self.text.get("word", "")), self.text.get("scale")
+        check_word(word)
+        shape = [*self.tensors[VECTORS].shape] if VECTORS in self.tensors else None
+        if type(scale) is not float or not 0 < scale < math.inf or len(shape or ()) != 2:
+            raise ValueError(
+                f"{self.name} must have vectors [n, length] of {word} and a scale above 0, got"
+                f" {shape} and {scale!r}"
+            )
+
+    @property
+    def word(self) -> tuple[str, Tensor] | None:
+        """The learned word and its vectors [n, D] at the input of the text encoder, if any."""
+        if not self.text:
+            return None
+        return self.text["word"], self.tensors[VECTORS].float() * self.text["scale"]
 
     def factors(self) -> dict[str, Factors]:
         """Layer -> its factors, of those that have factors.
@@ -118,7 +146,8 @@ class Adapter:
     def own_tensors(self) -> dict[str, Tensor]:
         """The tensors that the network has because of the adapter."""
         ends = (".down", ".up", ".delta")
-        return {name: value for name, value in self.tensors.items() if not name.endswith(ends)}
+        own = {name: value for name, value in self.tensors.items() if not name.endswith(ends)}
+        return {name: value for name, value in own.items() if name != VECTORS}
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -151,7 +180,7 @@ class Adapter:
     def to_metadata(self) -> dict[str, str]:
         """Metadata of its file."""
         named = {key: getattr(self, key) for key in ("kind", "base", "base_identity")}
-        parts = {key: dict(getattr(self, key)) for key in ("scales", "backbone")}
+        parts = {key: dict(getattr(self, key)) for key in ("scales", "backbone", "text")}
         described = {**named, **{key: value for key, value in parts.items() if value}}
         text = json.dumps(described, separators=(",", ":"))
         return {**self.metadata, "format": ADAPTER_FORMAT, "adapter": text}
@@ -258,11 +287,14 @@ def adapter_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
         told = parse_object(metadata["adapter"])
         texts = {key: str(told[key]) for key in ("kind", "base", "base_identity")}
         scales = {str(key): float(value) for key, value in dict(told.get("scales", {})).items()}
-        backbone = dict(told.get("backbone", {}))
+        fields = {key: dict(told.get(key, {})) for key in ("backbone", "text")}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"the description of {name} must have kind, base and base_identity, but"
             f" {one_line(error)}; the file may be damaged or of a newer version"
         ) from error
     rest = {key: value for key, value in metadata.items() if key not in ("adapter", "format")}
-    return Adapter(name, tensors=tensors, scales=scales, backbone=backbone, metadata=rest, **texts)
+    return Adapter(
+        name, tensors=tensors, scales=scales, backbone=fields["backbone"], text=fields["text"],
+        metadata=rest, **texts,
+    )  # fmt: skip

@@ -35,7 +35,7 @@ from edm2lite.models.model import IN_FOLDERS
 from edm2lite.models.model import Model as Model
 from edm2lite.models.strengths import parse_strength
 from edm2lite.tensorfile import MODEL_FORMAT, load_tensors, read_header
-from edm2lite.text.encoder import text_encoder_from_json
+from edm2lite.text.named import text_encoder_from_json
 from edm2lite.units import parse_count
 
 
@@ -91,7 +91,8 @@ def with_adapters(model: Model, adapters: Sequence[Adapter | str | Path]) -> Mod
         return model
     metadata = {**model.metadata, "model": model.net.config.to_json()}
     found = _assembled(model.name, *merged(model.net.state_dict(), metadata, chosen))
-    return dataclasses.replace(model, net=found.net, metadata=found.metadata)
+    text = found.text_encoder or model.text_encoder
+    return dataclasses.replace(model, net=found.net, metadata=found.metadata, text_encoder=text)
 
 
 def read(spec: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -173,7 +174,8 @@ def _with_base(
     told = {**base.metadata, "model": base.net.config.to_json()}
     found, told = merged(base.net.state_dict(), told, [(adapter, 1.0)])
     own = {**adapter.metadata, "format": MODEL_FORMAT, "base": adapter.base}
-    kept = {key: value for key, value in told.items() if key in ("label_dropout", "unlabeled")}
+    of_base = ("label_dropout", "unlabeled", "text_encoder")
+    kept = {key: value for key, value in told.items() if key in of_base}
     return found, {**without_source(told), **own, **kept}  # what the base was not told, it is not
 
 

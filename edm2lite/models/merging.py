@@ -19,6 +19,7 @@ from edm2lite.models.control_names import (
 )
 from edm2lite.network.adapters import add_deltas
 from edm2lite.strict_json import parse_object
+from edm2lite.text.named import text_encoder_from_json
 
 _SOURCE = (
     "run", "nimg", "average", "sigma_rel", "gamma", "profile", "predicted_error", "solver",
@@ -53,10 +54,10 @@ def merged(
                 f"adapters must add different parts, {adapter.name} has {taken[0]} as another one"
                 " has; use one of them"
             )
-        if adapter.kind == "embedding" and strength != 1:
+        if (adapter.kind == "embedding" or adapter.word) and strength != 1:
             raise ValueError(
-                f"a learned class is there or not, {adapter.name} must have strength 0 or 1, got"
-                f" {strength:g}"
+                f"a learned class or word is there or not, {adapter.name} must have strength 0 or"
+                f" 1, got {strength:g}"
             )
         new = dict(adapter.backbone)
         controls = [*fields.get(CONTROLS, ()), *new.pop(CONTROLS, ())]
@@ -66,7 +67,7 @@ def merged(
     names = ", ".join(adapter.name for adapter, _ in used)
     digests = [{"digest": adapter.digest, "strength": s} for adapter, s in used]
     described = {
-        **metadata,
+        **_with_words(metadata, [adapter for adapter, _ in used]),
         "model": _with_fields(metadata["model"], fields, names),
         "adapters": json.dumps(digests, separators=(",", ":")),
     }
@@ -81,6 +82,22 @@ def _scaled(name: str, value: Tensor, strength: float) -> Tensor:
     """
     is_copied = f".{CONTROLS}." in name and ".joins." not in name
     return value * strength if name.endswith("angles") and not is_copied else value
+
+
+def _with_words(metadata: Mapping[str, str], adapters: Sequence[Adapter]) -> dict[str, str]:
+    """The metadata, with a text encoder that has learned the words of adapters."""
+    described = dict(metadata)
+    for adapter in adapters:
+        if (word := adapter.word) is None:
+            continue
+        if "text_encoder" not in described:
+            raise ValueError(
+                f"{adapter.name} must be used with a model that is told text, its word {word[0]}"
+                " belongs to a text encoder; use another model"
+            )
+        encoder = text_encoder_from_json(described["text_encoder"]).with_word(*word)
+        described["text_encoder"] = encoder.to_json()
+    return described
 
 
 def _with_fields(model: str, fields: Mapping[str, Any], origin: str) -> str:

@@ -10,7 +10,7 @@ from edm2lite.messages import one_line
 from edm2lite.models.class_names import class_title, names_in_metadata
 from edm2lite.network.conditions import ClassLabel, described
 from edm2lite.strict_json import parse
-from edm2lite.text.encoder import text_encoder_from_json
+from edm2lite.text.named import text_encoder_from_json
 
 _SHOWN = 12  # snapshots in the table; the file names all of them
 

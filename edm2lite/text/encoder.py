@@ -12,17 +12,17 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from edm2lite.descriptions import built, described
 from edm2lite.kinds import Kinds
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition, Tokens, Vector
 from edm2lite.text.model import TextModel, TextStates
 from edm2lite.text.statistics import MEASURED, Moments, distinct
+from edm2lite.text.words import grouped
 
 TEXT_ENCODERS: Kinds[type[TextEncoder]] = Kinds(
     "text encoder",
@@ -53,6 +53,8 @@ class TextEncoder(abc.ABC):
         std: Standard deviation of each channel of the tokens.
         pooled_mean: Mean of each channel of the pooled vector.
         pooled_std: Standard deviation of each channel of the pooled vector.
+        words: Word that each learned vector belongs to (:mod:`edm2lite.text.words`).
+        word_vectors: Learned vectors at the input of the encoder, of one length.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ class TextEncoder(abc.ABC):
     std: tuple[float, ...] = ()
     pooled_mean: tuple[float, ...] = ()
     pooled_std: tuple[float, ...] = ()
+    words: tuple[str, ...] = ()
+    word_vectors: tuple[tuple[float, ...], ...] = ()
 
     kinds: ClassVar[Kinds[type[TextEncoder]]] = TEXT_ENCODERS
 
@@ -96,6 +100,9 @@ class TextEncoder(abc.ABC):
                 )
             if not all(value > 0 for value in std):
                 raise ValueError(f"text.{prefix}std must be positive, got {min(std)}")
+        vectors = tuple(tuple(vector) for vector in self.word_vectors)
+        object.__setattr__(self, "word_vectors", vectors)
+        grouped(self.words, vectors)
 
     @abc.abstractmethod
     def load(self, device: str = "cpu", download: bool = False) -> TextModel:
@@ -111,8 +118,16 @@ class TextEncoder(abc.ABC):
         return self
 
     def agrees(self, other: TextEncoder | None) -> bool:
-        """Whether another description, or None, means the same numbers, wherever the files are."""
-        return other is not None and dataclasses.replace(other, source=self.source) == self
+        """Whether another description, or None, means the same numbers, wherever the files are.
+
+        What else the other one has learned does not count.
+        """
+        if other is None:
+            return False
+        same = dataclasses.replace(
+            other, source=self.source, words=self.words, word_vectors=self.word_vectors
+        )
+        return same == self
 
     def unmeasured(self) -> TextEncoder:
         """This description without digest and statistics."""
@@ -154,7 +169,34 @@ class TextEncoder(abc.ABC):
                 f"statistics of the text encoder {model.name} must be of its {model.widths[0]} and"
                 f" {model.widths[1]} channels, got {stated[0]} and {stated[1]}; measure them again"
             )
-        return model
+        return model.taught(self.words, self.word_vectors) if self.words else model
+
+    def with_word(self, word: str, vectors: Tensor) -> TextEncoder:
+        """The same encoder with one more learned word.
+
+        Args:
+            word: The word; it has no spaces.
+            vectors: [n, D] vectors at the input of the encoder.
+
+        Raises:
+            ValueError: If it has that word already, or vectors of another length.
+
+        Example:
+            >>> from edm2lite.text import StaticTextEncoder
+            >>> encoder = StaticTextEncoder(num_tokens=4).measured(["a red heart", "a blue car"])
+            >>> taught = encoder.with_word("<x>", encoder.opened().input_rows("heart"))
+            >>> told = [e.encode([t])["tokens"] for e, t in ((taught, "<x>"), (encoder, "heart"))]
+            >>> told[0].equal(told[1])
+            True
+        """
+        if word in self.words:
+            raise ValueError(f"a learned word must be new, {word} is one already; take another")
+        rows = tuple(tuple(row) for row in vectors.double().tolist())
+        return dataclasses.replace(
+            self,
+            words=(*self.words, *[word] * len(rows)),
+            word_vectors=(*self.word_vectors, *rows),
+        )
 
     def measured(self, texts: Iterable[str], *, download: bool = False) -> TextEncoder:
         """The same encoder with its digest, and with statistics of these captions.
@@ -231,51 +273,3 @@ class TextEncoder(abc.ABC):
     def to_json(self) -> str:
         """The description that travels in every model file."""
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
-
-
-def named_text_encoder(name: str, num_tokens: int = 77) -> TextEncoder:
-    """The encoder that a command names: ``static``, ``static:PATH`` or ``transformers:PATH``.
-
-    Args:
-        name: Kind, and where it is.
-        num_tokens: Number of tokens after which a text is cut off.
-
-    Raises:
-        ValueError: If there is no such kind, or the place is missing.
-
-    Example:
-        >>> named_text_encoder("transformers:openai/clip-vit-large-patch14").source
-        'openai/clip-vit-large-patch14'
-    """
-    kind, _, source = name.partition(":")
-    cls: Any = TEXT_ENCODERS.find(kind if kind in TEXT_ENCODERS else name)
-    options = {"source": source} if source and kind in TEXT_ENCODERS else {}
-    encoder: TextEncoder = cls(num_tokens=num_tokens, **options)
-    return encoder
-
-
-def text_encoder_from_json(text: str, origin: str = "this") -> TextEncoder:
-    """The text encoder that a model file describes.
-
-    Args:
-        text: Description, as :meth:`TextEncoder.to_json` gives it.
-        origin: Name of the file in messages.
-
-    Raises:
-        ValueError: If this version does not know the kind or a setting.
-
-    Example:
-        >>> text_encoder_from_json('{"kind": "static", "num_tokens": 16}').num_tokens
-        16
-    """
-    return described(text, TEXT_ENCODERS, TextEncoder, "text encoder", origin)
-
-
-def text_encoder_from_dict(values: dict[str, Any]) -> TextEncoder:
-    """The text encoder of a parsed description; see :func:`text_encoder_from_json`.
-
-    Example:
-        >>> text_encoder_from_dict({"kind": "static", "mean": [0.5], "std": [2.0]}).std
-        (2.0,)
-    """
-    return built(values, TEXT_ENCODERS, TextEncoder, "text encoder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from edm2lite.text.words import WordInput, grouped
 from edm2lite.threads import map_in_threads
 
 CACHE_BYTES = 2**28
@@ -49,6 +50,7 @@ class TextModel:
         digest: Digest of weights and tokenizer.
         compute: Function from a text to its states.
         num_tokens: Largest number of tokens that ``compute`` returns.
+        word_input: Where learned words come in; None for an encoder that takes none.
 
     Example:
         >>> def letters(text):
@@ -60,9 +62,15 @@ class TextModel:
     """
 
     def __init__(
-        self, name: str, digest: str, compute: Callable[[str], TextStates], num_tokens: int
+        self,
+        name: str,
+        digest: str,
+        compute: Callable[[str], TextStates],
+        num_tokens: int,
+        word_input: WordInput | None = None,
     ):
-        self.name, self.digest = name, digest
+        self.name, self.digest, self._num_tokens = name, digest, num_tokens
+        self._word_input = word_input
         states = compute("a")
         self.widths = states.tokens.shape[1], len(states.pooled)
         size = 4 * num_tokens * max(1, self.widths[0])
@@ -81,6 +89,56 @@ class TextModel:
         """The states of several texts in order, not kept, computed on all threads."""
         return map_in_threads(self._checked, texts, torch.get_num_threads())
 
+    def taught(self, words: tuple[str, ...], vectors: tuple[tuple[float, ...], ...]) -> TextModel:
+        """This encoder with learned words, see :mod:`edm2lite.text.words`.
+
+        Args:
+            words: Word of each vector.
+            vectors: Vectors at the input of the encoder.
+
+        Raises:
+            ValueError: If it takes no words, or vectors of another length.
+        """
+        return _taught(self, words, vectors)
+
+    def input_rows(self, text: str) -> Tensor:
+        """The vectors [t, D] of a text's tokens at the input of the encoder, before it computes.
+
+        Raises:
+            ValueError: If the encoder takes no learned words, or nothing is left of the text.
+        """
+        rows = self._words().rows(text)
+        if not len(rows):
+            raise ValueError(f"{self.name} must know the text {shortened(text)}, it has no tokens")
+        return rows
+
+    def states_with(self, text: str, words: Mapping[str, Tensor]) -> TextStates:
+        """The states of a text with learned words, with derivatives and without a cache.
+
+        Args:
+            text: The text.
+            words: Word -> its vectors [n, D] at the input of the encoder.
+
+        Raises:
+            ValueError: If the encoder takes no learned words, or vectors of another length.
+        """
+        width = self.input_rows("a").shape[1]
+        for word, vectors in words.items():
+            if vectors.shape[1] != width:
+                raise ValueError(
+                    f"vectors of the word {word} must have the length of {self.name}'s input,"
+                    f" {width}, got {vectors.shape[1]}; use the text encoder they were made for"
+                )
+        return TextStates(*self._words().states(text, words))
+
+    def _words(self) -> WordInput:
+        if self._word_input is None:
+            raise ValueError(
+                f"{self.name} must take learned words for that; encoders of kind static and"
+                " transformers do"
+            )
+        return self._word_input
+
     def _computed(self, text: str) -> TextStates:
         (states,) = map_in_threads(self._checked, [text], 1)
         return states
@@ -93,6 +151,22 @@ class TextModel:
                 f" {shortened(text)}; use another text encoder"
             )
         return states
+
+
+@lru_cache(maxsize=2)
+def _taught(
+    model: TextModel, words: tuple[str, ...], vectors: tuple[tuple[float, ...], ...]
+) -> TextModel:
+    """An encoder that has learned words; the last two are kept, with what they have computed."""
+    learned = grouped(words, vectors)
+
+    @torch.no_grad()
+    def compute(text: str) -> TextStates:
+        has_words = any(word in text for word in learned)
+        return model.states_with(text, learned) if has_words else model.states(text)
+
+    compute(words[0])  # which checks the length of the vectors
+    return TextModel(model.name, model.digest, compute, model._num_tokens, model._word_input)
 
 
 def plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xxhash
+from torch import Tensor
 
 from edm2lite.extras import require
 from edm2lite.messages import one_line
@@ -20,6 +22,7 @@ from edm2lite.tensorfile import as_bytes, load_tensors
 from edm2lite.text.encoder import TextEncoder
 from edm2lite.text.model import TextModel, TextStates, plain
 from edm2lite.text.place import absolute, present
+from edm2lite.text.words import WordInput, in_order
 
 PACKAGE = "wordllama"
 """Package whose table of 32,000 tokens and 256 numbers each is the default."""
@@ -77,13 +80,24 @@ def _load(source: str, num_tokens: int) -> TextModel:
     digest = xxhash.xxh3_64_hexdigest(bytes(as_bytes(table)) + content)
     rows = table.float().numpy()
 
+    def ids_of(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(plain(text), add_special_tokens=False).ids
+        return ids
+
     def compute(text: str) -> TextStates:
-        ids = tokenizer.encode(plain(text), add_special_tokens=False).ids[:num_tokens]
+        ids = ids_of(text)[:num_tokens]
         tokens = rows[ids] if ids else rows[:0]
         pooled = tokens.mean(axis=0, dtype=np.float64) if ids else np.zeros(rows.shape[1])
         return TextStates(torch.from_numpy(tokens), torch.from_numpy(pooled).float())
 
-    return TextModel(source, digest, compute, num_tokens)
+    def input_rows(text: str) -> Tensor:
+        return torch.from_numpy(rows[ids_of(text)])
+
+    def states(text: str, words: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        tokens = torch.cat([*in_order(text, words, input_rows)])[:num_tokens]
+        return tokens, tokens.double().mean(0).float()
+
+    return TextModel(source, digest, compute, num_tokens, WordInput(input_rows, states))
 
 
 def _in_package() -> tuple[Path, Path]:

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from edm2lite.messages import one_line
 from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import Header, read_header
-from edm2lite.text.encoder import TextEncoder, text_encoder_from_dict
+from edm2lite.text.encoder import TextEncoder
 from edm2lite.text.model import TextStates, shortened, text_digest
+from edm2lite.text.named import text_encoder_from_dict
 from edm2lite.text.statistics import distinct
 
 FORMAT = "edm2lite.captions/1"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import xxhash
+from torch import Tensor
 
 from edm2lite.extras import require
 from edm2lite.messages import one_line
@@ -19,6 +20,7 @@ from edm2lite.tensorfile import as_bytes
 from edm2lite.text.encoder import TextEncoder
 from edm2lite.text.model import TextModel, TextStates, plain
 from edm2lite.text.place import MOVED, absolute, may_download, present
+from edm2lite.text.words import WordInput, in_order
 
 _LOADED: dict[tuple[str, str, int], TextModel] = {}  # the last two
 _LOADING = threading.Lock()
@@ -83,24 +85,74 @@ def _load(place: str, device: str, num_tokens: int, download: bool) -> TextModel
             f"text.num_tokens must be at most {longest} for {place}, got {num_tokens}; set a"
             " smaller one"
         )
-    model = model.to(device).eval().requires_grad_(False)
+    encoder = _Encoder(model.to(device).eval().requires_grad_(False), tokenizer, num_tokens)
+    taught = WordInput(encoder.input_rows, encoder.states_with)
+    return TextModel(place, _digest(model, tokenizer), encoder.states, num_tokens, taught)
+
+
+class _Encoder:
+    """A text encoder: from a text to its states, and from the rows of its tokens.
+
+    Args:
+        model: Encoder of transformers, on its device.
+        tokenizer: Its tokenizer.
+        num_tokens: Number of tokens after which a text is cut off.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, num_tokens: int):
+        self._model, self._tokenizer, self._num_tokens = model, tokenizer, num_tokens
+        self._table: Tensor = model.get_input_embeddings().weight
+        self._given = threading.local()  # of a text with learned words: rows of all its tokens
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.weight is self._table:
+                module.register_forward_hook(self._with_given)  # T5 has two of them
 
     @torch.no_grad()
-    def compute(text: str) -> TextStates:
-        inputs = tokenizer(
-            plain(text), truncation=True, max_length=num_tokens, return_tensors="pt"
-        ).to(device)
-        if not inputs["input_ids"].shape[1]:  # nothing is left of such a text
-            tokens, pooled = compute("a")
+    def states(self, text: str) -> TextStates:
+        """The states of a text."""
+        ids = self._ids(text, truncation=True, max_length=self._num_tokens)
+        if not len(ids):  # nothing is left of such a text
+            tokens, pooled = self.states("a")
             return TextStates(tokens[:0], pooled)
-        output = model(**inputs)
-        tokens = output.last_hidden_state[0]
-        pooled = tokens.mean(0)
-        if model.config.model_type.startswith("clip"):
-            pooled = (output.text_embeds if "text_embeds" in output else output.pooler_output)[0]
-        return TextStates(tokens.cpu(), pooled.cpu())
+        return TextStates(*self._output(ids))
 
-    return TextModel(place, _digest(model, tokenizer), compute, num_tokens)
+    def input_rows(self, text: str) -> Tensor:
+        """See :class:`edm2lite.text.words.WordInput`."""
+        rows: Tensor = self._table[self._ids(text, add_special_tokens=False)]
+        return rows.cpu()
+
+    def states_with(self, text: str, words: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See :class:`edm2lite.text.words.WordInput`."""
+        whole, inner = self._ids("a"), self._ids("a", add_special_tokens=False)
+        begin = whole.tolist().index(inner[0])
+        start, end = whole[:begin], whole[begin + len(inner) :]
+        room = self._num_tokens - len(start) - len(end)
+        rows = torch.cat([*in_order(text, words, self.input_rows)])[:room].to(inner.device)
+        self._given.rows, self._given.begin = rows, begin
+        try:
+            return self._output(torch.cat([start, inner[:1].expand(len(rows)), end]))
+        finally:
+            self._given.rows = None
+
+    def _with_given(self, _module: Any, _inputs: Any, rows: Tensor) -> Tensor:
+        given: Tensor | None = getattr(self._given, "rows", None)
+        if given is None:
+            return rows
+        begin, end = self._given.begin, self._given.begin + len(given)
+        return torch.cat([rows[:, :begin], given[None], rows[:, end:]], 1)
+
+    def _ids(self, text: str, **options: Any) -> Tensor:
+        found = self._tokenizer(plain(text), return_tensors="pt", **options)
+        ids: Tensor = found["input_ids"][0].long().to(self._table.device)
+        return ids
+
+    def _output(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        found = self._model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
+        tokens = found.last_hidden_state[0]
+        pooled = tokens.mean(0)
+        if self._model.config.model_type.startswith("clip"):
+            pooled = (found.text_embeds if "text_embeds" in found else found.pooler_output)[0]
+        return tokens.cpu(), pooled.cpu()
 
 
 def _parts(place: str, is_local: bool) -> tuple[Any, Any]:

@@ -167,12 +167,9 @@ def test_a_bare_pickle_is_refused(tmp_path):
 def test_what_cannot_be_used_here_is_refused_with_the_reason(tmp_path):
     from test_adapter_exchange import BASE
 
-    torch.save(hypernetwork(), tmp_path / "style.pt")
-    torch.save(web_ui(torch.ones(2, 768)), tmp_path / "cat.pt")
-    for name, message in (
-        ("style.pt", "cross-attention of width 4, 8 is told, .*tune.kind: hypernetwork"),
-        ("cat.pt", "vectors of length 768 stand for a new word at the input of a text encoder"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} cannot be used with")):
-            import_adapter(tmp_path / name, BASE)
-        refused(lambda path: import_adapter(path, BASE), tmp_path / name, message)
+    path = tmp_path / "style.pt"
+    torch.save(hypernetwork(), path)
+    message = "cross-attention of width 4, 8 is told, .*tune.kind: hypernetwork"
+    with pytest.raises(ValueError, match=re.escape(f"{path} cannot be used with")):
+        import_adapter(path, BASE)
+    refused(lambda path: import_adapter(path, BASE), path, message)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from text.tiny_encoders import NUM_TOKENS, WORDS, save_clip
 
 from edm2lite.text import StaticTextEncoder, TransformersTextEncoder, named_text_encoder
-from edm2lite.text.encoder import text_encoder_from_json
+from edm2lite.text.named import text_encoder_from_json
 from edm2lite.text.place import MOVED
 
 pytest.importorskip("transformers", reason="pip install 'edm2lite[test]'")

@@ -1,8 +1,14 @@
 """Magnitude-preserving diffusion models (EDM2) and post-hoc EMA.
 
-What scripts and notebooks need is here by name; everything is imported on first use, so that
-``import edm2lite`` loads nothing. The rooms behind it are ``edm2lite.ema``, ``network``,
-``diffusion``, ``sampling``, ``metrics``, ``sweep``, ``dataset``, ``models`` and ``training``.
+What scripts and notebooks need is here by name::
+
+    model = edm2lite.load("runs/digits@sigma_rel=0.13")
+    images = edm2lite.generate(model, range(8), classes=[3, 5])
+    images.grid().save("images.png")
+
+Everything is imported on first use, so that ``import edm2lite`` loads nothing. The rooms behind
+it are ``edm2lite.ema``, ``network``, ``diffusion``, ``sampling``, ``metrics``, ``sweep``,
+``dataset``, ``models`` and ``training``.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from edm2lite.network.conditioning import Conditioning as Conditioning
     from edm2lite.network.layers import normalize_weights_ as normalize_weights_
     from edm2lite.network.unet import UNetConfig as UNetConfig
+    from edm2lite.sampling import Images as Images
     from edm2lite.sampling import generate as generate
     from edm2lite.sampling.settings import Sampling as Sampling
     from edm2lite.sweep import sweep_ema as sweep_ema
@@ -43,8 +50,8 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.network.conditioning": "Conditioning",
         "edm2lite.network.layers": "normalize_weights_",
         "edm2lite.network.unet": "UNetConfig",
-        "edm2lite.sampling": "generate",
+        "edm2lite.sampling": "Images generate",
         "edm2lite.sampling.settings": "Sampling",
-        "edm2lite.sweep": "sweep_ema",
+        "edm2lite.sweep": "sweep sweep_ema",
     },
 )

@@ -56,7 +56,6 @@ SUBCLASSES = (  # modules with a subclass of what an extra has; they are importe
 )
 TORCH_DISTRIBUTED = {
     "edm2lite.ema.shards": "averages of sharded weights are sharded like them (DTensor)",
-    "edm2lite.integrations.recorder": "restores averages into shards (DTensor)",
     "edm2lite.processes": "how torchrun is met: its store, where processes wait for the first",
     "edm2lite.training.checkpoint": "the format of checkpoints (torch.distributed.checkpoint)",
     "edm2lite.training.distributed": "how torchrun is met: its store, its record of errors",

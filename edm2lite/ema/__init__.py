@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from edm2lite.ema.profile import Window as Window
     from edm2lite.ema.reconstruction import reconstruct as reconstruct
     from edm2lite.ema.reconstruction import reconstruct_each as reconstruct_each
+    from edm2lite.ema.result import Reconstruction as Reconstruction
     from edm2lite.ema.snapshot import SnapshotInfo as SnapshotInfo
-    from edm2lite.ema.targets import Reconstruction as Reconstruction
     from edm2lite.ema.targets import plan_targets as plan_targets
     from edm2lite.ema.tracker import PowerFunctionEMA as PowerFunctionEMA
 
@@ -37,8 +37,9 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.ema.lengths": "Length",
         "edm2lite.ema.profile": "Exponential PowerFunction Tabulated Window",
         "edm2lite.ema.reconstruction": "reconstruct reconstruct_each",
+        "edm2lite.ema.result": "Reconstruction",
         "edm2lite.ema.snapshot": "SnapshotInfo",
-        "edm2lite.ema.targets": "Reconstruction plan_targets",
+        "edm2lite.ema.targets": "plan_targets",
         "edm2lite.ema.tracker": "PowerFunctionEMA",
     },
 )

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from edm2lite.atomic import remove_abandoned
 from edm2lite.claim import claim_folder
 from edm2lite.ema.casts import load_torch_if_faster
+from edm2lite.ema.result import Reconstruction
 from edm2lite.ema.stream import Progress, weighted_sums
-from edm2lite.ema.targets import Reconstruction
 from edm2lite.ema.workers import WorkerPool, num_cores
 from edm2lite.tensorfile import Header, TensorSpec, TensorWriter, read_header
 from edm2lite.tensorheader import type_of

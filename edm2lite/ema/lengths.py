@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from edm2lite.ema.decays import NamedDecay
 from edm2lite.ema.formulas import decay_to_half_life, gamma_to_sigma_rel, sigma_rel_to_gamma
@@ -265,6 +266,9 @@ def widths_and_exponents(
     """
     if sigma_rels is not None and gammas is not None:
         raise ValueError("give either sigma_rels or gammas, not both")
+    for name, given in (("sigma_rels", sigma_rels), ("gammas", gammas)):
+        if isinstance(given, Real | str):
+            raise ValueError(f"{name} must be a list of lengths, got {given!r}; give [{given!r}]")
     if gammas is None:
         widths = tuple(map(float, (0.05, 0.10) if sigma_rels is None else sigma_rels))
         exponents = tuple(float(sigma_rel_to_gamma(s)) for s in widths)

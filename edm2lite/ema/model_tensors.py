@@ -24,6 +24,7 @@ class TrackedTensors:
     Attributes:
         owner: Name of each trained tensor -> the first name of that tensor. They differ where one
             parameter has several names (tied weights).
+        shapes: Name of each trained tensor -> its shape.
 
     Args:
         source: A module, or a mapping of names to tensors.
@@ -49,7 +50,7 @@ class TrackedTensors:
                 "source must hold at least one floating-point tensor that trains, found none among"
                 f" {len(tensors)}; build the tracker before freezing the model"
             )
-        self._shapes = {name: t.shape for name, t in tensors.items() if name in self.owner}
+        self.shapes = {name: t.shape for name, t in tensors.items() if name in self.owner}
 
     def all(self) -> dict[str, Tensor]:
         """Every tensor of the source, in the order of its state dict."""
@@ -75,9 +76,9 @@ class TrackedTensors:
                 raise ValueError(
                     f"{owner} and {name} must stay one tensor, as at the start; make a new tracker"
                 )
-            if tensors[name].shape != self._shapes[name]:
+            if tensors[name].shape != self.shapes[name]:
                 raise ValueError(
-                    f"{name} must keep its shape {tuple(self._shapes[name])}, got"
+                    f"{name} must keep its shape {tuple(self.shapes[name])}, got"
                     f" {tuple(tensors[name].shape)}"
                 )
         return {owner: tensors[owner].detach() for owner in dict.fromkeys(self.owner.values())}
@@ -114,12 +115,18 @@ def named_tensors(source: Source) -> dict[str, Tensor]:
         source: A module, or a mapping of names to tensors.
 
     Raises:
-        ValueError: If two names are equal once the prefixes of wrappers are removed.
+        ValueError: If it is neither, or two names are equal once the prefixes of wrappers are
+            removed.
 
     Example:
         >>> list(named_tensors(nn.ModuleDict({"module": nn.Linear(2, 1)})))
         ['weight', 'bias']
     """
+    if not isinstance(source, nn.Module | Mapping):
+        raise ValueError(
+            f"source must be a module, or a mapping of names to tensors, got a"
+            f" {type(source).__name__}; give the model itself, or dict(model.named_parameters())"
+        )
     found = source.state_dict(keep_vars=True) if isinstance(source, nn.Module) else source
     tensors = {name: t for name, t in found.items() if isinstance(t, Tensor)}
     names = clean_names(tensors)

@@ -11,9 +11,10 @@ import numpy as np
 from edm2lite.ema.building import build
 from edm2lite.ema.profile import Profile
 from edm2lite.ema.requests import Log
+from edm2lite.ema.result import Reconstruction
 from edm2lite.ema.snapshot import SnapshotInfo
 from edm2lite.ema.stream import Progress
-from edm2lite.ema.targets import MAX_ERROR, Reconstruction, check_error, plan_targets
+from edm2lite.ema.targets import MAX_ERROR, check_error, plan_targets
 
 if TYPE_CHECKING:
     import torch

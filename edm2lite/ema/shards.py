@@ -88,6 +88,23 @@ def sharded_like(shard: Tensor, tensor: Any) -> Tensor:
     return sharded
 
 
+def distributed_like(full: Tensor, tensor: Any) -> Tensor:
+    """A tensor that every process holds as a whole, in the layout of ``tensor``.
+
+    Nothing is communicated. If ``tensor`` is not sharded, this is ``full`` itself.
+
+    Example:
+        >>> distributed_like(torch.ones(2), torch.zeros(2))
+        tensor([1., 1.])
+    """
+    if not is_sharded(tensor):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    on_device = full.to(tensor.to_local().device)
+    return distribute_tensor(on_device, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
 def warn_if_ranks_differ(num_refused: int, tensors: Iterable[Any]) -> None:
     """Log a warning if ranks that share these tensors refused different numbers of updates.
 

@@ -7,21 +7,15 @@ by :mod:`edm2lite.ema.building`.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edm2lite.ema.calibration import Progress, fit_model
 from edm2lite.ema.folder import list_snapshots
 from edm2lite.ema.profile import PowerFunction, Profile
 from edm2lite.ema.requests import Log, Request, check_solver, requests_for
+from edm2lite.ema.result import Reconstruction
 from edm2lite.ema.rounding import ROUNDING
 from edm2lite.ema.selection import select_sources
 from edm2lite.ema.snapshot import SnapshotInfo
@@ -30,88 +24,8 @@ from edm2lite.ema.solvers import SOLVERS, usable
 from edm2lite.tensorfile import ADAPTER_FORMAT, MODEL_FORMAT
 from edm2lite.version import __version__
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 MAX_ERROR = 0.02
 """Default limit of predicted errors, relative to the norm of the weights."""
-_UNIT = 1e-8  # deviation from a unit vector that is far below the rounding of every type
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """A rebuilt average, or the plan for one.
-
-    Attributes:
-        profile: The average.
-        sigma_rel: EMA length as it was requested, never rounded; None for averages that are
-            not power functions.
-        coefficients: [K] coefficients, one per entry of ``inputs``; they sum to 1.
-        predicted_error: Expected L2 error of the weights, relative to their L2 norm.
-        inputs: Snapshots that are combined.
-        num_stored: Number of snapshots up to the end of the average. Of very many, ``inputs`` are
-            those that matter, see :func:`edm2lite.ema.selection.select_sources`.
-        metadata: Metadata of the output file: the average, its predicted error and its provenance.
-        state_dict: The tensors, if they were rebuilt in memory.
-        path: The file, if the average was written to one.
-        decay: Name of the decay that was requested, as ``cosine:0.2``; "" for other averages.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from edm2lite.ema import PowerFunctionEMA
-        >>> ema, run = PowerFunctionEMA({"w": torch.ones(3)}), tempfile.mkdtemp()
-        >>> ema.update(nimg=64)
-        >>> _ = ema.save_snapshots(run)
-        >>> (plan,) = plan_targets(run, sigma_rel=0.10)
-        >>> plan.nimg, len(plan.inputs), round(plan.sum_abs, 3)
-        (64, 2, 1.0)
-    """
-
-    profile: Profile
-    sigma_rel: float | None
-    coefficients: NDArray[np.float64]
-    predicted_error: float
-    inputs: tuple[SnapshotInfo, ...] = field(repr=False)
-    metadata: dict[str, str] = field(repr=False)
-    num_stored: int
-    state_dict: dict[str, Tensor] | None = field(default=None, repr=False)
-    path: Path | None = None
-    decay: str = ""
-
-    @property
-    def gamma(self) -> float | None:
-        """Exponent of the average; None for averages that are not power functions."""
-        return self.profile.gamma if isinstance(self.profile, PowerFunction) else None
-
-    @property
-    def nimg(self) -> int:
-        """End of the average, in images."""
-        return self.profile.nimg
-
-    @property
-    def sum_abs(self) -> float:
-        """Sum of the absolute coefficients."""
-        return float(np.abs(self.coefficients).sum())
-
-    def _exact_types(self) -> set[str]:
-        """Types that hold every number of the result: those of a snapshot that is the result."""
-        source = int(np.argmax(self.coefficients))
-        others = np.delete(self.coefficients, source)
-        if abs(self.coefficients[source] - 1) + np.abs(others).sum() > _UNIT:
-            return set()
-        return {self.inputs[source].dtype, "float32"}
-
-    def stored_as(self, dtype: torch.dtype | str) -> Reconstruction:
-        """This plan with the rounding of a result in ``dtype`` included in its predicted error.
-
-        A stored average has been rounded already: to its own type, it does not round again.
-        """
-        name = str(dtype).removeprefix("torch.")
-        rounding = 0.0 if name in self._exact_types() else ROUNDING[name]
-        error = math.hypot(self.predicted_error, rounding)
-        metadata = {**self.metadata, "predicted_error": repr(error)}
-        return dataclasses.replace(self, predicted_error=error, metadata=metadata)
 
 
 def plan_targets(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.averages import Averages
-from edm2lite.ema.clocks import checked_clock, clock_metadata
+from edm2lite.ema.clocks import checked_clock, clock_metadata, later_count
 from edm2lite.ema.course import Course
 from edm2lite.ema.lengths import widths_and_exponents
 from edm2lite.ema.model_tensors import Source, TrackedTensors, saved_averages
@@ -90,13 +89,9 @@ class PowerFunctionEMA:
         self.run = run or secrets.token_hex(4)
         self._tracked = TrackedTensors(source)
         shards = [local_shard(t) for t in self._tracked.live().values()]
+        place = shards[0].device if device is None else torch.device(device)
         self._averages = Averages(
-            shards,
-            self.gammas,
-            start_nimg=start_nimg,
-            device=shards[0].device if device is None else torch.device(device),
-            dtype=dtype,
-            buffered=buffered,
+            shards, self.gammas, start_nimg=start_nimg, device=place, dtype=dtype, buffered=buffered
         )
         self._saver, self._is_applied, self._begin_nimg = SnapshotSaver(), False, start_nimg
         if state is not None:
@@ -104,6 +99,16 @@ class PowerFunctionEMA:
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and is_first_rank():
             self.claim(self.folder)
+
+    def __repr__(self) -> str:
+        what = f"sigma_rels={self.sigma_rels}, nimg={self._last_nimg}, run={self.run!r}"
+        return f"PowerFunctionEMA({what}, {len(self._tracked.shapes)} tensors)"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a tracker belongs to one model and cannot be copied or pickled; take its state_dict(),"
+            " and make another one by PowerFunctionEMA(model, state=...)"
+        )
 
     @property
     def nimg(self) -> int:
@@ -133,15 +138,10 @@ class PowerFunctionEMA:
             source: Where the weights are now. [default: the source given at construction]
 
         Raises:
-            ValueError: If ``nimg`` did not grow, or the tensors are not those that are tracked.
+            ValueError: If ``nimg`` is not a larger whole number, or other tensors are given.
             RuntimeError: Within :meth:`applied`.
         """
-        nimg = operator.index(nimg)
-        if nimg <= self._last_nimg:
-            raise ValueError(
-                f"nimg must grow from update to update, got {nimg} after {self._last_nimg}; count"
-                " the images of the step before the call"
-            )
+        nimg = later_count(nimg, self._last_nimg)
         if self._is_applied:
             raise RuntimeError("update() must come after applied(), the weights are averages now")
         shards = [local_shard(t) for t in self._tracked.live(source).values()]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edm2lite.ema import PowerFunctionEMA, stale
 from edm2lite.ema.clocks import checked_clock
 from edm2lite.ema.model_tensors import Source, named_tensors
-from edm2lite.ema.shards import gather, is_sharded
+from edm2lite.ema.shards import distributed_like, gather, is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -231,19 +231,9 @@ def _shard_averages(
     """Full tensors of a checkpoint, sharded as the tracker holds them."""
     live = ema.state_dict()["averages"]
     return {
-        length: {n: _sharded_like(v, live.get(length, {}).get(n)) for n, v in values.items()}
+        length: {n: distributed_like(v, live.get(length, {}).get(n)) for n, v in values.items()}
         for length, values in averages.items()
     }
-
-
-def _sharded_like(full: Tensor, tensor: Any) -> Tensor:
-    if tensor is None or not is_sharded(tensor):  # unknown names are left for the tracker to refuse
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh = tensor.device_mesh
-    on_device = full.to(tensor.to_local().device)
-    return distribute_tensor(on_device, mesh, tensor.placements, src_data_rank=None)
 
 
 def _refuse_foreign_shards(model: nn.Module) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from edm2lite.atomic import replacing_folder, sync
 from edm2lite.claim import claim_file
 from edm2lite.ema.casts import load_torch_if_faster
+from edm2lite.ema.result import Reconstruction
 from edm2lite.ema.stream import Progress, weighted_sums
-from edm2lite.ema.targets import Reconstruction
 from edm2lite.ema.workers import WorkerPool, num_cores
 from edm2lite.strict_json import parse_object
 from edm2lite.tensorfile import TensorSpec, TensorWriter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -12,7 +12,7 @@ import xxhash
 from edm2lite.diffusion.precond import Precond
 from edm2lite.models.class_names import class_title, names_in_metadata
 from edm2lite.models.encoders import Encoder
-from edm2lite.network.conditions import ClassLabel
+from edm2lite.network.conditions import ClassLabel, described
 from edm2lite.strict_json import parse
 from edm2lite.text.encoder import TextEncoder
 
@@ -23,7 +23,7 @@ IN_FOLDERS = ("last.safetensors", EXPORTED)
 """Names of the weights in the folder of a run, and in that of an exported model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A denoiser with everything that is needed to use it.
 
@@ -41,6 +41,8 @@ class Model:
         >>> unet = UNetConfig(img_resolution=8, img_channels=1, label_dim=10, model_channels=8,
         ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=8)
         >>> model = Model("untrained", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
+        >>> model
+        Model('untrained', unet, 8,238 parameters, 1 x 8 x 8, takes 10 classes)
         >>> model.num_classes
         10
     """
@@ -48,8 +50,15 @@ class Model:
     name: str
     net: Precond
     encoder: Encoder
-    metadata: dict[str, str] = field(repr=False)
-    text_encoder: TextEncoder | None = field(repr=False, default=None)
+    metadata: dict[str, str]
+    text_encoder: TextEncoder | None = None
+
+    def __repr__(self) -> str:
+        shape, told = self.net.config.backbone, self.net.config.backbone.conditions
+        size = f"{shape.img_channels} x {shape.img_resolution} x {shape.img_resolution}"
+        weights = sum(p.numel() for p in self.net.parameters())
+        text = f"{self.name!r}, {shape.kind}, {weights:,} parameters, {size}"
+        return f"Model({text}{f', takes {described(told)}' if told else ''})"
 
     @property
     def num_classes(self) -> int:

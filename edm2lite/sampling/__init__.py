@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edm2lite.sampling.guidance import Mixed as Mixed
     from edm2lite.sampling.guidance import Rescale as Rescale
     from edm2lite.sampling.image_folder import ImageFolder as ImageFolder
+    from edm2lite.sampling.image_set import Images as Images
     from edm2lite.sampling.images import ImageGenerator as ImageGenerator
     from edm2lite.sampling.levels import cosine_sigmas as cosine_sigmas
     from edm2lite.sampling.levels import first_state as first_state
@@ -44,6 +45,7 @@ __getattr__, __dir__, __all__ = exports(
         "edm2lite.sampling.generation": "generate",
         "edm2lite.sampling.guidance": "APG Conditioned Guided Mixed Rescale",
         "edm2lite.sampling.image_folder": "ImageFolder",
+        "edm2lite.sampling.image_set": "Images",
         "edm2lite.sampling.images": "ImageGenerator",
         "edm2lite.sampling.levels": "cosine_sigmas first_state interval_steps karras_sigmas"
         " linear_sigmas sigmas_from user_sigmas",

@@ -25,6 +25,7 @@ from edm2lite.sampling.conditions import Classes, conditions_of_seeds
 from edm2lite.sampling.controls import control_values
 from edm2lite.sampling.edit import Edit, Pictures, as_dataset
 from edm2lite.sampling.image_folder import WRITERS, ImageFolder
+from edm2lite.sampling.image_set import Images
 from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.prompts import captions_of_seeds, prompts_of_seeds
 from edm2lite.sampling.settings import Sampling
@@ -54,7 +55,7 @@ def generate(
     compiled: bool = False,
     out: None = None,
     progress: Progress | None = None,
-) -> Tensor: ...
+) -> Images: ...
 
 
 @overload
@@ -97,7 +98,7 @@ def generate(
     compiled: bool = False,
     out: str | Path | None = None,
     progress: Progress | None = None,
-) -> Tensor | Path:
+) -> Images | Path:
     """Generate one image per seed: a function of seed, conditions, settings and weights alone.
 
     Args:
@@ -108,8 +109,9 @@ def generate(
         negative_prompt: Text to guide away from, in place of the model without its conditions.
         conditioning: What the network is told besides prompts; captions of a data set are prompts
             themselves. [default: drawn from the seeds]
-        classes: Class of every image, ``"all"`` for all in turn, or one per seed; used in place of
-            those in ``conditioning``.
+        classes: Class of every image by number or name, several in turn (``"all"``, ``"0-3"``,
+            ``["Flags", "Food"]``: seed s gets number s mod M of M), or one for each seed; used in
+            place of those in ``conditioning``.
         sampling: Sampler settings. [default: 32 steps of Heun's method]
         guide: Denoiser to guide away from: a model, its name, or ``"unconditional"`` for ``model``
             without its conditions, which is the default with prompts; with a weight in
@@ -126,7 +128,8 @@ def generate(
         progress: Called with (images made, images to make) after each batch.
 
     Returns:
-        [N, C, H, W] uint8 images on the CPU; or ``out``, if it is given.
+        Images, a uint8 tensor [N, C, H, W] on the CPU with a ``grid()`` and ``save()``; or ``out``,
+        if it is given.
 
     Raises:
         FileNotFoundError: If there is no such model, or adapter.
@@ -141,8 +144,10 @@ def generate(
         ...                   channel_mult=(1,), num_blocks=1, attn_resolutions=(), head_channels=8)
         >>> model = Model("tiny", Precond(PrecondConfig(backbone=unet)), PixelEncoder(), {})
         >>> images = generate(model, range(3), classes="all", sampling=Sampling(num_steps=2))
-        >>> images.shape, images.dtype
-        (torch.Size([3, 1, 8, 8]), torch.uint8)
+        >>> images
+        Images(3 of 1 x 8 x 8, seeds 0 to 2)
+        >>> images.shape, images.labels
+        (torch.Size([3, 1, 8, 8]), [0, 1, 2])
     """
     generator = image_generator(
         model, seeds, prompts=prompts, negative_prompt=negative_prompt, conditioning=conditioning,
@@ -155,14 +160,15 @@ def generate(
     return Path(out)
 
 
-def _collected(generator: ImageGenerator, progress: Progress | None) -> Tensor:
+def _collected(generator: ImageGenerator, progress: Progress | None) -> Images:
     """All images of a generator, in memory."""
     images: list[Tensor] = []
     for batch in generator:
         images.append(batch.images)
         if progress is not None:
             progress(sum(map(len, images)), len(generator.seeds))
-    return torch.cat(images) if images else torch.empty(0, *generator.shape, dtype=torch.uint8)
+    none = torch.empty(0, *generator.shape, dtype=torch.uint8)
+    return Images.of(generator, torch.cat(images) if images else none)
 
 
 def image_generator(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from edm2lite.ema import plan_targets
 from edm2lite.ema.building import build
-from edm2lite.ema.targets import MAX_ERROR, Reconstruction, check_error
+from edm2lite.ema.result import Reconstruction
+from edm2lite.ema.targets import MAX_ERROR, check_error
 from edm2lite.metrics.image_source import Generation
 from edm2lite.metrics.measurement import ImageRows
 from edm2lite.metrics.metric import Metric

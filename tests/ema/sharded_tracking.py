@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from edm2lite.ema import PowerFunctionEMA
+from edm2lite.ema import PowerFunction, PowerFunctionEMA, Reconstruction
 from edm2lite.ema.shards import local_shard, values_of_ranks
 
 
@@ -52,6 +53,16 @@ def main(folder: Path) -> None:
     dist.barrier()
     if dist.get_rank() == 0:
         reference.save_snapshots(folder / "whole")
+
+    whole = Reconstruction(  # on every rank, and loaded into shards
+        PowerFunction(5.0, 192), None, np.ones(1), 0.0, (), {}, 1, reference.state_dict_of(0.05)
+    )
+    loaded = build()
+    fully_shard(loaded, mesh=net[0].weight.device_mesh)
+    whole.load_into(loaded)
+    for name, value in loaded.state_dict().items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        assert full.equal(reference.state_dict_of(0.05)[name].detach()), name
 
     before = [local_shard(p).clone() for p in net.parameters()]
     with ema.applied(0.05):

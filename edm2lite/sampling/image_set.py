@@ -13,7 +13,8 @@ from torch import Tensor
 
 from edm2lite.image_grid import channels_last, labeled_mosaic, mosaic
 from edm2lite.sampling.image_folder import ImageFolder
-from edm2lite.sampling.images import GeneratedBatch, ImageGenerator
+from edm2lite.sampling.images import ImageGenerator
+from edm2lite.sampling.launched import GeneratedBatch
 
 _ROW = 8  # images that are shown in one row, if there are no more
 _SHOWN = 256  # images that a notebook shows

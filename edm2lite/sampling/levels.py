@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from edm2lite.diffusion import ddpm
+from edm2lite.diffusion.ddpm import Schedule
+
 
 def karras_sigmas(
     num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
@@ -78,6 +81,52 @@ def cosine_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 8
     sigmas = torch.tan(_ramp(num_steps, math.atan(sigma_max), math.atan(sigma_min)))
     sigmas[0] = sigma_max  # tan(atan(inf)) is 1.6e16
     return _with_zero(sigmas)
+
+
+def trailing_sigmas(
+    num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, *, beta: Schedule = "linear"
+) -> Tensor:
+    """Levels of DDPM's 1000 in even steps of their index, from the last one on (arXiv 2305.08891).
+
+    Levels above ``sigma_max`` or below ``sigma_min`` are left out. Where ``sigma_max`` is infinite,
+    the schedule is the one that ends in pure noise (zero terminal SNR).
+
+    Args:
+        num_steps: Number of steps N, 1 to the number of levels.
+        sigma_min: Lowest level that may be used.
+        sigma_max: Highest level that may be used; may be infinite.
+        beta: Schedule of betas, see :func:`edm2lite.diffusion.ddpm.levels`.
+
+    Returns:
+        [N + 1] float64, decreasing, ending in 0.
+
+    Raises:
+        ValueError: If there are more steps than levels, or none.
+
+    Example:
+        >>> trailing_sigmas(4, sigma_max=math.inf)
+        tensor([    inf, 19.2565,  3.4861,  0.9578,  0.0000], dtype=torch.float64)
+    """
+    _check_range(num_steps, sigma_min, sigma_max)
+    found = ddpm.levels(beta, zero_terminal_snr=math.isinf(sigma_max))
+    return ddpm.trailing_sigmas(found[(found >= sigma_min) & (found <= sigma_max)], num_steps)
+
+
+def trailing_scaled_linear_sigmas(
+    num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Tensor:
+    """:func:`trailing_sigmas` of the betas of Stable Diffusion.
+
+    Args:
+        num_steps: Number of steps N.
+        sigma_min: Lowest level that may be used.
+        sigma_max: Highest level that may be used; may be infinite.
+
+    Example:
+        >>> round(trailing_scaled_linear_sigmas(4)[0].item(), 2)
+        14.61
+    """
+    return trailing_sigmas(num_steps, sigma_min, sigma_max, beta="scaled_linear")
 
 
 def user_sigmas(levels: Sequence[float]) -> Tensor:

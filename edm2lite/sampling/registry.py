@@ -34,6 +34,8 @@ SCHEDULES: Kinds[Callable[[int, float, float], Tensor]] = Kinds(
         "karras": "edm2lite.sampling.levels:karras_sigmas",
         "linear": "edm2lite.sampling.levels:linear_sigmas",
         "cosine": "edm2lite.sampling.levels:cosine_sigmas",
+        "trailing": "edm2lite.sampling.levels:trailing_sigmas",
+        "trailing_scaled_linear": "edm2lite.sampling.levels:trailing_scaled_linear_sigmas",
     },
 )
 """Functions that place the noise levels of a run."""

@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy import stats
 
-from edm2lite.diffusion.ddpm import DDPM, levels, trailing_sigmas
+from edm2lite.diffusion.ddpm import BETAS, DDPM, levels, trailing_sigmas
 from edm2lite.diffusion.noise_density import DENSITIES, LogitNormal, LogNormal, LogUniform
 from edm2lite.diffusion.quantile_densities import VP, Cosine, Mode
+from edm2lite.sampling import Sampling
 
 CONTINUOUS = [
     LogNormal(P_mean=-0.8, P_std=1.6),
@@ -210,6 +211,24 @@ def test_ddpm_draws_every_level_equally_often(zero_terminal_snr):
     grid = torch.linspace(-12, 12, 200_001).double()
     area = torch.trapezoid(density.pdf(grid), grid)
     assert area.item() == pytest.approx(1 - density.mass_at_infinity, abs=1e-3)  # steps on a grid
+
+
+@pytest.mark.parametrize("has_pure_noise", [False, True])
+@pytest.mark.parametrize("beta", ["linear", "scaled_linear"])
+def test_trailing_schedules_are_those_of_diffusers(beta, has_pure_noise):
+    from diffusers import DDIMScheduler
+
+    first, last = BETAS[beta]
+    theirs = DDIMScheduler(
+        beta_start=first, beta_end=last, beta_schedule=beta, timestep_spacing="trailing",
+        rescale_betas_zero_snr=has_pure_noise,
+    )  # fmt: skip
+    theirs.set_timesteps(7)
+    a = theirs.alphas_cumprod[theirs.timesteps].double()  # made in float32
+    name = "trailing" if beta == "linear" else "trailing_scaled_linear"
+    sampling = Sampling(schedule=name, num_steps=7, sigma_max=math.inf if has_pure_noise else 1e9)
+    ours = sampling.levels()
+    assert torch.allclose(ours[:-1], ((1 - a) / a).sqrt(), rtol=1e-4) and ours[-1] == 0
 
 
 def test_trailing_steps_begin_at_the_last_level():

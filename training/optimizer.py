@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from edm2lite.ema.shards import local_shard, sharded_like
+from edm2lite.ema.tensor_lists import views_like
 
 from .config import OptimConfig
 from .parallel import ParallelLoss
 
 
-def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Adam:
-    """Adam without weight decay; on a GPU in one fused kernel.
+class Adam(torch.optim.Adam):
+    """Adam that tells a GPU its learning rate as a tensor, so that a CUDA graph can hold a step."""
+
+    def step_at(self, lr: float) -> None:
+        """One step at a learning rate."""
+        for group in self.param_groups:
+            group["lr"] = self._rate(lr) if group["fused"] else lr
+        self.step()
+        for group in self.param_groups:
+            group["lr"] = lr  # the form in which checkpoints hold it
+
+    def _rate(self, lr: float) -> Tensor:
+        """The learning rate, always in the same memory."""
+        if not hasattr(self, "_memory"):
+            device = self.param_groups[0]["params"][0].device
+            self._memory = torch.empty((), device=device)
+        return self._memory.fill_(lr)
+
+
+def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> Adam:
+    """Adam without weight decay; on a GPU in fused kernels.
 
     Args:
         net: The denoiser, on its device; frozen parameters stay as they are.
         config: Learning rate and moments.
         device: Device of the denoiser.
     """
-    return torch.optim.Adam(
+    return Adam(
         [parameter for parameter in net.parameters() if parameter.requires_grad],
         lr=config.ref_lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=device.type == "cuda",
+        capturable=device.type == "cuda",
     )
 
 
@@ -42,35 +65,51 @@ def full_precision(threads: int | None) -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
-@dataclass(frozen=True)
-class GradientCheck:
-    """What the gradient of a step was like.
-
-    Attributes:
-        norm: L2 norm of the whole gradient, 0-dim float64.
-        finite: Whether every element was finite, 0-dim bool; the same on all ranks.
-    """
-
-    norm: Tensor
-    finite: Tensor
-
-
 @torch.no_grad()
-def zero_nonfinite_gradients(loss: ParallelLoss, loss_scale: float) -> GradientCheck:
+def zero_nonfinite_gradients(loss: ParallelLoss, loss_scale: float) -> Tensor:
     """Divide gradients by the loss scale and set what is not finite in them to 0.
 
-    Nothing waits for a GPU.
+    Nothing waits for a GPU. There, gradients move into one buffer first, so that a single operation
+    serves all of them; it is let go with the gradients.
 
     Args:
         loss: The loss, after its backward passes.
         loss_scale: Factor on the loss during the backward pass.
+
+    Returns:
+        L2 norm of the whole gradient, 0-dim float64, the same on all ranks. It is not finite if an
+        element was not.
     """
-    grads = [p.grad for p in loss.net.parameters() if p.grad is not None]
+    trained = [p for p in loss.net.parameters() if p.grad is not None]
+    grads = [local_shard(p.grad) for p in trained]
+    if grads and grads[0].device.type != "cpu":
+        grads = _side_by_side(trained, grads)
     if loss_scale != 1:
         torch._foreach_div_(grads, loss_scale)
     norm = loss.square_norm(grads).sqrt()
-    finite = norm.isfinite()
-    if norm.device.type != "cpu" or not finite:
+    if norm.device.type != "cpu" or not norm.isfinite():
         for grad in grads:
             torch.nan_to_num_(grad, nan=0.0, posinf=0.0, neginf=0.0)
-    return GradientCheck(norm, finite)
+    return norm
+
+
+def _side_by_side(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Buffers, one for each dtype, that hold the gradients of the parameters from now on.
+
+    Args:
+        parameters: Parameters, whose gradients become views of the buffers.
+        grads: What this process holds of their gradients.
+    """
+    groups: dict[torch.dtype, list[int]] = {}
+    for i, grad in enumerate(grads):
+        groups.setdefault(grad.dtype, []).append(i)
+    buffers = []
+    for dtype, indices in groups.items():
+        found = [grads[i] for i in indices]
+        buffer = torch.empty(sum(map(Tensor.numel, found)), dtype=dtype, device=found[0].device)
+        views = views_like(buffer, found)
+        torch._foreach_copy_(views, found)
+        for i, view in zip(indices, views, strict=True):
+            parameters[i].grad = sharded_like(view, parameters[i].grad)
+        buffers.append(buffer)
+    return buffers

@@ -185,23 +185,17 @@ class Trainer:
             [N] loss per element of each sample of this process, without gradient.
         """
         micro = self.batches.batch(self.nimg)
-        losses, u, sigma = [], [], []
+        losses = []
         for i, batch in enumerate(micro):
             inputs = self._inputs(batch)
             with self.loss.accumulating(is_last=i + 1 == len(micro)):
                 terms = self._backward(inputs, batch)
             losses.append(terms.loss.detach() / inputs.images[0].numel())
-            u.append(terms.u)
-            sigma.append(inputs.sigma)
-        gradient = zero_nonfinite_gradients(self.loss, self.config.optim.loss_scale)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
-        self.optimizer.step()
+            self.statistics.add_losses(losses[-1], terms.u, inputs.sigma, batch.indices)
+        norm = zero_nonfinite_gradients(self.loss, self.config.optim.loss_scale)
+        self.optimizer.step_at(self.lr())
         self.optimizer.zero_grad(set_to_none=True)
-        indices = torch.from_numpy(np.concatenate([batch.indices for batch in micro]))
-        indices = indices.to(self.device, non_blocking=True)
-        self.statistics.add_losses(torch.cat(losses), torch.cat(u), torch.cat(sigma), indices)
-        self.statistics.add_step(self.nimg, gradient)
+        self.statistics.add_step(self.nimg, norm)
         return torch.cat(losses)
 
     def lr(self) -> float:

@@ -2,10 +2,9 @@
 
 Note [the decision stays on the device]: whether an update is finite is known on the device first,
 and reading the answer would stall the queue. On CUDA the answer, here called the verdict, therefore
-remains a tensor. If it is false, it sets the weight of the update and its values to 0 (0 * NaN is
-NaN), and the clock from which the next weight is computed does not advance. The host learns of
-refused updates when it reads the history. On a CPU reading the verdict costs nothing, and a refused
-update returns at once.
+remains a tensor. If it is false, no average changes, and the clock from which the next weight is
+computed does not advance. The host learns of refused updates when it reads the history. On a CPU
+reading the verdict costs nothing, and a refused update returns at once.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edm2lite.ema.host_buffer import HostBuffer
+from edm2lite.ema.tensor_lists import are_alike, grouped, lerp_all_, row_like, views_like
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +83,12 @@ class Averages:
         self._clock_device = device if self.deferred else torch.device("cpu")
         self._powers = torch.tensor(gammas, dtype=torch.float64, device=self._clock_device) + 1
         self._chunk = _CHUNK.get(device.type, _CHUNK["cuda"])
-        self._groups = _grouped(tensors, self._chunk if self.deferred else _ALONE, self._chunk)
+        self._groups = grouped(tensors, self._chunk if self.deferred else _ALONE, self._chunk)
         num = sum(t.numel() for t in tensors)
         self._flat = torch.empty(len(gammas), num, dtype=dtype, device=device)
-        self._shapes = [t.shape for t in tensors]
+        self._layout = [torch.empty(t.shape, device="meta") for t in tensors]
+        if self.deferred:
+            self._layout = [torch.empty_like(t, device="meta") for t in tensors]
         self._views = self._views_of_flat()
         if not self._all_in_range(tensors):
             raise ValueError(
@@ -99,13 +101,14 @@ class Averages:
         self.set_clock(nimg=start_nimg, history=[], num_refused=0)
 
     def _views_of_flat(self) -> list[list[Tensor]]:
-        """Every average as views of its memory, in the order and shapes of the tensors."""
-        found = [[torch.empty(0)] * len(self._shapes) for _ in self._flat]
-        end = 0
-        for i in (i for group in self._groups for i in group):
-            begin, end = end, end + self._shapes[i].numel()
-            for views, flat in zip(found, self._flat, strict=True):
-                views[i] = flat[begin:end].view(self._shapes[i])
+        """Every average as views of its memory, in the order of the tensors and laid out alike."""
+        order = [i for group in self._groups for i in group]
+        found = []
+        for flat in self._flat:
+            views = dict(
+                zip(order, views_like(flat, [self._layout[i] for i in order]), strict=True)
+            )
+            found.append([views[i] for i in range(len(order))])
         return found
 
     def __getstate__(self) -> dict[str, Any]:  # for copies and pickles, which would part the views
@@ -147,6 +150,7 @@ class Averages:
         self.history = [list(pair) for pair in history]
         self._buffered_nimg: int | None = None  # image count of the weights in the buffer
         self._taken = torch.tensor(nimg, dtype=torch.float64, device=self._clock_device)
+        self._now = self._taken.clone()
         self._offered: list[int] = []  # image counts of updates whose verdict is not yet read
         self._verdicts: list[Tensor] = []
         self._packed: list[Tensor] = []
@@ -179,14 +183,29 @@ class Averages:
     def _average(self, tensors: Sequence[Tensor], nimg: int) -> None:
         self._refuse_torn()
         finite = self._all_in_range(tensors)
-        if not self.deferred and not finite:
-            self._record(nimg, finite)
-            return
-        stride = nimg - self._taken
-        ends = -torch.expm1(self._powers * torch.log1p(-stride / nimg))  # 1 - beta, Eq. 127
-        weights = torch.where(finite, ends, 0).to(self.device, self._flat.dtype).unbind()
-        taken = self._taken + torch.where(finite, stride, 0)
-        self._is_torn = True  # until averages, history and clock agree again
+        if self.deferred or finite:
+            self._now.fill_(nimg)
+            self._is_torn = True  # until averages, history and clock agree again
+            self._take(tensors, finite)
+        self._record(nimg, finite)
+        self._is_torn = False
+
+    def _take(self, tensors: Sequence[Tensor], finite: Tensor) -> None:
+        """Average tensors at the time that the clock shows; nothing but kernels, on a device."""
+        passed = (self._taken - self._now) / self._now
+        weights = -torch.expm1(self._powers * torch.log1p(passed))  # 1 - beta, Eq. 127
+        weights = weights.to(self.device, self._flat.dtype)
+        if self.deferred and are_alike(self._views[0], tensors):
+            refused = finite.logical_not().float()
+            for views, weight in zip(self._views, weights.unbind(), strict=True):
+                lerp_all_(views, tensors, weight, refused)
+        else:
+            self._take_in_parts(tensors, torch.where(finite, weights, 0).unbind(), finite)
+        self._taken.copy_(torch.where(finite, self._now, self._taken))
+
+    def _take_in_parts(
+        self, tensors: Sequence[Tensor], weights: Sequence[Tensor], finite: Tensor
+    ) -> None:
         end = self._flat.shape[1]
         for values in self._flattened(tensors, reversed(self._groups)):  # the last are in cache
             for part in reversed(torch.split(values, self._chunk)):
@@ -196,13 +215,10 @@ class Averages:
                     self.device, self._flat.dtype, non_blocking=self.device.type != "cpu"
                 )
                 if self.deferred:
-                    part = torch.where(finite, part, 0)
+                    part = torch.where(finite, part, 0)  # 0 * NaN is NaN
                 for flat, weight in zip(self._flat, weights, strict=True):
                     flat[begin:end].lerp_(part, weight)
                 end = begin
-        self._taken = taken
-        self._record(nimg, finite)
-        self._is_torn = False
 
     def _record(self, nimg: int, finite: Tensor) -> None:
         """Put an update on record; on a CPU, in the history at once."""
@@ -247,7 +263,7 @@ class Averages:
     ) -> Iterator[Tensor]:
         """The flat elements of each group: a view of a large tensor, small ones concatenated."""
         for group in groups:
-            rows = [tensors[i].reshape(-1) for i in group]
+            rows = [row_like(tensors[i], self._layout[i]) for i in group]
             yield rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _all_in_range(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -276,24 +292,3 @@ class Averages:
             return torch.ones((), dtype=torch.bool)
         extremes = [extreme.cpu().double() for t in filled for extreme in torch.aminmax(t)]
         return (torch.stack(extremes).abs() <= limit).all()
-
-
-def _grouped(tensors: Sequence[Tensor], alone: int, limit: int) -> list[list[int]]:
-    """Indices of small tensors in groups of at most ``limit`` elements, then the others singly.
-
-    Args:
-        tensors: All tensors; those of a group are on one device.
-        alone: Number of elements from which a tensor is on its own.
-        limit: Largest number of elements in a group.
-    """
-    groups: list[list[int]] = []
-    size, device = 0, None
-    for i, tensor in enumerate(tensors):
-        if tensor.numel() >= alone:
-            continue
-        if size + tensor.numel() > limit or tensor.device != device:
-            groups.append([])
-            size, device = 0, tensor.device
-        groups[-1].append(i)
-        size += tensor.numel()
-    return groups + [[i] for i, t in enumerate(tensors) if t.numel() >= alone]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edm2lite.network.kernels.convolution import convolve, convolve_upsampled
 from edm2lite.network.kernels.unit_rms import unit_rms
+from edm2lite.network.kernels.unit_rows import unit_rows_
 
 
 class MPFourier(nn.Module):
@@ -193,14 +194,8 @@ def normalize_weights_(net: nn.Module) -> None:
     """
     modules: list[Any] = [m for m in net.modules() if hasattr(m, "fixed_length_weights")]
     fixed = [weight for module in modules for weight in module.fixed_length_weights()]
-    for weight in map(_local_rows, fixed):
-        if weight.is_meta:  # without values; asking for them takes most of the time of building
-            continue
-        rms = torch.linalg.vector_norm(weight.flatten(1), dim=1) / math.sqrt(
-            weight.shape[1:].numel()
-        )
-        rms = rms.clamp_min(torch.finfo(rms.dtype).tiny)
-        weight.div_(rms.reshape(-1, *[1] * (weight.ndim - 1)))
+    # those without values (meta) have nothing to change, and asking for it takes long
+    unit_rows_(weight for weight in map(_local_rows, fixed) if not weight.is_meta)
 
 
 def _local_rows(weight: Tensor) -> Tensor:

@@ -255,7 +255,11 @@ def averages(tensors, **where):
 
 @pytest.mark.parametrize("where", [{"deferred": True}, {"buffered": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_way_to_average_gives_the_same_bits(where, dtype, monkeypatch):
+def test_every_way_to_average_gives_the_same_numbers(where, dtype, monkeypatch):
+    # all tensors at once (deferred, float32) round a - w (a - t), the others a + w (t - a), both to
+    # half a unit in the last place; weights of 1/2 or more, to one unit of the larger of a and t
+    exact = not ("deferred" in where and dtype == torch.float32)
+    unit = 0.0 if exact else torch.finfo(torch.float32).eps
     monkeypatch.setattr("edm2lite.ema.averages._ALONE", 8)
     monkeypatch.setattr("edm2lite.ema.averages._CHUNK", {"cpu": 10, "cuda": 10})
     monkeypatch.setattr("edm2lite.ema.averages._FOLD", 3)
@@ -263,9 +267,11 @@ def test_every_way_to_average_gives_the_same_bits(where, dtype, monkeypatch):
     tensors = [torch.randn(s).to(dtype) for s in shapes]
     tensors[5] = tensors[5].t().contiguous().t()  # not contiguous
     plain, other = averages(tensors), averages(tensors, **where)
+    largest = 0.0
     for k in range(1, 9):
         for tensor in tensors:
             tensor.add_(torch.randn(tensor.shape))
+            largest = max([largest, *tensor.abs().flatten().tolist()])
         fate = tensors[0][0, 0].clone()
         if k in (1, 4, 5):
             tensors[0][0, 0] = (float("nan"), float("inf"))[k % 2]
@@ -278,7 +284,8 @@ def test_every_way_to_average_gives_the_same_bits(where, dtype, monkeypatch):
     assert (plain.nimg, plain.num_refused) == (other.nimg, other.num_refused) == (800, 3)
     for i in range(2):
         for shape, a, b in zip(shapes, plain.views(i), other.views(i), strict=True):
-            assert a.shape == shape and a.equal(b) and a.isfinite().all()
+            assert a.shape == shape and a.isfinite().all()
+            assert (a - b).abs().le(5 * unit * largest).all()  # 5 updates
 
 
 @pytest.mark.parametrize("deferred", [False, True])

@@ -11,7 +11,8 @@ float32 parameter. Two ways of moving as many are timed, in turn with the update
 
 The update itself moves 24 bytes: a non-finite value in the last tensor must be found before the
 first average is changed. Against the stricter bound its own bound is therefore 1.2, plus the lower
-bandwidth of reading alone.
+bandwidth of reading alone. On a GPU an update moves 28 to 44 bytes, by how much stays in its cache:
+there the ratio is printed, and nothing is claimed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from collections.abc import Callable
 
 import click
 import torch
-from timing import seconds
+from timing import queued, seconds
 from torch import Tensor
 
 from edm2lite.ema import PowerFunctionEMA
 
-CLAIM = 1.3
+CLAIM = 1.3  # on a CPU; on a GPU nothing has been measured
 PIECE = 2**21
 
 
@@ -84,7 +85,7 @@ def main(params: int, rounds: int, threads: int, device: str) -> None:
         seconds(run, where)
     for _ in range(rounds):
         for name, run in runs.items():
-            times[name].append(seconds(run, where))
+            times[name].append(queued(run, where))
     update = times["update of 2 profiles"]
     click.echo(f"{num} parameters in {len(model)} tensors, {rounds} rounds, {where},")
     click.echo(
@@ -102,7 +103,10 @@ def main(params: int, rounds: int, threads: int, device: str) -> None:
             f" {medians[name]:.2f} ({r_low:.2f} to {r_high:.2f}) |"
         )
     ratio = medians["copy, 20 bytes"]
-    assert ratio <= CLAIM, f"the update must take at most {CLAIM} of moving its bytes, took {ratio}"
+    if where.type == "cpu":
+        assert ratio <= CLAIM, (
+            f"the update must take at most {CLAIM} of moving its bytes, took {ratio}"
+        )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ from edm2lite.sampling.images import ImageGenerator
 from edm2lite.sampling.levels import karras_sigmas
 from edm2lite.sampling.settings import Sampling
 
-CLAIMS = {"cpu": (1.3, 1.5), "cuda": (0.0, 2.5)}  # of the slowest network: as it is, compiled
+CLAIMS = {
+    "cpu": (1.3, 1.5)
+}  # of the slowest network: as it is, compiled; of a GPU none is measured
 
 
 def network(config: UNetConfig, device: torch.device) -> Precond:
@@ -116,7 +118,7 @@ def main(
         cells = [f"{count / t:.2f}" for t in (plain, *fast)]
         cells += [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios]
         click.echo(f"| {name} | {count} | {' | '.join(cells)} |")
-    for claim, ratio in zip(CLAIMS[where.type], worst, strict=True):
+    for claim, ratio in zip(CLAIMS.get(where.type, (0.0, 0.0)), worst, strict=True):
         assert ratio >= claim, f"must be {claim} times as fast as the loop, was {ratio:.2f}"
 
 

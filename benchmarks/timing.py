@@ -19,6 +19,22 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def queued(run: Callable[[], object], device: torch.device, calls: int = 10) -> float:
+    """Time of one call among many; on a GPU they are launched one after the other, without waiting.
+
+    Waiting before and after each call would leave a GPU idle until the first kernels are launched,
+    and again while the last ones are. A CPU does nothing ahead, and is given one call.
+    """
+
+    def all_calls() -> None:
+        for _ in range(calls):
+            run()
+
+    if device.type == "cpu":
+        return seconds(run, device)
+    return seconds(all_calls, device) / calls
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of a large product of matrices and a large 3x3 convolution.
 
@@ -38,5 +54,5 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     with torch.no_grad():
         for flops, run in work:
             run()
-            rates.append(flops / min(seconds(run, device) for _ in range(8)))
+            rates.append(flops / min(queued(run, device) for _ in range(8)))
     return max(rates)

@@ -2,10 +2,10 @@
 
 A step is forward, backward, Adam, forced weight norm and the EMA of two profiles. The reference
 (``reference.py``) is trained the straightforward way: forced weight norm within forward, and two
-averages updated tensor by tensor. Every round times one step of each, so that the ratio holds when
-the speed of the machine drifts. MFU is 6 times the multiply-accumulates over the rate of a large
-product or convolution of the same type, measured before. Peak memory is of a GPU; on a CPU see
-``memory.py``.
+averages updated tensor by tensor. Every round times one step of each, on a GPU ten that are queued,
+so that the ratio holds when the speed of the machine drifts. MFU is 6 times the
+multiply-accumulates over the rate of a large product or convolution of the same type, measured
+before. Peak memory is of a GPU; on a CPU see ``memory.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 import torch
 from networks import NETWORKS
 from reference import reference_of
-from timing import matrix_rate, seconds
+from timing import matrix_rate, queued, seconds
 from torch import Tensor, nn
 
 from edm2lite.diffusion.objective import DenoisingLoss
@@ -115,7 +115,7 @@ def main(name: str, batch_size: int, dtype: str, rounds: int, compiled: bool, de
             click.echo(f"{key}: the first step took {warm:.0f} s")
     for _ in range(rounds):
         for key, run in runs.items():
-            times[key].append(seconds(run, where))
+            times[key].append(queued(run, where))
     macs = count_macs(config.backbone).total
     click.echo(
         f"{name}: {config.num_parameters()} parameters, {macs / 1e9:.2f} GMAC, batch {batch_size},"

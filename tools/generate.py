@@ -27,7 +27,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 TOPICS = {
     "Images": "seeds class prompt prompts conditions size",
-    "Model": "adapter recipe weights list-recipes dtype compile batch",
+    "Model": "adapter recipe weights list-recipes dtype decoder-dtype compile batch",
     "Sampler": "steps solver schedule sigmas churn",
     "Guidance": (
         "guide guidance negative-prompt interval rescale apg apg-norm apg-momentum guided-channels"

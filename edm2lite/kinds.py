@@ -14,7 +14,9 @@ Note [names in files]
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
@@ -134,17 +136,34 @@ def plugin(module: str) -> None:
     Example:
         >>> plugin("json")
     """
-    importlib.import_module(module)
+    _imported(module)
     _named.add(module)
+
+
+def _imported(module: str) -> types.ModuleType:
+    """A module that a person has named; it may lie in the current folder.
+
+    Python looks there for ``python -m`` and scripts, but not for installed commands.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top, here = module.partition(".")[0], os.getcwd()
+        lies_here = os.path.isfile(f"{top}.py") or os.path.isfile(os.path.join(top, "__init__.py"))
+        if error.name != top or not lies_here or here in sys.path:
+            raise
+    sys.path.append(here)  # for the modules that it imports, and for other processes
+    importlib.invalidate_caches()
+    return importlib.import_module(module)
 
 
 def _import(module: str, what: str, kind: str) -> Any:
     try:
-        return importlib.import_module(module)
+        return _imported(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise ValueError(
-            f"{what} {kind} must be importable, there is no module {error.name}; add its folder to"
-            " PYTHONPATH"
+            f"{what} {kind} must be importable, there is no module {error.name}; run the"
+            " command in its folder, or add the folder to PYTHONPATH"
         ) from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -135,8 +137,8 @@ def _import_plugins(ctx: click.Context, param: click.Parameter, names: tuple[str
             raise Interrupted from None
         except ModuleNotFoundError as error:
             raise click.ClickException(
-                f"plugin {name} must be importable, there is no module {error.name}; add its folder"
-                " to PYTHONPATH, or install it"
+                f"plugin {name} must be importable, there is no module {error.name}; run the"
+                " command in its folder, add the folder to PYTHONPATH, or install it"
             ) from error
 
 
@@ -160,7 +162,7 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         processes.watch_launcher()
         try:
-            with processes.interruptible():
+            with processes.interruptible(), _messages_above_bars():
                 command(*args, **kwargs)
         except (ValueError, FileNotFoundError, ImportError) as error:
             raise click.ClickException(one_line(error)) from error
@@ -180,6 +182,19 @@ def user_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise Interrupted from None
 
     return wrapper
+
+
+@contextmanager
+def _messages_above_bars() -> Iterator[None]:
+    """Let messages of loggers, and warnings, have lines of their own where a bar is drawn."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    logging.captureWarnings(True)
+    try:
+        with logging_redirect_tqdm():
+            yield
+    finally:
+        logging.captureWarnings(False)
 
 
 def _is_of_memory(error: Exception) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,13 @@ from ._cli import RANGE, ByteBar, CountBar, FileBar, table, user_errors
 
 if TYPE_CHECKING:
     from edm2lite.ema.doctor import Report
+
+
+_LONG = 40
+"""Largest number of files that are listed one by one."""
+
+_ENDS = 4
+"""Number of files that a shortened list shows at each end."""
 
 
 @click.command(cls=Command)
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--thin", is_flag=True, help="List snapshots that --max-error allows to delete.")
 @click.option("--max-error", type=float, help="Limit of the predicted error for --thin.")
 @click.option("--apply", is_flag=True, help="Delete the snapshots that --thin lists.")
+@click.option("-v", "--verbose", is_flag=True, help="List every file, however many there are.")
 @user_errors
 def main(
     run: Path,
@@ -34,13 +43,15 @@ def main(
     thin: bool,
     max_error: float | None,
     apply: bool,
+    verbose: bool,
 ) -> None:
     """Check the EMA snapshots of RUN; the exit code is 0 if there is no problem, and 1 otherwise.
 
     Every byte is read. Damaged, foreign, duplicate and missing files are listed, with the predicted
     error that each adds. With --thin, the command lists snapshots that can be deleted while every
     length of the range keeps a predicted error below --max-error at the latest time; averages that
-    end earlier become less accurate.
+    end earlier become less accurate. Of more than 40 files, the first, the last and those with a
+    problem are listed.
 
     \b
     Examples:
@@ -60,13 +71,17 @@ def main(
         )  # fmt: skip
         if max_error is not None:
             return _thin(report, max_error, apply)
-    _show(report)
+    _show(report, math.inf if verbose else _LONG)
     if count := len(report.findings):
         problems = "1 problem" if count == 1 else f"{count} problems"
         raise click.ClickException(f"{problems} found in {run}, see above")
+    checked = "by their headers" if quick else "in every byte"
+    number = len(report.files)
+    files = "1 file, intact" if number == 1 else f"{number} files, all intact"
+    click.echo(f"\n{files} ({checked})")
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, most: float) -> None:
     states = {f.path: f.state for f in report.findings}
     columns = {"nimg": "d", "EMA length": "s", "dtype": "", "MiB": ".1f", "state": "", "file": ""}
     rows, others = [], []
@@ -78,6 +93,8 @@ def _show(report: Report) -> None:
             length = "raw" if i.is_raw else f"{i.sigma_rel:.5f}"
             size = i.header.data_bytes / 2**20 if i.header.shards else size
             rows.append([i.nimg, length, i.dtype, size, state, file.path.name])
+    if left_out := _shorten(rows, most):
+        others.append(f"{left_out} more are ok; -v lists them")
     click.echo("\n".join([table(columns, rows), *others]))
     if report.num_thinned:
         click.echo(f"{report.num_thinned} more were deleted by --thin")
@@ -93,6 +110,17 @@ def _show(report: Report) -> None:
         end = report.intact[-1].nimg
         click.echo(f"\nPredicted errors at nimg = {end} from the intact snapshots:")
         click.echo(table({"EMA length": ".4f", "predicted error": ".1e"}, pairs))
+
+
+def _shorten(rows: list[list[Any]], most: float) -> int:
+    """Take rows without a problem out of the middle of a long table; their number."""
+    if len(rows) <= most:
+        return 0
+    middle = range(_ENDS, len(rows) - _ENDS)
+    kept = [row for i, row in enumerate(rows) if i not in middle or row[4] != "ok"]
+    left_out = len(rows) - len(kept)
+    rows[:] = kept
+    return left_out
 
 
 def _thin(report: Report, max_error: float, apply: bool) -> None:

@@ -169,8 +169,10 @@ def main(steps: int, **options: Any) -> None:
         with progress(desc="sweep", unit="img", disable=processes.rank() > 0) as bar:
 
             def show(done: int, total: int) -> None:
-                bar.total = total
+                is_new, bar.total = bar.total != total, total
                 bar.update(done - bar.n)
+                if is_new:
+                    bar.refresh()
 
             found = run_sweep(requested, show)
         if processes.rank() == 0:

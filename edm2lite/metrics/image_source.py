@@ -111,6 +111,17 @@ class Generation:
             return None
         return [captions.text((self.first_seed + i) % len(captions)) for i in range(num)]
 
+    def titles(self, model: Model, num: int) -> dict[str, list[str]]:
+        """What each of the first images shows, under ``captions`` or ``classes``.
+
+        There is neither for a model that is told neither.
+        """
+        captions = self.captions(model, num)
+        if captions is not None:
+            return {"captions": captions}
+        labels = self.generator(model, range(num)).labels
+        return {} if labels is None else {"classes": [f"class {label}" for label in labels]}
+
     def num_classes(self, model: Model) -> int:
         """Number of classes that come in turn, 0 without any."""
         if self.told_from(model) is not None:

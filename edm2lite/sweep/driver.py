@@ -24,6 +24,7 @@ from edm2lite.metrics.metric import Metric
 from edm2lite.metrics.registry import MetricName
 from edm2lite.metrics.tails import heavy_words
 from edm2lite.sweep.cells import Cell, Point, best, best_average, varying, write_csv
+from edm2lite.sweep.commands import page_texts
 from edm2lite.sweep.grid import grid_cells, group_names, grouped, raw_cells, searched
 from edm2lite.sweep.ledger import Ledger, Setting
 from edm2lite.sweep.measure import Measurer
@@ -164,7 +165,13 @@ class Sweep:
         shown = f"{name}.png" if picture else ""
         write_report(out / f"{name}.md", self.points, metric, words, title, shown)
         page = out / f"{name}.html"
-        write_page(page, self.points, self.images(), metric=metric, verdict=words, protocol=title)
+        titles = self.measurer.titles(self.best.cell, self.best.num)
+        texts = page_texts(self.options, self.compared, titles, words, title)
+        write_page(
+            page, self.points, self.images(), metric=metric, texts=texts, equal=self.alike,
+            optimum=self.verdict if varying(self.compared) == ["sigma_rel"] else None,
+            first_seed=self.options.first_seed,
+        )  # fmt: skip
         return page
 
     @functools.cached_property

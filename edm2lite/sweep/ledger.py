@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from torch import Tensor
 from edm2lite.atomic import replacing
 from edm2lite.jsonlines import append_line, read_lines
 from edm2lite.metrics.moments import Array
+from edm2lite.strict_json import parse_object
 from edm2lite.sweep.cells import Cell
-from edm2lite.tensorfile import load_tensors, save_tensors
+from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -191,18 +193,41 @@ class Ledger:
         self._sound.add(key)
         self.first = self.first or setting
 
-    def keep_images(self, setting: Setting, cell: Cell, num: int, images: Tensor) -> None:
-        """Keep the first images of a cell for people to look at."""
+    def keep_images(
+        self,
+        setting: Setting,
+        cell: Cell,
+        num: int,
+        images: Tensor,
+        titles: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Keep the first images of a cell for people to look at.
+
+        Args:
+            setting: What the measurement has in common with others.
+            cell: The setting that was measured.
+            num: Number of images of the measurement.
+            images: Its first images, uint8 [n, C, H, W].
+            titles: What each of them shows, under ``classes`` or ``captions``.
+        """
         key = key_of(setting, cell, num)
-        path = self._spread(key).with_suffix(".images.safetensors")
-        save_tensors(path, {"images": images}, {"key": key})
+        metadata = {"key": key, "titles": json.dumps(titles or {})}
+        save_tensors(self._images(key), {"images": images}, metadata)
 
     def images(self, setting: Setting, cell: Cell, num: int) -> NDArray[np.uint8] | None:
         """The images that were kept of a cell, [n, C, H, W], or None."""
         key = key_of(setting, cell, num)
-        path = self._spread(key).with_suffix(".images.safetensors")
-        found = self._load(path, key) if path.is_file() else None
+        found = self._load(self._images(key), key) if self._images(key).is_file() else None
         return None if found is None else found["images"].numpy()
+
+    def titles(self, setting: Setting, cell: Cell, num: int) -> dict[str, list[str]]:
+        """What each of the images that were kept of a cell shows; see :meth:`keep_images`.
+
+        Nothing is known of files of versions before 0.7, nor of a model that is told neither.
+        """
+        path = self._images(key_of(setting, cell, num))
+        metadata = read_header(path).metadata if path.is_file() else {}
+        return parse_object(metadata.get("titles", "{}"))
 
     def _load(self, path: Path, key: str) -> dict[str, Tensor] | None:
         """The tensors of a file that belongs to a key; None if it is damaged, said once."""
@@ -220,6 +245,9 @@ class Ledger:
 
     def _spread(self, key: str) -> Path:
         return self.folder / "spread" / f"{xxhash.xxh3_64_hexdigest(key.encode())}.safetensors"
+
+    def _images(self, key: str) -> Path:
+        return self._spread(key).with_suffix(".images.safetensors")
 
 
 def _digest(entry: dict[str, Any]) -> str:

@@ -69,6 +69,8 @@ class Measurer:
         """Results in the order of ``cells``; those in the ledger are not measured again."""
         todo = [c for c in cells if self.ledger.get(self.setting, c, num) is None]
         self._total += num * len(todo)
+        if todo:
+            self.progress(self._done, self._total)  # the total, before the first image is made
         for cell, model, guide in self._models(todo):
             sampling = dataclasses.replace(self.generation.sampling, guidance=cell.guidance)
             generation = dataclasses.replace(self.generation, sampling=sampling, guide=guide)
@@ -89,7 +91,7 @@ class Measurer:
             measured = self.metric.measure(table)
             gamma, error = self._average(cell)
             result = Result(measured.value, gamma, error, dict(measured.details))
-            self._keep_images(cell, num, rows.images())
+            self._keep_images(cell, num, rows.images(), generation, model)
             self.ledger.add(self.setting, cell, num, result, measured.influences)
         return [self.ledger.wait(self.setting, cell, num) for cell in cells]
 
@@ -99,6 +101,10 @@ class Measurer:
         found = [self.ledger.influences(self.setting, cell, num) for cell in cells]
         known = [influences for influences in found if influences is not None]
         return values, self.metric.covariance(known) if len(known) == len(cells) else None
+
+    def titles(self, cell: Cell, num: int) -> dict[str, list[str]]:
+        """What the images that were kept of a cell show, under ``classes`` or ``captions``."""
+        return self.ledger.titles(self.setting, cell, num)
 
     def have_heavy_tails(self, cells: Sequence[Cell], num: int) -> bool:
         """Whether a few images decide the interval of one of the cells, which is a guess then."""
@@ -218,6 +224,9 @@ class Measurer:
         query = f"sigma_rel={length!r},max_error={self.max_error}{',' if at else ''}{nimg}"
         return load(f"{run}@{query}")
 
-    def _keep_images(self, cell: Cell, num: int, images: Tensor | None) -> None:
+    def _keep_images(
+        self, cell: Cell, num: int, images: Tensor | None, generation: Generation, model: Model
+    ) -> None:
         if images is not None:
-            self.ledger.keep_images(self.setting, cell, num, images)
+            titles = generation.titles(model, len(images))
+            self.ledger.keep_images(self.setting, cell, num, images, titles)

@@ -1,6 +1,6 @@
 """One page that shows a sweep: a slider along the EMA length, the curve, the same seeds' images.
 
-It holds everything itself and works from a file.
+It holds everything itself, works from a file, and asks nothing of a network.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,40 @@ from PIL import Image
 
 from edm2lite.atomic import replacing
 from edm2lite.image_grid import channels_last, mosaic
+from edm2lite.metrics.interval import Verdict
 from edm2lite.metrics.registry import MetricName, find_metric
 from edm2lite.sweep.cells import AXES, Cell, Point, best, varying
 from edm2lite.sweep.table import named
 
 _LARGEST = 128
 """Largest side of an image on the page; larger images are reduced, to keep the page small."""
+
+_SHORT = 8
+"""Largest number of letters of a name above a column."""
+
+_ROWS = 16
+"""Largest number of classes or prompts that get a row of images each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageTexts:
+    """What the page says in words.
+
+    Attributes:
+        verdict: What is best.
+        protocol: What was measured and how.
+        run: Name of the run.
+        command: The command of the sweep, or "".
+        commands: The command that makes images, by cell.
+        titles: Class or caption of each of the images that are shown; empty if not known.
+    """
+
+    verdict: str
+    protocol: str
+    run: str = ""
+    command: str = ""
+    commands: Mapping[Cell, str] = field(default_factory=dict)
+    titles: Sequence[str] = ()
 
 
 def write_page(
@@ -34,8 +63,10 @@ def write_page(
     images: Mapping[Cell, NDArray[np.uint8]],
     *,
     metric: MetricName,
-    verdict: str,
-    protocol: str,
+    texts: PageTexts,
+    equal: Sequence[Point] | None = None,
+    optimum: Verdict | None = None,
+    first_seed: int = 0,
 ) -> None:
     """Write the page of the points of most images; raw weights lie left of the curve.
 
@@ -44,35 +75,47 @@ def write_page(
         points: The table.
         images: [n, C, H, W] of each cell, the same seeds in all.
         metric: Name of the metric.
-        verdict: Text that says what is best.
-        protocol: Text that says what was measured and how.
+        texts: What the page says.
+        equal: Points that cannot be told apart from the best one, None if that is not known.
+        optimum: Where the best length lies, for a curve over lengths.
+        first_seed: Seed of the first image.
     """
     kind = find_metric(metric)
     num = best(points, kind.lower_is_better).num
     shown = [p for p in points if p.num == num]
     axes = varying(shown)
-    values = [
-        sorted({getattr(p, axis) for p in shown}, key=lambda x: (x is not None, x)) for axis in axes
-    ]
+    values = [_values(shown, axis) for axis in axes]
+    alike = {point.cell for point in equal or ()}
+    order, tiles = _tiles(texts.titles, min((len(i) for i in images.values()), default=0))
+
+    pictures = {cell: _picture(i[order], tiles["columns"]) for cell, i in images.items()}
 
     def at(point: Point) -> list[int]:
         return [v.index(getattr(point, axis)) for axis, v in zip(axes, values, strict=True)]
 
     data: dict[str, Any] = {
-        "title": "EMA length after training",
+        "title": "EMA length after training" if axes[0] == "sigma_rel" else "Decay after training",
         "metric": kind.label,
-        "verdict": verdict,
-        "protocol": protocol,
+        "axis": kind.axis_label,
+        "lower": kind.lower_is_better,
+        "verdict": texts.verdict,
+        "protocol": texts.protocol,
+        "run": texts.run,
+        "command": texts.command,
         "photo": any(i.shape[-1] > 32 for i in images.values()),
         "axes": [
             {"label": AXES[a], "values": v, "names": [named(a, x) for x in v]}
             for a, v in zip(axes, values, strict=True)
         ],
+        "raw": shown[0].is_raw,
         "best": at(best(shown, kind.lower_is_better)),
+        "optimum": _place(optimum),
+        "tiles": {**tiles, "seeds": [first_seed + i for i in order]},
         "points": [
             {
                 "at": at(p), "value": p.value, "low": p.low, "high": p.high,
-                "image": _uri(images[p.cell]) if p.cell in images else None,
+                "alike": p.cell in alike, "command": texts.commands.get(p.cell, ""),
+                **pictures.get(p.cell, {"image": None}),
             }
             for p in shown
         ],
@@ -83,21 +126,58 @@ def write_page(
         file.write(template.replace("__DATA__", text))
 
 
-def _uri(images: NDArray[np.uint8]) -> str:
-    """All images in one picture, as a data URI: PNG for small ones, JPEG for photographs."""
+def _values(points: Sequence[Point], axis: str) -> list[Any]:
+    """Places along an axis: raw weights first, lengths ascending, decays as they came."""
+    found = dict.fromkeys(getattr(point, axis) for point in points)
+    if axis == "decay":
+        return sorted(found, key=bool)
+    return sorted(found, key=lambda x: (x is not None, x))
+
+
+def _place(optimum: Verdict | None) -> list[float] | None:
+    """Interval of the place of the best length, None if there is none."""
+    if optimum is None or optimum.low is None or optimum.high is None:
+        return None
+    return [optimum.low, optimum.high]
+
+
+def _tiles(titles: Sequence[str], num: int) -> tuple[list[int], dict[str, Any]]:
+    """Order of the images on the page, the number of columns, and names of rows or columns.
+
+    A few classes get a row each, or a column if there are more classes than images of each.
+    """
+    titles = titles if len(titles) >= num else ()
+    order = list(range(num))
+    groups = {title: [i for i in order if titles[i] == title] for title in titles[:num]}
+    size = min((len(group) for group in groups.values()), default=0)
+    side = 10 if num % 10 == 0 else math.ceil(math.sqrt(2 * max(1, num)))
+    tiles: dict[str, Any] = {"columns": min(side, max(1, num)), "rows": [], "heads": []}
+    if 2 <= len(groups) <= _ROWS and size > 1:
+        names = [title.removeprefix("class ") for title in groups]
+        if size >= len(groups) or max(map(len, names)) > _SHORT:
+            order = [i for group in groups.values() for i in group[:size]]
+            tiles.update(columns=size, rows=list(groups))
+        else:
+            order = [group[i] for i in range(size) for group in groups.values()]
+            tiles.update(columns=len(groups), heads=names)
+    return order, {**tiles, "titles": [titles[i] for i in order] if titles else []}
+
+
+def _picture(images: NDArray[np.uint8], columns: int) -> dict[str, Any]:
+    """All images in one picture: a data URI, PNG for small ones, JPEG for photographs; its size."""
     step = math.ceil(images.shape[-1] / _LARGEST)
     if step > 1:
         side = images.shape[-1] // step
         images = np.stack([_smaller(image, side) for image in images])
-    columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(2 * len(images)))
-    picture = mosaic(list(images), min(columns, len(images)))
+    picture = mosaic(list(images), columns)
     buffer = io.BytesIO()
     small = images.shape[-1] <= 64
     Image.fromarray(channels_last(picture)).save(
         buffer, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 90})
     )
     kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"image": uri, "size": [picture.shape[2], picture.shape[1]]}
 
 
 def _smaller(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

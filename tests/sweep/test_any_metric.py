@@ -142,7 +142,8 @@ def test_a_sweep_in_python_is_that_of_the_command(run_dir, reference, tmp_path):
                "--steps", 1, "--out", tmp_path / "command")  # fmt: skip
     assert sweep.points == read_csv(tmp_path / "command/sweep.csv")
     assert sweep.words in text and sweep.title in (tmp_path / "command/sweep.md").read_text()
-    assert progress[-1] == (320, 320)  # three lengths, and the raw weights
+    # three lengths, and the raw weights; the total is known before the first image
+    assert progress[0] == (0, 320) and progress[-1] == (320, 320)
     page = sweep.write(tmp_path / "written")
     for name in ("sweep.csv", "sweep.md", "sweep.html"):
         expected = (tmp_path / "command" / name).read_bytes()

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_run import ref
 
 from edm2lite.dataset import open_dataset
-from edm2lite.ema import list_snapshots
+from edm2lite.ema import PowerFunctionEMA, list_snapshots
 from edm2lite.metrics.extractors import open_extractor
 from edm2lite.tensorfile import load_tensors, read_header, save_tensors
 from edm2lite.tools.edm2lite import COMMANDS
@@ -148,15 +148,40 @@ def test_reconstruction_is_verified(run_dir, tmp_path):
 def test_snapshots_are_described_and_faults_fail(run_dir, tmp_path):
     output = succeed(edm2lite, "snapshots", run_dir)
     assert output.count(" ok ") == 16 and "Predicted errors at nimg = 1280" in output
+    last = run(edm2lite, "snapshots", run_dir, "--quick").stdout.splitlines()[-1]
+    assert last == "16 files, all intact (by their headers)"
     shutil.copytree(run_dir / "snapshots", tmp_path / "s")
     victim = sorted((tmp_path / "s").iterdir())[2]
     victim.write_bytes(victim.read_bytes()[:-100])
     result = run(edm2lite, "snapshots", tmp_path / "s", "--quick")
     assert result.exit_code == 1 and f"truncated: {victim}" in result.stdout
     assert "to the predicted error of EMA length" in result.stdout
+    assert "all intact" not in result.output
     assert "Error: 1 problem found in " in result.output
     line = fail(edm2lite, "snapshots", tmp_path / "s", "--thin", "--max-error", 1)
     assert "every file is intact" in line and victim.name in line
+
+
+def test_a_long_list_of_snapshots_is_shortened_around_what_has_a_problem(tmp_path):
+    weights = {"w": torch.zeros(4)}
+    ema = PowerFunctionEMA(weights, folder=tmp_path)
+    for step in range(1, 31):
+        weights["w"] += torch.randn(4)
+        ema.update(64 * step)
+        ema.save_snapshots()
+    ema.release()
+    output = run(edm2lite, "snapshots", tmp_path).stdout
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(names) == 60 and sum(name in output for name in names) == 8
+    lines = output.splitlines()
+    assert "52 more are ok; -v lists them" in lines
+    assert lines[-1] == "60 files, all intact (in every byte)"
+    assert all(name in succeed(edm2lite, "snapshots", tmp_path, "-v") for name in names)
+    victim = tmp_path / names[31]
+    victim.write_bytes(victim.read_bytes()[:-5] + b"wrong")
+    result = run(edm2lite, "snapshots", tmp_path)
+    listed = [name for name in names if name in result.stdout]
+    assert result.exit_code == 1 and victim.name in listed and 9 <= len(listed) <= 10
 
 
 def test_thinning_is_a_list_until_applied(run_dir, tmp_path):

@@ -82,7 +82,22 @@ def test_plugins_are_named_by_an_environment_variable_too(model_file, tmp_path):
 def test_a_plugin_that_is_not_there_is_one_line(model_file, tmp_path):
     words = ("generate", model_file, "--out", tmp_path / "images")
     said = line(run(*words, "--plugin", "no_such_module.at_all"))
-    assert "there is no module no_such_module; add its folder to PYTHONPATH" in said
+    assert "there is no module no_such_module; run the command in its folder, add" in said
+
+
+def test_a_module_that_a_person_names_may_lie_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    (tmp_path / "my_pixels.py").write_text(
+        "from my_helper import Flat\n\n\ndef mine(weights):\n    return Flat()\n"
+    )
+    (tmp_path / "my_helper.py").write_text("from torch.nn import Flatten as Flat\n")
+    words = ("evaluate", "stats", "digits", "--out", tmp_path / "stats.safetensors")
+    said = line(run(*words, "--extractor", "my_pixel:mine"))
+    assert "there is no module my_pixel; run the command in its folder" in said
+    assert str(tmp_path) not in sys.path, "nothing is looked for that nobody has named"
+    result = run(*words, "--extractor", "my_pixels:mine")
+    assert result.exit_code == 0 and (tmp_path / "stats.safetensors").is_file(), result.output
 
 
 def test_load_finds_a_network_whose_module_is_imported(model_file):

@@ -29,12 +29,35 @@ def _current_name(option: str) -> str:
 )
 @click.option("--push", metavar="USER/NAME", help="Also upload it to this repository of the Hub.")
 @click.option("--private", is_flag=True, help="With --push: create a private repository.")
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Number of images in the card. [default: 16, or none where a model cannot be sampled here,"
+    " or not within minutes]",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="What the images in the card show, for a model that is told text; repeatable.",
+)
 @plugin_option
 @user_errors
-def main(model: str, out: Path, license: str | None, push: str | None, private: bool) -> None:
+def main(
+    model: str,
+    out: Path,
+    license: str | None,
+    push: str | None,
+    private: bool,
+    samples: int | None,
+    prompts: tuple[str, ...],
+) -> None:
     """Write MODEL (a file, a run, or an average of any length of a run) and its card to a folder.
 
-    The card states the EMA length, the training time, the predicted error, and the snapshots and
+    The card shows images, and states the data, the configuration of the training, what sweeps in
+    the folder of the run have measured, the EMA length, the predicted error, and the snapshots and
     coefficients of which the weights are made. `edm2lite generate FOLDER` uses such a folder. After
     an upload that failed, the same command uploads the folder that is there.
 
@@ -44,7 +67,8 @@ def main(model: str, out: Path, license: str | None, push: str | None, private: 
       edm2lite export model.safetensors --license mit --out digits --push me/edm2-digits
     """
     from edm2lite.claim import claim_folder
-    from edm2lite.models.hub import push_to_hub, save_pretrained
+    from edm2lite.models.hub import upload_folder
+    from edm2lite.sweep.publish import export_model
 
     if private and push is None:
         raise click.UsageError("--private is for a repository that --push creates")
@@ -52,9 +76,14 @@ def main(model: str, out: Path, license: str | None, push: str | None, private: 
         require("huggingface_hub")
     with claim_folder(out):
         note_raw_weights(model)
-        click.echo(save_pretrained(model, out, license=license, name=push))
+        click.echo(
+            export_model(
+                model, out, license=license, title=push, samples=samples, prompts=prompts,
+                note=lambda text: click.echo(text, err=True),
+            )
+        )  # fmt: skip
         if push is not None:
-            click.echo(push_to_hub(out, push, license=license, private=private))
+            click.echo(upload_folder(out, push, private=private))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class Generation:
         if captions is not None:
             return {"captions": captions}
         labels = self.generator(model, range(num)).labels
-        return {} if labels is None else {"classes": [f"class {label}" for label in labels]}
+        return {} if labels is None else {"classes": [model.class_title(label) for label in labels]}
 
     def num_classes(self, model: Model) -> int:
         """Number of classes that come in turn, 0 without any."""

@@ -7,7 +7,6 @@ A folder is complete without the Hub: :func:`save_pretrained` writes it, :func:`
 from __future__ import annotations
 
 import errno
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +20,14 @@ from edm2lite.claim import claim_folder
 from edm2lite.diffusion.precond import Precond
 from edm2lite.extras import require
 from edm2lite.messages import one_line
+from edm2lite.models.config_json import config_json
+from edm2lite.models.licenses import license_name
 from edm2lite.models.loading import EXPORTED, Model, load, read
-from edm2lite.models.model_card import model_card
+from edm2lite.models.model_card import PICTURE, Background, model_card
 from edm2lite.tensorfile import MODEL_FORMAT, as_bytes, read_header, save_tensors, verify
 
 CARD = "README.md"
+CONFIG = "config.json"
 
 
 def save_pretrained(
@@ -34,16 +36,20 @@ def save_pretrained(
     *,
     license: str | None = None,
     name: str | None = None,
+    background: Background | None = None,
 ) -> Path:
-    """Write a model and its card to a folder.
+    """Write a model, its card and ``config.json`` to a folder.
+
+    What its run knows about it is added by :func:`edm2lite.sweep.publish.export_model`.
 
     Args:
         model: Name of the model, as :func:`edm2lite.load` takes it (weights keep the types in which
             they are stored), or a loaded model.
-        folder: Folder that has neither of them so far, or both from an earlier call just like this.
+        folder: Folder that has none of them so far, or all from an earlier call just like this.
         license: License of the weights, as the Hub calls it: ``apache-2.0``, ``cc-by-nc-sa-4.0``.
             [default: the one that the file states, as imported weights do]
         name: Name of the model in the card. [default: that of the folder]
+        background: What is known about the model besides.
 
     Returns:
         The folder.
@@ -66,7 +72,7 @@ def save_pretrained(
         >>> with tempfile.TemporaryDirectory() as place:
         ...     folder = save_pretrained(model, f"{place}/tiny", license="apache-2.0")
         ...     sorted(path.name for path in folder.iterdir()), from_pretrained(folder).num_classes
-        (['README.md', 'model.safetensors'], 0)
+        (['README.md', 'config.json', 'model.safetensors'], 0)
     """
     with claim_folder(Path(folder)):  # before an average is rebuilt
         if isinstance(model, Model):
@@ -75,8 +81,9 @@ def save_pretrained(
             tensors, metadata = read(model)
             Precond.from_tensors(tensors, metadata, str(model))  # refuses what is not ours
         told = model.name if isinstance(model, Model) else str(model)
-        license = _license(license, metadata, told)
-        _write(Path(folder), tensors, metadata, license, name or Path(folder).resolve().name)
+        license = checked_license(license, metadata, told)
+        name = name or Path(folder).resolve().name
+        _write(Path(folder), tensors, metadata, license, name, background or Background())
     return Path(folder)
 
 
@@ -86,37 +93,55 @@ def _write(
     metadata: Mapping[str, str],
     license: str,
     name: str,
+    background: Background,
 ) -> None:
     path, card = folder / EXPORTED, folder / CARD
     metadata = {**metadata, "format": MODEL_FORMAT}
-    model_card(metadata, license, name)  # fails before anything is written
+    model_card(metadata, license, name, background)  # fails before anything is written
     if not path.exists() and not card.exists():
         save_tensors(path, tensors, metadata)
     elif not _holds(path, tensors, metadata):
         raise _taken(path if path.exists() else card, "")
-    text = model_card(read_header(path).metadata, license, name)
-    if not card.exists():
-        with replacing(card) as file:
-            file.write(text)
-    elif card.read_text(encoding="utf-8") != text:
-        raise _taken(card, " and says something else")
+    metadata = read_header(path).metadata
+    files = {
+        folder / CONFIG: config_json(metadata, background).encode(),
+        **({folder / PICTURE: background.samples.picture} if background.samples else {}),
+        card: model_card(metadata, license, name, background).encode(),
+    }
+    for file, content in files.items():
+        if file.exists() and file.read_bytes() != content:
+            raise _taken(file, " and says something else")
+    for file, content in files.items():
+        if not file.exists():
+            with replacing(file, "wb") as stream:
+                stream.write(content)
 
 
-def _license(requested: str | None, metadata: Mapping[str, str], name: str) -> str:
+def checked_license(requested: str | None, metadata: Mapping[str, str], name: str) -> str:
+    """The license of a model, by the name that the Hub has for it.
+
+    Args:
+        requested: What a person gives, or None.
+        metadata: Metadata of the model file, which may state a license.
+        name: Name of the model in messages.
+
+    Raises:
+        ValueError: If there is none, the Hub does not know it, or the file states another one.
+
+    Example:
+        >>> checked_license("MIT", {}, "runs/digits")
+        'mit'
+    """
     stated = metadata.get("license")
     license = requested or stated
     if license is None:
         raise ValueError(
             f"license must be given, {name} does not state one; for example apache-2.0"
         )
-    if stated is not None and license != stated:
+    license = license_name(license)
+    if stated is not None and license != license_name(stated):
         raise ValueError(
             f"license must be that of the weights: {name} states {stated}, got {license}"
-        )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
-        raise ValueError(
-            "license must be named as the Hub calls it, apache-2.0 or cc-by-nc-sa-4.0 for example,"
-            f" got {license!r}"
         )
     return license
 
@@ -214,13 +239,32 @@ def push_to_hub(
     hub = _huggingface_hub() if hub is None else hub
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, license=license, name=repo_id)
-        try:
-            api = hub.HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-        except _errors(hub) as error:
-            reason = f"the Hub did not accept the model ({_line(error)})"
-            raise OSError(errno.EIO, reason, repo_id) from error
+        return upload_folder(folder, repo_id, private=private, message=message, hub=hub)
+
+
+def upload_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    message: str = "Upload a model of edm2lite",
+    hub: Any = None,
+) -> str:
+    """Upload a folder that :func:`save_pretrained` wrote, as it is.
+
+    Arguments, result and errors are those of :func:`push_to_hub`.
+
+    Example:
+        >>> upload_folder("digits", "me/digits")  # doctest: +SKIP
+    """
+    hub = _huggingface_hub() if hub is None else hub
+    try:
+        api = hub.HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message)
+    except _errors(hub) as error:
+        reason = f"the Hub did not accept the model ({_line(error)})"
+        raise OSError(errno.EIO, reason, repo_id) from error
     return str(commit.commit_url)
 
 

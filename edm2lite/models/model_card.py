@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
@@ -12,16 +17,53 @@ from edm2lite.network.conditions import ClassLabel, described
 from edm2lite.strict_json import parse
 from edm2lite.text.named import text_encoder_from_json
 
+PICTURE = "samples.png"
+"""Name of the picture of samples beside the card."""
+
 _SHOWN = 12  # snapshots in the table; the file names all of them
 
 
-def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
+@dataclass(frozen=True)
+class Samples:
+    """A picture of generated images for the card.
+
+    Attributes:
+        picture: Content of a PNG file.
+        words: How the images were made, in a sentence.
+    """
+
+    picture: bytes
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """What is known about a model besides its file.
+
+    Attributes:
+        samples: Images that it generated.
+        metrics: What was measured of it, each in words.
+        training: Configuration of its training.
+    """
+
+    samples: Samples | None = None
+    metrics: Sequence[str] = ()
+    training: Mapping[str, Any] | None = None
+
+
+def model_card(
+    metadata: Mapping[str, str],
+    license: str,
+    name: str,
+    background: Background | None = None,
+) -> str:
     """The card of a model, Markdown with the front matter of the Hub.
 
     Args:
         metadata: Metadata of the model file.
         license: License of the weights, as the Hub calls it.
         name: Name of the model, or of its repository.
+        background: What is known besides. [default: nothing]
 
     Raises:
         ValueError: If the metadata does not describe one of our models.
@@ -36,19 +78,75 @@ def model_card(metadata: Mapping[str, str], license: str, name: str) -> str:
         license: apache-2.0
         libr
     """
-    config = PrecondConfig.from_json(metadata["model"])
+    config, known = PrecondConfig.from_json(metadata["model"]), background or Background()
     parts = [
-        f"---\nlicense: {license}\nlibrary_name: edm2lite\ntags:\n- edm2\n- diffusion\n---",
+        f"---\nlicense: {license}\nlibrary_name: edm2lite\npipeline_tag: {_task(config, metadata)}"
+        "\ntags:\n- edm2\n- diffusion\n---",
         f"# {html.escape(_text(name), quote=False)}",
+        *_samples(known.samples),
         _network(config, metadata),
+        "## Use",
+        _use(config, name, takes_prompts="text_encoder" in metadata),
+        *_metrics(known.metrics),
+        *_training(metadata, known.training),
         "## Weights",
         _table(["", ""], _facts(metadata)),
         *_classes(config, metadata, name),
         *_inputs(metadata),
-        "## Use",
-        _use(config, name, takes_prompts="text_encoder" in metadata),
+        "## Limitations",
+        _limitations(known),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _task(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
+    """The task by which the Hub lists a model."""
+    if "text_encoder" in metadata:
+        return "text-to-image"
+    needs_image = any(c.is_required for c in config.backbone.conditions)
+    return "image-to-image" if needs_image else "unconditional-image-generation"
+
+
+def _samples(samples: Samples | None) -> list[str]:
+    if samples is None:
+        return []
+    words = html.escape(_text(samples.words), quote=False)
+    return [f"![Images that the model generated]({PICTURE})", words]
+
+
+def _metrics(metrics: Sequence[str]) -> list[str]:
+    """What was measured, with intervals."""
+    if not metrics:
+        return []
+    lines = [f"- {html.escape(_text(text), quote=False)}" for text in metrics]
+    return ["## Measured", "\n".join(lines)]
+
+
+def _training(metadata: Mapping[str, str], training: Mapping[str, Any] | None) -> list[str]:
+    """The data, and the configuration of the run."""
+    parts = []
+    if "data" in metadata:
+        parts.append(f"Data: `{_text(metadata['data'].rstrip('/').rpartition('/')[2])}`.")
+    if training is not None:
+        text = yaml.safe_dump(dict(training), sort_keys=False, allow_unicode=True)
+        fence = "`" * (3 + max(map(len, re.findall(r"`+", text)), default=0))
+        parts += [
+            "The configuration of the run, as `edm2lite train` takes it:",
+            f"<details><summary>Configuration</summary>\n\n{fence}yaml\n{text}{fence}\n\n</details>",
+        ]
+    return ["## Training", *parts] if parts else []
+
+
+def _limitations(known: Background) -> str:
+    lines = [
+        "It makes images like those that it was trained on, of the same size, and repeats what is"
+        " one-sided or wrong in them.",
+        "Nobody has checked whether it repeats single images of its training, or under which terms"
+        " these may be used.",
+    ]
+    if not known.metrics:
+        lines.append("No metric of it is recorded here.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
@@ -145,12 +243,19 @@ def _use(config: PrecondConfig, name: str, takes_prompts: bool) -> str:
     if any(condition.is_required for condition in network.conditions):
         options += " --conditions DATASET"
     seeds = ' --prompt "..." --guidance 2' if takes_prompts else " --seeds 0-15"
+    classes = (
+        ', classes="all"' if any(isinstance(c, ClassLabel) for c in network.conditions) else ""
+    )
+    how = 'prompts=["..."]' if takes_prompts else f"range(16){classes}"
     return f"""```python
-from edm2lite.models import from_pretrained
+import edm2lite
 
-model = from_pretrained({name!r})  # or the path of a folder with these files
-D_x = model.net(x, sigma{told})  # x: clean images plus noise of standard deviation sigma
+model = edm2lite.from_pretrained({name!r})  # or the path of a folder with these files
+images = edm2lite.generate(model, {how})  # uint8 [N, C, H, W]
 ```
+
+The denoiser itself is `model.net(x, sigma{told})`, where x is a clean image plus noise of standard
+deviation sigma.
 
 From the shell, with a folder of these files:
 `edm2lite generate FOLDER{seeds}{options} --out images`."""

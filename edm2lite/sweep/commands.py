@@ -109,6 +109,7 @@ def page_texts(
     titles: Mapping[str, Sequence[str]],
     verdict: str,
     protocol: str,
+    run_id: str,
 ) -> PageTexts:
     """What the page of a sweep says.
 
@@ -118,11 +119,13 @@ def page_texts(
         titles: What the images show, under ``classes`` or ``captions``.
         verdict: What is best.
         protocol: What was measured and how.
+        run_id: Identifier of the run.
     """
     return PageTexts(
         verdict=verdict,
         protocol=protocol,
         run=options.run.resolve().name,
+        run_id=run_id,
         command=sweep_command(options),
         commands={p.cell: generate_command(options, p.cell, titles) for p in points},
         titles=next(iter(titles.values()), ()),

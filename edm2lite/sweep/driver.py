@@ -166,7 +166,9 @@ class Sweep:
         write_report(out / f"{name}.md", self.points, metric, words, title, shown)
         page = out / f"{name}.html"
         titles = self.measurer.titles(self.best.cell, self.best.num)
-        texts = page_texts(self.options, self.compared, titles, words, title)
+        texts = page_texts(
+            self.options, self.compared, titles, words, title, self.measurer.setting.run
+        )
         write_page(
             page, self.points, self.images(), metric=metric, texts=texts, equal=self.alike,
             optimum=self.verdict if varying(self.compared) == ["sigma_rel"] else None,

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -23,6 +24,7 @@ from edm2lite.atomic import replacing
 from edm2lite.image_grid import channels_last, mosaic
 from edm2lite.metrics.interval import Verdict
 from edm2lite.metrics.registry import MetricName, find_metric
+from edm2lite.strict_json import parse_object
 from edm2lite.sweep.cells import AXES, Cell, Point, best, varying
 from edm2lite.sweep.table import named
 
@@ -44,6 +46,7 @@ class PageTexts:
         verdict: What is best.
         protocol: What was measured and how.
         run: Name of the run.
+        run_id: Identifier of the run, as model files state it.
         command: The command of the sweep, or "".
         commands: The command that makes images, by cell.
         titles: Class or caption of each of the images that are shown; empty if not known.
@@ -52,6 +55,7 @@ class PageTexts:
     verdict: str
     protocol: str
     run: str = ""
+    run_id: str = ""
     command: str = ""
     commands: Mapping[Cell, str] = field(default_factory=dict)
     titles: Sequence[str] = ()
@@ -101,6 +105,7 @@ def write_page(
         "verdict": texts.verdict,
         "protocol": texts.protocol,
         "run": texts.run,
+        "id": texts.run_id,
         "command": texts.command,
         "photo": any(i.shape[-1] > 32 for i in images.values()),
         "axes": [
@@ -113,7 +118,8 @@ def write_page(
         "tiles": {**tiles, "seeds": [first_seed + i for i in order]},
         "points": [
             {
-                "at": at(p), "value": p.value, "low": p.low, "high": p.high,
+                "at": at(p), "cell": p.cell.settings,
+                "value": p.value, "low": p.low, "high": p.high,
                 "alike": p.cell in alike, "command": texts.commands.get(p.cell, ""),
                 **pictures.get(p.cell, {"image": None}),
             }
@@ -124,6 +130,34 @@ def write_page(
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     with replacing(path) as file:
         file.write(template.replace("__DATA__", text))
+
+
+def read_page(path: Path) -> dict[str, Any]:
+    """What a page shows, as :func:`write_page` put it there; empty for any other page.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If the page was altered so that it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "sweep.html"
+        >>> texts = PageTexts(verdict="", protocol="300 images", run_id="a1b2")
+        >>> write_page(path, [Point(0.1, 64, value=2.5)], {}, metric="fd", texts=texts)
+        >>> page = read_page(path)
+        >>> page["id"], page["points"][0]["cell"]["sigma_rel"]
+        ('a1b2', 0.1)
+    """
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    try:
+        return parse_object(found[1]) if found else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must be the page of a sweep, but {error}; make it again"
+        ) from error
 
 
 def _values(points: Sequence[Point], axis: str) -> list[Any]:

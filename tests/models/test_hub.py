@@ -32,7 +32,8 @@ def rows(card):
 def test_an_exported_average_comes_back_with_all_it_knows(run_dir, tmp_path):
     name = f"{run_dir}@sigma_rel=0.13"
     folder = save_pretrained(name, tmp_path / "digits", license="apache-2.0")
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.safetensors"]
+    files = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     original, back = load(name), from_pretrained(folder)
     for key, value in original.net.state_dict().items():
         assert torch.equal(back.net.state_dict()[key], value), key
@@ -166,6 +167,7 @@ def test_an_export_is_pushed_again_after_an_upload_that_failed(run_dir, tmp_path
     assert again.stdout.splitlines() == [str(folder), "https://hub/me/d/commit/1"]
     assert hub.content.identity == load(folder).identity
     assert written == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+    assert {path.name for path in folder.iterdir()} >= {"samples.png", "config.json"}
     other = export("--license", "apache-2.0")
     assert other.exit_code == 1 and "README.md exists and says something else" in other.output
 
@@ -276,9 +278,11 @@ def test_the_command_writes_a_folder_that_generates(run_dir, tmp_path):
     )
     assert len(first) == len(second) == 2
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    assert (
-        "as the Hub calls it" in run("export", name, "--license", "My own", "--out", folder).output
-    )
+    for license, nearest in (("banana", "ncsa"), ("apache", "apache-2.0"), ("gpl-", "gpl-2.0")):
+        said = run("export", name, "--license", license, "--out", tmp_path / "other").output
+        begin = f"Error: license must be one that the Hub knows, got '{license}'; the nearest are "
+        assert said.startswith(begin) and nearest in said and said.count("\n") == 1
+        assert not list((tmp_path / "other").glob("*"))
     before = (folder / "README.md").read_bytes()
     (folder / "model.safetensors").unlink()
     taken = run("export", name, "--license", "mit", "--out", folder)

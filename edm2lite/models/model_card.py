@@ -252,6 +252,7 @@ import edm2lite
 
 model = edm2lite.from_pretrained({name!r})  # or the path of a folder with these files
 images = edm2lite.generate(model, {how})  # uint8 [N, C, H, W]
+images.grid().save("images.png")
 ```
 
 The denoiser itself is `model.net(x, sigma{told})`, where x is a clean image plus noise of standard

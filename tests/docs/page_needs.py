@@ -58,7 +58,7 @@ def readme(page):
 def ema(page):
     from ema_pytorch import PostHocEMA
 
-    from edm2lite.ema import list_snapshots
+    from edm2lite.ema import list_snapshots, sigma_rel_to_gamma
 
     net = torch.nn.Linear(2, 2)
     other = PostHocEMA(
@@ -76,6 +76,19 @@ def ema(page):
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.15
     assert all(float(row[-1]) < 0.02 for row in rows)
     assert len(list_snapshots("runs/mine")) == 60
+    # weights on a ramp, and the two clocks of a fine-tuning: sums over the 60 updates
+    lines = page.printed["tuned = torch.nn.Linear(20, 1)"].splitlines()
+    for line, start in zip(lines, (0, 19_200), strict=True):
+        counts = start + 32 * np.arange(61)
+        share = np.diff((counts / counts[-1]) ** (float(sigma_rel_to_gamma(0.10)) + 1))
+        expected = share @ np.arange(1, 61) / 60
+        assert abs(float(line.split()[-8]) - expected) < 0.0051
+    (counted,) = (t for name, t in page.printed.items() if name.startswith("scaler, ema"))
+    assert counted == "96 samples counted, 0 updates refused\n"
+    net = page.names["net"]  # whose statistics fit the average: its output has none left over
+    hidden = net[0](torch.randn(4000, 20))
+    assert (hidden.mean(0) - net[1].running_mean).abs().max() < 0.3 * hidden.std(0).max()
+    assert {p.name for p in Path("runs").iterdir()} >= {"ddp", "batchnorm", "tokens"}
     # "The idea in twelve lines": sums over 1000 steps in place of integrals, on both sides
     difference = np.abs(page.names["x"] - page.names["library"]).max()
     assert 0 < difference < 1e-5 and page.names["x"].shape == (40,)
@@ -451,6 +464,7 @@ NEEDS = {
     "ladder.md": ladder,
     "transformers.md": transformers,
     "README.md": readme,
+    "index.md": readme,
     "data.md": data,
     "ema.md": ema,
     "import.md": importing,

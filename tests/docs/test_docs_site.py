@@ -1,13 +1,16 @@
 """The site of the pages builds without a warning, and all links in it and in README.md lead on."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from pages import ROOT
 
 pytest.importorskip("mkdocs", reason="pip install 'edm2lite[docs]'")
@@ -100,6 +103,54 @@ def test_nothing_is_left_of_markup(site):
             shown = re.sub(r"<code>.*?</code>|<[^>]+>", "", paragraph, flags=re.S)
             left = re.search(r"\n\s*([-*]|\d+\.|\|) |::|===|`", shown)
             assert left is None, f"{page.name}: {shown[:200]}"
+
+
+SEARCHES = {
+    "resume": "training.html",
+    "wandb": "training.html",
+    "config": "training.html",
+    "token": "ema.html",
+    "ddp": "ema.html",
+    "fsdp": "ema.html",
+    "amp": "ema.html",
+    "batchnorm": "ema.html",
+    "start_nimg": "ema.html",
+    "0.9999": "units.html",
+    "lora": "finetune.html",
+    "license": "import.html",
+    "slurm": "training.html",
+    "fid": "sweep.html",
+    "negative": "troubleshooting.html",
+    "tensorboard": "training.html",
+    "lightning": "integrations.html",
+    "prompt": "text.html",
+}
+
+
+@pytest.mark.parametrize("word", SEARCHES)
+def test_a_search_finds_the_right_page(site, word):
+    """Among the ten pages that say a word most often, titles counted ten times."""
+    top = min(site, key=lambda path: len(path.parts)).parent
+    index = json.loads((top / "search/search_index.json").read_text("utf-8"))["docs"]
+    counts = Counter()
+    for entry in index:
+        page, text = entry["location"].partition("#")[0], re.sub(r"<[^>]+>", " ", entry["text"])
+        found = [re.findall(rf"(?<![\w.]){word}", t.lower()) for t in (entry["title"], text)]
+        counts[page] += 10 * len(found[0]) + len(found[1])
+    for page in ("changes.html", "results.html"):
+        del counts[page]
+    pages = [page for page, count in counts.most_common(10) if count]
+    assert SEARCHES[word] in pages, pages
+
+
+def test_the_navigation_has_every_page_once(site):
+    settings = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader=yaml.BaseLoader)
+    found = re.findall(r"[\w/-]+\.md", str(settings["nav"]))
+    top = min(site, key=lambda path: len(path.parts)).parent
+    pages = {p.relative_to(top).with_suffix(".md").as_posix() for p in site} - {"404.md"}
+    assert len(found) == len(set(found)) and {*found} == pages
+    titles = re.findall(r"'([^']+)': '[\w/-]+\.md'", str(settings["nav"]))
+    assert {"Training", "EMA units", "Integrations", "Sweep"} <= {*titles}
 
 
 def test_the_reference_of_ema_holds_all_its_names(site):

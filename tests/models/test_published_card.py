@@ -95,6 +95,8 @@ def test_what_the_card_says_about_python_runs(folder, monkeypatch):
     names = {}
     exec(code, names)
     assert list(names["images"].shape) == [16, 1, 8, 8]
+    with Image.open(folder.parent / "images.png") as picture:
+        assert picture.width > 32
     assert "Nobody has checked" in section(folder, "Limitations")
 
 

@@ -17,8 +17,8 @@ CELLS = ["".join(c["source"]) for c in NOTEBOOK["cells"] if c["cell_type"] == "c
 SMALLER = {
     "model_channels=32": "model_channels=16",
     '"net.': '"net.backbone.head_channels=16", "net.',
-    "total_nimg=16000": "total_nimg=1280",
-    "snapshot_nimg=400": "snapshot_nimg=64",
+    "total_nimg=15360": "total_nimg=1280",
+    "snapshot_nimg=384": "snapshot_nimg=64",
     "num=400": "num=64",
 }
 

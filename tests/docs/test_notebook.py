@@ -27,7 +27,8 @@ def result_of(cell, names):
     """Run a cell; the value of its last line, which a notebook shows."""
     *body, last = ast.parse(cell).body
     if not isinstance(last, ast.Expr):
-        body, last = [*body, last], ast.Expr(ast.Constant(None))
+        exec(compile(cell, "cell", "exec"), names)
+        return None
     exec(compile(ast.Module(body, []), "cell", "exec"), names)
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 

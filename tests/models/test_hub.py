@@ -280,7 +280,7 @@ def test_the_command_writes_a_folder_that_generates(run_dir, tmp_path):
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     for license, nearest in (("banana", "ncsa"), ("apache", "apache-2.0"), ("gpl-", "gpl-2.0")):
         said = run("export", name, "--license", license, "--out", tmp_path / "other").output
-        begin = f"Error: license must be one that the Hub knows, got '{license}'; the nearest are "
+        begin = f"Error: license must be one that the Hub knows, got '{license}'; the nearest "
         assert said.startswith(begin) and nearest in said and said.count("\n") == 1
         assert not list((tmp_path / "other").glob("*"))
     before = (folder / "README.md").read_bytes()

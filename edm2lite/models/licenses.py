@@ -38,8 +38,9 @@ def license_name(text: str) -> str:
     if name not in LICENSES:
         begins = [known for known in LICENSES if known.startswith(name)] if name else []
         near = (begins or difflib.get_close_matches(name, LICENSES, 3, 0))[:3]
+        verb = "is" if len(near) == 1 else "are"
         raise ValueError(
-            f"license must be one that the Hub knows, got {text!r}; the nearest"
-            f" {'is' if len(near) == 1 else 'are'} {', '.join(near)}, and other stands for a license of your own"
+            f"license must be one that the Hub knows, got {text!r}; the nearest {verb}"
+            f" {', '.join(near)}, and other stands for a license of your own"
         )
     return name

@@ -54,7 +54,7 @@ def main(
     print("| model | prompt | nines | digits 0 to 8 by their names |")
     print("|---|---|---|---|")
     for title, model in (("the model", base), ("with the word", taught)):
-        for prompt in ("the digit nine", f"the digit {WORD}"):
+        for prompt in ("the digit nine", f"the digit {WORD}", WORD):
             nines = share(model, prompt, NEW, num, sampling, judge)
             known = [share(model, f"the digit {n}", i, num, sampling, judge)
                      for i, n in enumerate(NAMES)]  # fmt: skip

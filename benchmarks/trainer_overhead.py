@@ -24,8 +24,8 @@ from PIL import Image
 
 from edm2lite.training import trainer as loop
 from edm2lite.training.config import load_config
+from edm2lite.training.console import Console
 from edm2lite.training.hooks import Status
-from edm2lite.training.sinks import ProgressBar
 from edm2lite.training.statistics import Statistics
 
 CLAIM = 0.05  # averages, logging and weight norm, of a step
@@ -87,7 +87,7 @@ def train(run_dir: Path, data: Path, batch: int, microbatch: int, steps: int) ->
     timed(loop, "zero_nonfinite_gradients", "gradient norm and check", times)
     for owner, name in (
         (Statistics, "add_losses"), (Statistics, "add_step"), (Status, "run"),
-        (ProgressBar, "advance"),
+        (Console, "advance"), (Console, "scalars"),
     ):  # fmt: skip
         timed(owner, name, LOGGING, times)
     timed(trainer.outputs, "save_snapshots", "snapshot: call", times)

@@ -109,7 +109,7 @@ def mosaic(images: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint
 
 
 def labeled_mosaic(
-    images: Sequence[NDArray[np.uint8]], columns: int, labels: Sequence[str]
+    images: Sequence[NDArray[np.uint8]], columns: int, labels: Sequence[str], *, zoom: int = 1
 ) -> NDArray[np.uint8]:
     """One picture [C, H, W] of images [C, H, W] with their labels, white between them.
 
@@ -120,6 +120,7 @@ def labeled_mosaic(
         images: uint8 images of equal size, C = 1 or 3.
         columns: Number of images in a row.
         labels: Label of each image; of a long one, the beginning is drawn.
+        zoom: Smallest factor by which images are enlarged.
 
     Example:
         >>> images = [np.zeros((1, 8, 8), np.uint8)] * 4
@@ -129,7 +130,7 @@ def labeled_mosaic(
         (1, 172, 140)
     """
     columns = min(columns, len(images))
-    zoom = -(-_LABELED // images[0].shape[2])
+    zoom = max(zoom, -(-_LABELED // images[0].shape[2]))
     height, width = zoom * images[0].shape[1], zoom * images[0].shape[2]
     is_above = all(label == labels[i % columns] for i, label in enumerate(labels))
     texts = [wrapped_lines(label, width) for label in labels[: columns if is_above else None]]

@@ -104,6 +104,26 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes} B"
 
 
+def format_duration(seconds: float) -> str:
+    """A length of time in at most two units, of which the smaller one is rounded.
+
+    Example:
+        >>> format_duration(7.4), format_duration(125), format_duration(19_000)
+        ('7 s', '2 min 5 s', '5 h 17 min')
+        >>> format_duration(5 * 86_400)
+        '5 days'
+    """
+    left = round(seconds)
+    for size, unit, below in ((86_400, "days", 3600), (3600, "h", 60), (60, "min", 1)):
+        if left >= size:
+            left = round(left / below) * below  # to the smaller unit
+            many, rest = divmod(left, size)
+            name = "day" if unit == "days" and many == 1 else unit
+            smaller = f" {rest // below} {'h' if below == 3600 else 'min' if below == 60 else 's'}"
+            return f"{many} {name}{smaller if rest else ''}"
+    return f"{left} s"
+
+
 def format_percent(fraction: float) -> str:
     """A fraction as a percentage with four significant digits.
 

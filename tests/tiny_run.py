@@ -11,6 +11,7 @@ TINY = (
     "snapshot_nimg=160",
     "checkpoint_nimg=320",
     "optim.rampup_nimg=320",
+    "sample_nimg=0",
 )
 
 

@@ -141,7 +141,9 @@ class RunConfig:
             many as the run began with, or for torch's own choice if it begins.
         tensorboard: Whether values and sample grids are written for TensorBoard too.
         wandb: Weights & Biases run that values and sample grids are logged to, or None.
-        sample_nimg: Images between two grids of samples from the averages; 0 for none.
+        sample_nimg: Images between two grids of samples from the averages; 0 for none. None for
+            some 32 grids in a run, or fewer if they would take more than 2 % of its time, and for
+            none of latents, which only their autoencoder could show.
         sample_count: Number of images in a grid.
         sample_steps: Number of steps of Heun's method for a grid.
         magnitudes_nimg: Images between two lines of ``magnitudes.jsonl``; 0 for none.
@@ -181,7 +183,7 @@ class RunConfig:
     threads: int | None = field(default=None, metadata=FREE)
     tensorboard: bool = field(default=False, metadata=FREE)
     wandb: WandB | None = field(default=None, metadata=FREE)
-    sample_nimg: Nimg = field(default=0, metadata={**FREE, **OPTIONAL_CADENCE})
+    sample_nimg: Nimg | None = field(default=None, metadata={**FREE, **OPTIONAL_CADENCE})
     sample_count: Nimg = field(default=32, metadata={**FREE, **POSITIVE})
     sample_steps: int = field(default=16, metadata={**FREE, **POSITIVE})
     magnitudes_nimg: Nimg = field(default=0, metadata={**FREE, **OPTIONAL_CADENCE})

@@ -5,28 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from edm2lite import processes
 from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
 from edm2lite.ema import planning
 from edm2lite.network.backbone import BackboneConfig
-from edm2lite.network.conditions import described
 from edm2lite.network.flops import count_macs
 from edm2lite.network.told import examples
-from edm2lite.units import format_bytes
+from edm2lite.units import format_amount, format_bytes, format_duration
 
 from .config import RunConfig
 from .manifest import finished
+from .overview import describe_data, device_name
 from .preparation import prepare
+from .step_time import images_per_second
 from .tuning import begin
 
 RANGE = (0.02, 0.25)
 """EMA lengths between which the largest error of reconstruction is reported."""
+
+TIMED, MOST_TIMED = 3e10, 1e11
+"""Floating-point operations of a step that a CPU is timed on, and most of one image."""
 
 MOMENTS = 2
 """Number of float32 tensors that Adam keeps for each parameter."""
@@ -47,9 +52,10 @@ class Sizes(NamedTuple):
 
 
 def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
-    """The configuration and a table of costs; nothing is written, no device is used.
+    """The configuration and a table of costs; nothing is written.
 
-    The configuration is complete but for statistics of captions.
+    The configuration is complete but for statistics of captions. The time is that of a step on the
+    device of this process, on random images; everything else is computed from shapes.
 
     Args:
         config: Configuration of the run.
@@ -77,10 +83,11 @@ def report(config: RunConfig, run_dir: Path, world_size: int) -> str:
             sum(t.numel() for t in tuned.averaged().values()),
         )
     rows = [
-        ("data", _data(dataset)),
+        ("data", describe_data(dataset)),
         *_prior(config, prepared.prior),
         ("run", _start(config, run_dir)),
         *_work(config, world_size, sizes),
+        ("time", _time(config, world_size, processes.device())),
         *_disk(config, sizes),
         *_memory(config, world_size, sizes),
     ]
@@ -137,11 +144,6 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _data(dataset: ImageDataset) -> str:
-    size = " x ".join(map(str, dataset.image_shape))
-    return f"{dataset.name}: {len(dataset)} images of {size}, {described(dataset.conditions)}"
-
-
 def _prior(config: RunConfig, images: ImageDataset | None) -> Iterable[tuple[str, str]]:
     if images is not None and config.prior is not None:
         made = "" if config.prior.source is not None else ", generated before the first step"
@@ -167,7 +169,49 @@ def _work(config: RunConfig, world_size: int, sizes: Sizes) -> Iterable[tuple[st
         f"{-(-config.total_nimg // config.batch_size)} of {config.batch_size} images:"
         f" {world_size} x {share}, forward passes in each: {passes}",
     )
-    yield "compute", f"{6 * macs * config.total_nimg:.3g} floating-point operations in all"
+    yield (
+        "compute",
+        f"{_operations(config) * config.total_nimg:.3g} floating-point operations in all",
+    )
+
+
+def _time(config: RunConfig, world_size: int, device: torch.device) -> str:
+    """How long the run will take, by a step that is timed now; the step is small on a CPU."""
+    num, cost = min(config.microbatch, config.batch_size // world_size), _operations(config)
+    if device.type == "cpu":
+        num = min(num, max(1, int(TIMED // cost)))
+        if cost > MOST_TIMED:
+            return f"not measured: this CPU is too slow for {cost:.2g} operations per image"
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if free is not None and (needed := _bytes(config, num)) > free:
+        return f"not measured: needs {format_bytes(needed)}, free are {format_bytes(free)}"
+    speed = images_per_second(_step_of(config, num), device, num_steps=1 if free is None else 4)
+    many = f", and {world_size} processes that do not slow each other" if world_size > 1 else ""
+    seconds = config.total_nimg / speed / world_size
+    return (
+        f"{format_duration(seconds)} in all, by a step of {num} images at"
+        f" {format_amount(speed)} img/s ({device_name(device)}{many}); reading images, files and"
+        " samples come on top"
+    )
+
+
+def _operations(config: RunConfig) -> int:
+    """Floating-point operations of training on one image."""
+    return 6 * count_macs(config.net.backbone).total
+
+
+def _bytes(config: RunConfig, num_images: int) -> int:
+    """Bytes of weights, gradients, moments, averages and activations of a step."""
+    copies = 2 + MOMENTS + len(config.ema.sigma_rels)
+    return 4 * copies * config.net.num_parameters() + activation_bytes(config.net, num_images)
+
+
+def _step_of(config: RunConfig, num: int) -> RunConfig:
+    """The configuration of a run of a single step of ``num`` images."""
+    names = ("batch_size", "total_nimg", "status_nimg", "snapshot_nimg", "checkpoint_nimg")
+    counts: dict[str, Any] = dict.fromkeys(names, num)
+    none: dict[str, Any] = {"sample_nimg": 0, "magnitudes_nimg": 0, "validation": None, "hooks": ()}
+    return dataclasses.replace(config, **counts, **none)
 
 
 def _disk(config: RunConfig, sizes: Sizes) -> Iterable[tuple[str, str]]:

@@ -47,11 +47,11 @@ def check_fields(config: Any, batch_size: int, prefix: str = "") -> None:
     fields = dataclasses.fields(config)
     for field in fields:
         value, minimum = getattr(config, field.name), field.metadata.get("minimum")
-        if minimum is not None and value < minimum:
+        if None not in (minimum, value) and value < minimum:
             raise ValueError(f"{prefix}{field.name} must be at least {minimum}, got {value}")
     for field in fields:
         value = getattr(config, field.name)
-        if field.metadata.get("cadence") and value % batch_size:
+        if field.metadata.get("cadence") and value is not None and value % batch_size:
             near = max(1, round(value / batch_size)) * batch_size
             raise ValueError(
                 f"{prefix}{field.name} must be a multiple of batch_size = {batch_size}, got"

@@ -8,7 +8,7 @@ hook                every                        what it does
 those of the user   ``hooks``, ``hooks=[...]``   anything
 ``Status``          ``status_nimg``              a line of ``stats.jsonl``, with what others report
 ``Snapshots``       ``snapshot_nimg``            the averages
-``Samples``         ``sample_nimg``              grids of generated images
+``Samples``         ``sample_nimg``              grids of generated images, by default some 32
 ``Checkpoints``     ``checkpoint_nimg``          everything needed to continue
 ==================  ===========================  ===================================================
 
@@ -28,7 +28,7 @@ import torch
 from .config import RunConfig
 from .hook import Hook
 from .magnitudes import Magnitudes
-from .samples import Samples
+from .samples import Samples, sample_interval
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -53,7 +53,11 @@ def all_hooks(config: RunConfig, more: Sequence[Hook] = ()) -> list[Hook]:
         *more,
         Status(every=config.status_nimg),
         Snapshots(every=config.snapshot_nimg),
-        Samples(every=config.sample_nimg, count=config.sample_count, num_steps=config.sample_steps),
+        Samples(
+            every=sample_interval(config),
+            count=config.sample_count,
+            num_steps=config.sample_steps,
+        ),
         Checkpoints(every=config.checkpoint_nimg),
     ]
 

@@ -19,7 +19,7 @@ from edm2lite.ema import PowerFunctionEMA
 from edm2lite.image_grid import arrange, labeled_mosaic, png
 from edm2lite.metrics.held_out_loss import evaluating
 from edm2lite.models.class_names import class_title
-from edm2lite.models.encoders import Encoder
+from edm2lite.models.encoders import Encoder, LatentEncoder
 from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import Condition
 from edm2lite.network.told import values_of
@@ -31,10 +31,14 @@ from edm2lite.seeding import Purpose, normals, rng
 from .hook import Hook
 
 if TYPE_CHECKING:
+    from .config import RunConfig
     from .trainer import Trainer
 
 SIDE = 512
 """Pixels of the longer side up to which small grids are enlarged, by a whole factor."""
+
+NUM_GRIDS, MAX_SHARE = 32, 0.02
+"""Number of grids in a run, and share of its time that they may take, unless it says otherwise."""
 
 MAX_COLUMNS = 16
 """Largest number of columns of a grid that has one for each class."""
@@ -73,6 +77,25 @@ class Samples(Hook):
                 name = f"{trainer.nimg:010d}-{sigma_rel:.5f}.png"
                 save_picture(trainer.run_dir / "samples" / name, picture)
             trainer.show(f"samples/sigma_rel {sigma_rel:.5f}", picture)
+
+
+def sample_interval(config: RunConfig) -> int:
+    """Images between two grids: ``sample_nimg``, or what suits the length of the run; 0 for none.
+
+    An evaluation of the network costs a third of a training step of the same images.
+
+    Example:
+        >>> from edm2lite.training import load_config
+        >>> sample_interval(load_config("digits")), sample_interval(load_config("edm2-img64-s"))
+        (33088, 67108864)
+    """
+    if config.sample_nimg is not None:
+        return config.sample_nimg
+    if isinstance(config.encoder, LatentEncoder):
+        return 0
+    evaluations = config.sample_count * (2 * config.sample_steps - 1) * len(config.ema.sigma_rels)
+    images = max(config.total_nimg / NUM_GRIDS, evaluations / 3 / MAX_SHARE)
+    return math.ceil(images / config.batch_size) * config.batch_size
 
 
 def told_in_grid(
@@ -180,10 +203,12 @@ def tile(images: NDArray[np.uint8], labels: Sequence[str] = ()) -> NDArray[np.ui
     if labels:
         turn = len(set(labels))
         columns = turn * max(1, columns // turn) if turn <= MAX_COLUMNS else columns
-        return np.moveaxis(labeled_mosaic(list(images), columns, labels), 0, -1)
     rows = math.ceil(num / columns)
     zoom = max(1, SIDE // max(rows * height, columns * width))
-    picture = arrange(images, columns, zoom=zoom, background=0)
+    if labels:
+        picture = labeled_mosaic(list(images), columns, labels, zoom=zoom)
+    else:
+        picture = arrange(images, columns, zoom=zoom, background=0)
     return np.moveaxis(picture, 0, -1)
 
 

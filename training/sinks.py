@@ -1,4 +1,4 @@
-"""The sinks of every run: ``stats.jsonl`` and the progress bar."""
+"""The sinks of every run: ``stats.jsonl``, and what is said on stderr and in ``log.txt``."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import contextlib
 import copy
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from edm2lite.atomic import replacing
 from edm2lite.jsonlines import append_line, read_lines
 
 from .config import RunConfig
+from .console import Console
 from .sink import Sink
 from .tensorboard import TensorBoard
 
@@ -36,7 +34,7 @@ def all_sinks(config: RunConfig, more: Sequence[Sink] = ()) -> list[Sink]:
         config: Configuration of the run.
         more: Further sinks.
     """
-    chosen: list[Sink] = [StatsFile(), ProgressBar()]
+    chosen: list[Sink] = [StatsFile(), Console()]
     chosen += [TensorBoard()] if config.tensorboard else []
     chosen += [] if config.wandb is None else [copy.copy(config.wandb)]
     return [*chosen, *map(copy.copy, config.sinks), *more]
@@ -74,36 +72,6 @@ class StatsFile(Sink):
     def scalars(self, line: Mapping[str, Any]) -> None:
         """Write a line; it is on disk when this returns, before any checkpoint that follows it."""
         append_line(self._path, line)
-
-
-@dataclass(kw_only=True)
-class ProgressBar(Sink):
-    """Shows on stderr how many images have been seen, how fast, and the latest loss."""
-
-    def start(self, trainer: Trainer) -> None:
-        """Show the bar where the run continues."""
-        self._bar = tqdm(
-            total=trainer.config.total_nimg,
-            initial=trainer.nimg,
-            unit="img",
-            unit_scale=True,
-            desc="train",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-        )
-
-    def advance(self, nimg: int) -> None:
-        """Move the bar."""
-        self._bar.update(nimg - self._bar.n)
-
-    def scalars(self, line: Mapping[str, Any]) -> None:
-        """Show the loss."""
-        if line.get("loss") is not None:
-            self._bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
-
-    def close(self, *, failed: bool) -> None:
-        """Leave the bar as it is."""
-        self._bar.close()
 
 
 def keep_until(path: Path, nimg: int) -> None:

@@ -167,7 +167,7 @@ def test_the_samples_of_a_run_have_a_column_for_each_class(run):
     with Image.open(sorted((run / "samples").iterdir())[0]) as grid:
         assert grid.width == 8 * 64 + 9 * 4  # twice the four classes
     images = np.zeros((6, 1, 64, 64), np.uint8)
-    assert tile(images, ["a", "b", "c"] * 2).shape[1] == 3 * 64 + 4 * 4
+    assert tile(images, ["a", "b", "c"] * 2).shape[1] == 3 * 128 + 4 * 4
     assert tile(images).shape == (2 * 128, 4 * 128, 1)  # without labels as ever
 
 

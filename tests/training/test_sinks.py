@@ -25,7 +25,8 @@ def test_pictures_and_tensorboard_hold_what_the_run_saw(tmp_path):
     pictures = sorted(p.name for p in (folder / "samples").iterdir())
     assert pictures == [f"{n:010d}-{s}.png" for n in (320, 640) for s in ("0.05000", "0.10000")]
     with Image.open(folder / "samples" / pictures[0]) as picture:
-        assert picture.mode == "L" and picture.size == (512, 256)  # 4 x 2 images of 8 x 8
+        # images of 8 x 8, ten times enlarged: six classes in a row, a line of names above them
+        assert picture.mode == "L" and picture.size == (6 * 80 + 7 * 4, 16 + 80 + 2 * 4)
     found = events.EventAccumulator(str(folder / "tensorboard"))
     found.Reload()
     scalars = [(e.step, e.value) for e in found.Scalars("loss")]
@@ -185,5 +186,8 @@ def test_sinks_hear_of_steps_pictures_and_failure(tmp_path):
     trainer = Trainer(config, tmp_path / "run", CPU, hooks=hooks, sinks=sinks)
     with pytest.raises(RuntimeError, match="that is enough"):
         trainer.train()
-    pictures = [(f"samples/sigma_rel {s}", (256, 512, 1), 64) for s in ("0.05000", "0.10000")]
+    pictures = [
+        (f"samples/sigma_rel {s}", (16 + 256 + 2 * 4, 2 * 256 + 3 * 4, 1), 64)
+        for s in ("0.05000", "0.10000")
+    ]
     assert heard == [32, 64, ("line", 64), *pictures, 96, True]

@@ -86,8 +86,9 @@ def sample_interval(config: RunConfig) -> int:
 
     Example:
         >>> from edm2lite.training import load_config
-        >>> sample_interval(load_config("digits")), sample_interval(load_config("edm2-img64-s"))
-        (33088, 67108864)
+        >>> lengths = ["total_nimg=64000"], ["total_nimg=6400000"]
+        >>> [sample_interval(load_config("digits", changes)) for changes in lengths]
+        [33088, 200000]
     """
     if config.sample_nimg is not None:
         return config.sample_nimg

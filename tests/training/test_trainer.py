@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 
 def test_a_run_leaves_everything_behind(run_dir):
     assert {p.name for p in run_dir.iterdir()} == {
-        "config.yaml", "run.json", "stats.jsonl", "snapshots", "checkpoints", "last.safetensors",
+        "config.yaml", "run.json", "stats.jsonl", "log.txt", "snapshots", "checkpoints",
+        "last.safetensors",
     }  # fmt: skip
     infos = list_snapshots(run_dir)
     assert [i.nimg for i in infos] == [160 * (k // 2 + 1) for k in range(16)]

@@ -80,12 +80,14 @@ def training_arithmetic() -> Iterator[None]:
 
 def _without_tf32() -> list[tuple[Any, str, object]]:
     """Settings by which CUDA does without TF32: torch 2.9 has two kinds, never to be mixed."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    is_older = getattr(cudnn, "fp32_precision", "none") == "none"
     try:
-        readable = (matmul.allow_tf32, cudnn.allow_tf32)
+        bool(matmul.allow_tf32), bool(cudnn.allow_tf32)
     except RuntimeError:  # the program has used the newer kind
-        readable = ()
-    if readable and getattr(cudnn, "fp32_precision", "none") == "none":
+        is_older = False
+    if is_older:
         return [(part, "allow_tf32", False) for part in (matmul, cudnn)]
     return [(part, "fp32_precision", "ieee") for part in (matmul, cudnn.conv, cudnn.rnn)]
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ GRACE = 40.0
 """Seconds that a process has to stop by itself when torchrun is dead."""
 
 _watching = threading.Lock()
+_chosen_device: str | None = None
 
 
 def watch_launcher() -> None:
@@ -104,11 +106,45 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def choose_device(name: str | None) -> None:
+    """Let :func:`device` take another device than the default.
+
+    Args:
+        name: ``cpu``, ``cuda`` (the GPU of this process) or ``cuda:N``; None for the default.
+
+    Raises:
+        ValueError: If it is none of these. Whether there is such a device is not asked yet.
+    """
+    if name is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"a device must be cpu, cuda or cuda:N, got {name!r}")
+    global _chosen_device
+    _chosen_device = name
+
+
 def device() -> torch.device:
-    """Where this process computes: its own GPU if there are any, else the CPU."""
+    """Where this process computes: its own GPU if there are any, else the CPU.
+
+    Processes of one machine take its GPUs in turn. The GPU becomes the current one of torch.
+
+    Raises:
+        ValueError: If the device that :func:`choose_device` names does not exist.
+    """
     import torch
 
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = _chosen_device or ("cuda" if count else "cpu")
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    index = int(number) if number else local_rank() % max(count, 1)
+    if index >= count:
+        raise ValueError(
+            f"device {name} must exist, found {count} CUDA devices; take --device cpu, or look at"
+            " the driver and CUDA_VISIBLE_DEVICES"
+        )
+    place = torch.device("cuda", index)
+    torch.cuda.set_device(place)
+    return place
 
 
 def after_first(name: str, begin: Callable[[], T]) -> T | None:

@@ -13,6 +13,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start; tensor
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """Keep the tests on the CPU, whose bits they compare; ``-m cuda`` runs those for a GPU."""
+    if config.getoption("markexpr") != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory):
     """A finished run: 8 snapshot times of two averages."""

@@ -10,7 +10,7 @@ import click
 from edm2lite import processes
 from edm2lite.messages.commands import Command
 
-from ._cli import CountBar, user_errors
+from ._cli import CountBar, device_option, user_errors
 
 
 @click.command(cls=Command)
@@ -49,6 +49,7 @@ from ._cli import CountBar, user_errors
     show_default=True,
     help="Number of reader threads.",
 )
+@device_option
 @user_errors
 def main(source: str, dest: Path, vae: str, **options: Any) -> None:
     """Encode DATASET to latents in the folder DEST; the same command continues.

@@ -10,7 +10,7 @@ import click
 from edm2lite import processes
 from edm2lite.messages.commands import Command
 
-from ._cli import CountBar, plugin_option, user_errors
+from ._cli import CountBar, device_option, plugin_option, user_errors
 
 
 @click.command(cls=Command)
@@ -37,6 +37,7 @@ from ._cli import CountBar, plugin_option, user_errors
     required=True,
     help="Folder for the encoded captions.",
 )
+@device_option
 @plugin_option
 @user_errors
 def main(source: str, name: str, num_tokens: int, out: Path) -> None:

@@ -11,7 +11,7 @@ from edm2lite import processes
 from edm2lite.messages.commands import Group
 from edm2lite.metrics.registry import METRICS
 
-from ._cli import COUNT, ImageBar, plugin_option, table, user_errors
+from ._cli import COUNT, ImageBar, device_option, plugin_option, table, user_errors
 from ._notes import note_raw_weights
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -65,6 +65,7 @@ def main() -> None:
     help="Keep the features too, which kid, precision and recall need of the reference.",
 )
 @_BATCH
+@device_option
 @plugin_option
 @user_errors
 def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
@@ -88,7 +89,7 @@ def stats(dataset: str, out: Path, extractor: str, **options: Any) -> None:
 
 TOPICS = {
     "Metric": "ref metrics weights clip data",
-    "Images": "images steps conditions batch",
+    "Images": "images steps conditions batch device",
     "Output": "cache",
 }
 
@@ -153,6 +154,7 @@ TOPICS = {
     " where processes share the images.",
 )
 @_BATCH
+@device_option
 @plugin_option
 @user_errors
 def score(source: str, refs: tuple[Path, ...], metrics: str, steps: int, **options: Any) -> None:

@@ -12,7 +12,7 @@ from edm2lite import processes
 from edm2lite.extras import require
 from edm2lite.messages.commands import Command
 
-from ._cli import GUIDE, SEEDS, plugin_option, user_errors
+from ._cli import GUIDE, SEEDS, device_option, plugin_option, user_errors
 from ._editing import editing_options, take_controls, take_edit
 from ._generation import draw, filled, list_recipes, made, read_prompts
 from ._notes import note_raw_weights, note_sampling
@@ -27,7 +27,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 TOPICS = {
     "Images": "seeds class prompt prompts conditions size",
-    "Model": "adapter recipe weights list-recipes dtype decoder-dtype compile batch",
+    "Model": "adapter recipe weights list-recipes dtype decoder-dtype compile batch device",
     "Sampler": "steps solver schedule sigmas churn",
     "Guidance": (
         "guide guidance negative-prompt interval rescale apg apg-norm apg-momentum guided-channels"
@@ -133,6 +133,7 @@ TOPICS = {
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw all images in one picture; with several models, a row per model.",
 )
+@device_option
 @plugin_option
 @user_errors
 def main(

@@ -12,7 +12,18 @@ from edm2lite.messages.commands import Command
 from edm2lite.metrics.registry import METRICS
 from edm2lite.version import __version__
 
-from ._cli import COUNT, COUNTS, DECAYS, FLOATS, GUIDE, RANGE, plugin_option, progress, user_errors
+from ._cli import (
+    COUNT,
+    COUNTS,
+    DECAYS,
+    FLOATS,
+    GUIDE,
+    RANGE,
+    device_option,
+    plugin_option,
+    progress,
+    user_errors,
+)
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -20,7 +31,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 TOPICS = {
     "EMA lengths": "sigma-rel decay search range at groups max-error",
     "Metric": "metric ref data weights clip images",
-    "Sampler and guidance": "steps seed conditions guidance guide guide-sigma-rel batch",
+    "Sampler and guidance": "steps seed conditions guidance guide guide-sigma-rel batch device",
     "Output": "out",
 }
 
@@ -133,6 +144,7 @@ TOPICS = {
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for tables, pictures and the ledger. [default: RUN]",
 )
+@device_option
 @plugin_option
 @click.version_option(__version__)
 @user_errors

@@ -41,8 +41,15 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Set a value of the configuration, e.g. optim.ref_lr=0.005. Repeatable.",
 )
+@click.option(
+    "--device",
+    metavar="cpu|cuda|cuda:N",
+    help="Where to train. [default: a GPU for each process if there are any, else the CPU]",
+)
 @click.version_option(__version__)
-def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+def main(
+    config: str, out: Path, overrides: tuple[str, ...], dry_run: bool, device: str | None
+) -> None:
     """Train the network of CONFIG, a YAML file or the name of a shipped configuration.
 
     The same command line starts a run, continues it after an interruption, and extends it. SIGTERM
@@ -60,6 +67,7 @@ def main(config: str, out: Path, overrides: tuple[str, ...], dry_run: bool) -> N
     logging.basicConfig(format="%(message)s")
     processes.watch_launcher()
     try:
+        processes.choose_device(device)
         with processes.interruptible():
             _run(config, overrides, out, dry_run)
     except (ValueError, ImportError, FloatingPointError, OSError) as error:

@@ -17,6 +17,7 @@ from edm2lite.dataset.joined import joined
 from edm2lite.dataset.order import Alternating, Balanced, Bucketed, Order, Stream
 from edm2lite.models.encoders import Encoder, PixelEncoder
 from edm2lite.network.conditioning import Conditioning
+from edm2lite.network.conditions import ClassLabel
 from edm2lite.seeding import Purpose, rng
 
 from .data_config import DataConfig as DataConfig
@@ -163,7 +164,7 @@ class BatchSource:
         """The micro-batches of the step that starts at ``nimg`` images.
 
         Raises:
-            ValueError: If an image is damaged.
+            ValueError: If an image is damaged, or the index of a class is out of range.
         """
         positions = [nimg + i * self.batch_size for i in range(self.data.prefetch + 1)]
         for position in [p for p in self._ahead if p not in positions]:
@@ -221,6 +222,9 @@ class BatchSource:
             return self.dataset.conditioning(rows[part], self._names, self._draws(indices[part]))
 
         told = Conditioning.cat(list(self._workers.map(read, chunks)))
+        for condition in self.dataset.conditions:  # a GPU would take a wrong class for none
+            if isinstance(condition, ClassLabel) and condition.name in told.values:
+                condition.check(told.values[condition.name], told.values[condition.name])
         if not _is_pinned():
             return told
         return Conditioning({name: value.pin_memory() for name, value in told.values.items()})

@@ -30,6 +30,10 @@ T = TypeVar("T")
 Group = dist.ProcessGroup | None
 
 
+TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for each other; compiling, or fetching a model, takes one of them minutes."""
+
+
 class RankZeroError(RuntimeError):
     """Raised by all other ranks where one cannot go on without what rank 0 failed to do."""
 
@@ -44,19 +48,17 @@ def process_group() -> Iterator[torch.device]:
     """
     processes.watch_launcher()
     device = processes.device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if "RANK" not in os.environ:
         yield device
         return
-    _join("nccl" if device.type == "cuda" else "gloo")
+    _join(device)
     before, sys.excepthook = sys.excepthook, _print_and_leave
     yield device
     sys.excepthook = before
     dist.destroy_process_group()
 
 
-def _join(backend: str) -> None:
+def _join(device: torch.device) -> None:
     """Meet the other ranks.
 
     Note [addresses of the dead]: torchrun (seen in torch 2.14) serves one store to the processes of
@@ -64,13 +66,33 @@ def _join(backend: str) -> None:
     node all processes know which attempt it is, so they use a new part of the store. On several
     nodes they do not know; docs/training.md says what to set.
     """
+    options: dict[str, Any] = {"backend": "gloo", "timeout": TIMEOUT}
+    if device.type == "cuda":
+        _check_gpus(device)
+        # objects, and shards in host memory, go by way of the CPU
+        options.update(backend="cpu:gloo,cuda:nccl", device_id=device)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
-        dist.init_process_group(backend)
+        dist.init_process_group(**options)
         return
     store, rank, world_size = next(rendezvous("env://"))
     store = PrefixStore(f"attempt-{attempt}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(**options, store=store, rank=rank, world_size=world_size)
+
+
+def _check_gpus(device: torch.device) -> None:
+    """Refuse processes that would share a GPU, which NCCL cannot.
+
+    The processes of one torchrun see the same GPUs. Launchers that show each process a GPU of its
+    own, as Slurm can, are not asked.
+    """
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" in os.environ and count > torch.cuda.device_count():
+        raise ValueError(
+            f"every process must have a GPU of its own, {count} processes found"
+            f" {torch.cuda.device_count()}; start as many with --nproc_per_node, or take"
+            " --device cpu"
+        )
 
 
 def recorded(function: Callable[[], None]) -> None:
@@ -169,7 +191,7 @@ def on_rank_zero(function: Callable[[], T], group: Group = None) -> T:
     """The result of a function that rank 0 alone calls; no rank goes on if it fails.
 
     Args:
-        function: The function. The group of all ranks waits for 10 minutes on GPUs.
+        function: The function. The group of all ranks waits for 30 minutes.
         group: Group in which the other ranks wait. [default: that of all ranks]
 
     Raises:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,18 +53,43 @@ def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> Adam:
     )
 
 
-def full_precision(threads: int | None) -> None:
-    """Compute float32 products in float32 (no TF32) and sum half-precision ones in float32.
+@contextlib.contextmanager
+def training_arithmetic() -> Iterator[None]:
+    """How a GPU computes within the block; afterwards it does so as before.
 
-    Args:
-        threads: Number of threads on a CPU, or None for as many as torch chooses.
+    Products of float32 are taken in float32 (no TF32), those of half precision are summed in
+    float32, and cuDNN tries its algorithms on every new shape, unless deterministic ones were asked
+    for.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings: list[tuple[Any, str, object]] = [
+        (cuda, "allow_fp16_reduced_precision_reduction", False),
+        (cuda, "allow_bf16_reduced_precision_reduction", False),
+        (cudnn, "benchmark", torch.cuda.is_available() and not cudnn.deterministic),
+        *_without_tf32(),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _without_tf32() -> list[tuple[Any, str, object]]:
+    """Settings by which CUDA does without TF32: torch 2.9 has two kinds, never to be mixed."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    is_older = getattr(cudnn, "fp32_precision", "none") == "none"
+    try:
+        bool(matmul.allow_tf32), bool(cudnn.allow_tf32)
+    except RuntimeError:  # the program has used the newer kind
+        is_older = False
+    if is_older:
+        return [(part, "allow_tf32", False) for part in (matmul, cudnn)]
+    return [(part, "fp32_precision", "ieee") for part in (matmul, cudnn.conv, cudnn.rnn)]
 
 
 @torch.no_grad()

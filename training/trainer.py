@@ -26,7 +26,7 @@ from .checkpoint import Checkpoints
 from .config import RunConfig
 from .data import Batch, BatchSource, LossInputs
 from .hook import Hook
-from .optimizer import adam, full_precision, zero_nonfinite_gradients
+from .optimizer import adam, training_arithmetic, zero_nonfinite_gradients
 from .outputs import Outputs
 from .parallel import ParallelLoss
 from .preparation import prepare
@@ -100,7 +100,9 @@ class Trainer:
         self.sinks = prepared.sinks if rank == 0 else []
         self.config, self.run_dir = config, run_dir
         self.device, self.is_main = device or processes.device(), rank == 0
-        full_precision(config.threads)
+        self._threads = torch.get_num_threads()  # of the program before this run
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.net = Precond(config.net).train()
         self.tuned = begin(config, self.net, prepared.base)
@@ -133,6 +135,7 @@ class Trainer:
         )
         self._open(prepared.base)
 
+    @training_arithmetic()
     def train(self) -> None:
         """Run to ``config.total_nimg``, or until SIGTERM, SIGUSR1 or Ctrl-C.
 
@@ -161,6 +164,7 @@ class Trainer:
     def close(self) -> None:
         """Let other processes continue the run, once this one writes nothing; train() calls it."""
         self.batches.close()
+        torch.set_num_threads(self._threads)
         self.ema.release()
         self.checkpoints.when_idle(self.folder.release)
 
@@ -178,6 +182,7 @@ class Trainer:
         for hook in self.hooks:
             hook.finish(self)
 
+    @training_arithmetic()
     def train_step(self) -> Tensor:
         """One optimizer step over the batch at :attr:`nimg`.
 

@@ -11,6 +11,7 @@ from open_gains import open_network
 from edm2lite.dataset import ImageDataset, open_dataset
 from edm2lite.dataset.labels import Labels
 from edm2lite.models.encoders import EDM2_LATENTS
+from edm2lite.network.conditioning import Conditioning
 from edm2lite.network.conditions import ConditionImage
 from edm2lite.network.unet import UNetConfig
 from edm2lite.seeding import Purpose, normals, rng
@@ -264,3 +265,13 @@ def test_the_digits_are_shown_as_before():
     digits = open_dataset("digits")
     np.testing.assert_array_equal(batch.images.numpy(), digits.images(rows))
     assert batch.conditioning["label"].tolist() == digits.labels[rows].tolist()
+
+
+def test_classes_out_of_range_are_found_before_a_device_sees_them(monkeypatch):
+    digits = open_dataset("digits")
+    wrong = Conditioning({"label": torch.full((16,), 10)})
+    monkeypatch.setattr(type(digits), "conditioning", lambda *arguments: wrong)
+    batches = BatchSource(digits, seed=0, batch_size=16, microbatch=16)
+    with pytest.raises(ValueError, match="must be 0 to 9, or -1 for none, got 10 to 10"):
+        batches.batch(0)
+    batches.close()

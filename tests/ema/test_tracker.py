@@ -344,6 +344,7 @@ def test_weights_sent_to_the_host_are_those_of_the_moment():
     assert sent.views(0)[0].eq(1).all()
 
 
+@pytest.mark.cuda
 @CUDA
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_updates_on_cuda_never_wait_and_match_the_cpu(device):

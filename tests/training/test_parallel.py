@@ -133,12 +133,27 @@ def test_half_precision_trains_close_to_float32(dtype, run_dir, tmp_path):
     assert stats(tmp_path / "a")[0]["nonfinite_steps"] == 0
 
 
-def test_float32_products_are_not_cut_to_tf32(tmp_path):
-    torch.backends.cuda.matmul.allow_tf32 = True
-    Trainer(tiny_config(), tmp_path / "a", torch.device("cpu"))
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+def arithmetic():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return (
+        (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark),
+        (matmul.allow_fp16_reduced_precision_reduction, torch.get_num_threads()),
+    )
+
+
+@pytest.mark.parametrize("is_tf32", [False, True])
+def test_arithmetic_of_the_program_is_changed_while_a_run_goes_on(is_tf32, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Trainer, "_loop", lambda self, stop: seen.append(arithmetic()))
+    matmul = torch.backends.cuda.matmul
+    usual, matmul.allow_tf32 = matmul.allow_tf32, is_tf32
+    try:
+        before = arithmetic()
+        Trainer(tiny_config("threads=2"), tmp_path / "a", torch.device("cpu")).train()
+        assert seen == [((False, False, torch.cuda.is_available()), (False, 2))]
+        assert arithmetic() == before
+    finally:
+        matmul.allow_tf32 = usual
 
 
 def test_a_compiled_network_follows_the_same_course_under_the_same_names(

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from gpu_correctness import no_tf32, opened
 from networks import NETWORKS
-from timing import queued, seconds
+from timing import matrix_rate, queued, seconds
 
+from edm2lite.dtypes import torch_dtype
+from edm2lite.network.flops import count_macs
 from edm2lite.network.unet import UNetConfig
 
 Row = dict[str, Any]
@@ -25,12 +27,21 @@ Row = dict[str, Any]
 
 def noise_images() -> Any:
     """1024 images of 8x8 noise in 10 classes: a data set for runs that nobody looks at."""
+    return _noise((1, 8, 8), 10)
+
+
+def noise_photos() -> Any:
+    """1024 images of 64x64 noise in colors, in 1000 classes."""
+    return _noise((3, 64, 64), 1000)
+
+
+def _noise(shape: tuple[int, int, int], classes: int) -> Any:
     from edm2lite.dataset import ImageDataset
     from edm2lite.dataset.labels import Labels
 
-    pixels = np.random.default_rng(0).integers(0, 256, (1024, 1, 8, 8), np.uint8)
-    labels = Labels(np.arange(1024) % 10, 10)
-    return ImageDataset("noise", 1024, (1, 8, 8), pixels.__getitem__, table=labels)
+    pixels = np.random.default_rng(0).integers(0, 256, (1024, *shape), np.uint8)
+    labels = Labels(np.arange(1024) % classes, classes)
+    return ImageDataset("noise", 1024, shape, pixels.__getitem__, table=labels)
 
 
 def _config(*changes: str) -> Any:
@@ -78,6 +89,40 @@ def waits(device: torch.device, tiny: bool) -> Iterator[Row]:
     for place, count in places.most_common(8):
         yield {"waits_at": place, "per_step": count / 7}
     yield {"waits_per_step": len(found) / 7, "ok": not found}
+
+
+def trainer(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Steps of the trainer as it is: XS on 64x64 images, 256 of them in four micro-batches."""
+    from edm2lite.training import Hook
+    from edm2lite.training.config import load_config
+    from edm2lite.training.trainer import Trainer
+
+    steps, first, batch_size = 12, 4, 64 if tiny else 256
+    total = steps * batch_size
+    config = _config() if tiny else load_config("edm2-img64-xs", (
+        "data.source=gpu_whole:noise_photos", "net.dtype=bfloat16", "compile=true",
+        f"batch_size={batch_size}", "microbatch=64", "optim.rampup_nimg=0", f"total_nimg={total}",
+        f"status_nimg={total}", f"snapshot_nimg={total}", f"checkpoint_nimg={total}",
+    ))  # fmt: skip
+    times = {}
+
+    class Clock(Hook):
+        """Waits for the device after the fourth step and after the last but one."""
+
+        def run(self, trainer: Any) -> None:
+            if trainer.nimg // batch_size in (first, steps - 1):
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times[trainer.nimg] = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        hooks = [Clock(every=batch_size)]
+        Trainer(config, Path(folder) / "run", device, hooks=hooks).train()
+    (begin, end), count = times.values(), steps - 1 - first
+    row: Row = {"batch": batch_size, "ms_per_step": 1e3 * (end - begin) / count}
+    row["img_per_s"] = count * batch_size / (end - begin)
+    flops = 6 * count_macs(config.net.backbone).total * row["img_per_s"]
+    yield row | {"of_matrix_rate": flops / matrix_rate(device, torch_dtype(config.net.dtype))}
 
 
 def _one_rank(device: torch.device, way: str) -> Iterator[Row]:

@@ -31,8 +31,8 @@ def _flags():
 
 
 SECTIONS = (
-    "correctness", "ceilings", "train_xs", "train_s", "waits", "sampling", "vae", "generate", "png",
-    "tail", "convolutions", "upsampling",
+    "correctness", "ceilings", "train_xs", "train_s", "waits", "trainer", "sampling", "vae",
+    "generate", "png", "tail", "convolutions", "upsampling",
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def _config(*changes: str) -> Any:
     from edm2lite.training.config import load_config
 
     steps = ("batch_size=64", "microbatch=32", "total_nimg=768", "optim.rampup_nimg=0")
-    cadence = ("status_nimg=768", "snapshot_nimg=768", "checkpoint_nimg=384")
+    cadence = "status_nimg=768", "snapshot_nimg=768", "checkpoint_nimg=384", "sample_nimg=0"
     small = ("net.backbone.model_channels=16", "net.backbone.head_channels=16")
     source = "data.source=gpu_whole:noise_images"
     return load_config("digits", (source, *small, *steps, *cadence, *changes))
@@ -103,6 +103,7 @@ def trainer(device: torch.device, tiny: bool) -> Iterator[Row]:
         "data.source=gpu_whole:noise_photos", "net.dtype=bfloat16", "compile=true",
         f"batch_size={batch_size}", "microbatch=64", "optim.rampup_nimg=0", f"total_nimg={total}",
         f"status_nimg={total}", f"snapshot_nimg={total}", f"checkpoint_nimg={total}",
+        "sample_nimg=0",
     ))  # fmt: skip
     times = {}
 

@@ -54,12 +54,15 @@ def adam(net: nn.Module, config: OptimConfig, device: torch.device) -> Adam:
 
 
 @contextlib.contextmanager
-def training_arithmetic() -> Iterator[None]:
-    """How a GPU computes within the block; afterwards it does so as before.
+def training_arithmetic(threads: int | None = None) -> Iterator[None]:
+    """How torch computes within the block; afterwards it does so as before.
 
     Products of float32 are taken in float32 (no TF32), those of half precision are summed in
     float32, and cuDNN tries its algorithms on every new shape, unless deterministic ones were asked
     for.
+
+    Args:
+        threads: Number of threads on a CPU, or None for as many as there are.
     """
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     settings: list[tuple[Any, str, object]] = [
@@ -69,11 +72,16 @@ def training_arithmetic() -> Iterator[None]:
         *_without_tf32(),
     ]
     before = [getattr(owner, name) for owner, name, _ in settings]
+    threads_before = torch.get_num_threads()
     try:
+        if threads is not None:
+            torch.set_num_threads(threads)
         for owner, name, value in settings:
             setattr(owner, name, value)
         yield
     finally:
+        if threads is not None:
+            torch.set_num_threads(threads_before)
         for (owner, name, _), value in zip(settings, before, strict=True):
             setattr(owner, name, value)
 

@@ -28,6 +28,7 @@ from edm2lite.sampling.conditions import class_indices
 from edm2lite.sampling.guidance import Conditioned
 from edm2lite.seeding import Purpose, normals, rng
 
+from . import distributed
 from .hook import Hook
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ class Samples(Hook):
     num_steps: int = field(default=16, metadata={"minimum": 1})
 
     def run(self, trainer: Trainer) -> None:
-        """Generate and save; ranks above 0 take part if they hold parts of the network."""
-        if not (trainer.is_main or trainer.loss.is_sharded):
-            return
+        """Generate and save; every rank draws its share, and rank 0 decodes and writes."""
         config = trainer.config
         told = told_in_grid(config.net.backbone.conditions, trainer.dataset, self.count)
         grids = sample_grids(
@@ -73,9 +72,8 @@ class Samples(Hook):
             labels=labels_in_grid(told, trainer.dataset),
         )
         for sigma_rel, picture in grids:
-            if trainer.is_main:
-                name = f"{trainer.nimg:010d}-{sigma_rel:.5f}.png"
-                save_picture(trainer.run_dir / "samples" / name, picture)
+            name = f"{trainer.nimg:010d}-{sigma_rel:.5f}.png"
+            save_picture(trainer.run_dir / "samples" / name, picture)
             trainer.show(f"samples/sigma_rel {sigma_rel:.5f}", picture)
 
 
@@ -140,7 +138,8 @@ def sample_grids(
     """A grid of images from each tracked average.
 
     Image i is that of seed i: grids show the same noise under different weights. The network is
-    left as it was. Every rank of a sharded network must call this.
+    left as it was. Every rank must call this: each draws an equal number of images, in batches of
+    one size, which copies of the last image fill up.
 
     Args:
         net: The denoiser.
@@ -149,26 +148,32 @@ def sample_grids(
         told: What the network is told about each of the images.
         count: Number of images.
         num_steps: Number of steps of Heun's method.
-        batch_size: Number of images that are generated at a time.
+        batch_size: Largest number of images that a rank generates at a time.
         labels: Label of each image, or nothing.
 
     Yields:
-        sigma_rel of the average, and the picture [H, W, C] uint8.
+        On rank 0, sigma_rel of the average, and the picture [H, W, C] uint8; nothing on others.
     """
     network = net.config.backbone
     device = next(net.parameters()).device
     sigmas = karras_sigmas(num_steps).float().to(device)
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
+    share = math.ceil(count / distributed.world_size())
+    rows = min(batch_size, share)
     for sigma_rel in ema.sigma_rels:
-        images = []
+        drawn = []
         with evaluating(net), ema.applied(sigma_rel):
-            for begin in range(0, count, batch_size):
-                seeds = range(begin, min(begin + batch_size, count))
+            for begin in range(0, share, rows):
+                first = distributed.rank() * share + begin
+                seeds = [min(seed, count - 1) for seed in range(first, first + rows)]
                 x = normals([rng(seed, 0, Purpose.GENERATION) for seed in seeds], shape).to(device)
-                part = told.rows(slice(begin, seeds.stop)).to(device)
-                x = heun(Conditioned(net, part), x * sigmas[0], sigmas)
-                images.append(encoder.decode(x).cpu())
-        yield sigma_rel, tile(torch.cat(images).numpy(), labels)
+                part = told.rows(seeds).to(device)
+                drawn.append(heun(Conditioned(net, part), x * sigmas[0], sigmas).cpu())
+        shares = distributed.gather(torch.cat(drawn)[:share])
+        if distributed.rank() == 0:
+            parts = torch.cat(shares)[:count].split(rows)
+            images = torch.cat([encoder.decode(part.to(device)).cpu() for part in parts])
+            yield sigma_rel, tile(images.numpy(), labels)
 
 
 def labels_in_grid(told: Conditioning, dataset: ImageDataset) -> list[str]:

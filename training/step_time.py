@@ -14,7 +14,7 @@ from edm2lite.network.layers import normalize_weights_
 from edm2lite.network.told import examples
 
 from .config import RunConfig
-from .optimizer import adam, full_precision
+from .optimizer import adam, training_arithmetic
 
 
 def images_per_second(config: RunConfig, device: torch.device, num_steps: int = 4) -> float:
@@ -35,8 +35,8 @@ def images_per_second(config: RunConfig, device: torch.device, num_steps: int = 
     """
     network = config.net.backbone
     num_passes = -(-config.batch_size // config.microbatch)
-    full_precision(config.threads)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with training_arithmetic(config.threads), generators:
         torch.manual_seed(config.seed)
         net = Precond(config.net).train().to(device)
         loss = DenoisingLoss(net, config.weighting)

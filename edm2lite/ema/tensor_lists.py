@@ -55,7 +55,7 @@ def _laid_like(part: Tensor, tensor: Tensor) -> Tensor:
     if tensor.is_contiguous():
         return part.view(tensor.shape)
     dense = torch.empty_like(tensor, device="meta")  # keeps strides without overlap and gaps
-    return part.as_strided(tensor.shape, dense.stride())
+    return part.as_strided(tensor.shape, dense.stride(), part.storage_offset())
 
 
 def row_like(tensor: Tensor, layout: Tensor) -> Tensor:
@@ -81,9 +81,14 @@ def are_alike(averages: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
         (True, False)
     """
     return all(
-        a.dtype == t.dtype == torch.float32 and a.device == t.device and a.stride() == t.stride()
+        a.dtype == t.dtype == torch.float32 and a.device == t.device and _lie_alike(a, t)
         for a, t in zip(averages, tensors, strict=True)
     )
+
+
+def _lie_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether elements lie in one order; strides of dimensions of one element mean nothing."""
+    return a.stride() == b.stride() or (a.is_contiguous() and b.is_contiguous())
 
 
 def lerp_all_(

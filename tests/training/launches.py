@@ -85,7 +85,8 @@ def _kernels(name: str, lists: list[Sequence[Tensor]]) -> int:
 def _alike(lists: list[Sequence[Tensor]]) -> bool:
     first = lists[0]
     return all(
-        (t.dtype, t.device, t.shape, t.stride()) == (a.dtype, a.device, a.shape, a.stride())
+        (t.dtype, t.device, t.shape) == (a.dtype, a.device, a.shape)
+        and all(n == 1 or i == j for n, i, j in zip(t.shape, t.stride(), a.stride(), strict=True))
         for other in lists[1:]
         for t, a in zip(other, first, strict=True)
     )

@@ -86,7 +86,8 @@ class Console(Sink):
         trainer = self._trainer
         try:
             if failed:
-                self._log.line(f"ended at nimg = {trainer.nimg}: {_failure()}")
+                with contextlib.suppress(OSError):  # of a full disk, which what failed says already
+                    self._log.line(f"ended at nimg = {trainer.nimg}: {_failure()}")
             elif trainer.nimg >= self._total:
                 self._say("next:")
                 for command in next_commands(trainer):

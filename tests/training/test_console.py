@@ -129,6 +129,10 @@ def test_warnings_errors_and_signals_are_in_the_file(heard, tmp_path):
     with pytest.raises(RuntimeError, match="that is"):
         trainer.train()
     assert log(tmp_path / "a")[-2:] == ["odd", "ended at nimg = 160: that is enough"]
+    full = Console()
+    full.start(trainer)
+    full._log._path = tmp_path / "nowhere" / "log.txt"
+    full.close(failed=True)  # raises nothing in place of what failed
     stopped = Trainer(tiny_config("total_nimg=640"), tmp_path / "b", CPU)
     stopped.outputs.save_snapshots = lambda: setattr(stopped, "stopped_by", "SIGTERM")
     stopped.train()

@@ -19,6 +19,7 @@ from edm2lite.diffusion.precond import Precond
 from edm2lite.ema.shards import local_shard
 
 from . import distributed
+from .compilation import compile_, settings, uncompiled
 from .config import RunConfig
 from .data import LossInputs
 
@@ -33,6 +34,7 @@ class ParallelLoss:
     Attributes:
         module: The loss, wrapped as the processes need it.
         is_sharded: Whether weights are shards.
+        is_compiled: Whether the loss, or every block of a sharded network, is compiled.
 
     Args:
         net: The denoiser, on the CPU.
@@ -44,10 +46,10 @@ class ParallelLoss:
         self.net = net
         self.is_sharded = config.parallel == "fsdp" and distributed.is_group()
         blocks = net.backbone.blocks()
-        if config.compile:
-            for module in blocks if self.is_sharded and blocks else [net.backbone]:
-                module.compile()
+        self.is_compiled = config.compile
         self.module: nn.Module = DenoisingLoss(net, config.weighting)
+        if config.compile:
+            compile_((blocks or [net.backbone]) if self.is_sharded else [self.module])
         if self.is_sharded:
             self._shard([*blocks, net], device)
             return
@@ -57,8 +59,14 @@ class ParallelLoss:
 
     def __call__(self, inputs: LossInputs) -> LossTerms:
         """The loss of each sample, see :class:`edm2lite.diffusion.objective.DenoisingLoss`."""
-        terms: LossTerms = self.module(*inputs)
+        with settings() if self.is_compiled else contextlib.nullcontext():
+            terms: LossTerms = self.module(*inputs)
         return terms
+
+    def between_steps(self) -> contextlib.AbstractContextManager[object]:
+        """A block in which the network does something else than training, without new graphs."""
+        is_in_graphs = self.is_sharded and self.is_compiled  # else the loss alone is
+        return uncompiled() if is_in_graphs else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def accumulating(self, is_last: bool) -> Iterator[None]:

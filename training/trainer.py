@@ -253,7 +253,8 @@ class Trainer:
         for hook in self.hooks:
             if hook.is_due(self.nimg, self.config.total_nimg) or hook.is_needed(self):
                 self.folder.check()
-                hook.run(self)
+                with self.loss.between_steps():
+                    hook.run(self)
 
     def _inputs(self, batch: Batch) -> LossInputs:
         """A batch on the device, with its noise levels."""

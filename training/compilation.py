@@ -41,21 +41,15 @@ def compile_(modules: Iterable[nn.Module]) -> None:
 
 @contextlib.contextmanager
 def settings() -> Iterator[None]:
-    """Settings of torch.compile for a call of a compiled module; the user's return afterwards.
-
-    Within DistributedDataParallel the whole loss is one graph (``optimize_ddp=False``). torch's
-    choice, a graph for each bucket of gradients, lets the exchange of gradients begin before the
-    backward pass ends, but cuts the U-Net into 18 graphs, also in passes that exchange nothing.
+    """Settings of torch.compile for calls of compiled modules; the user's return afterwards.
 
     Example:
         >>> with settings():
-        ...     torch._dynamo.config.optimize_ddp
-        False
+        ...     torch._dynamo.config.recompile_limit
+        4096
     """
     config: Any = torch._dynamo.config
-    with config.patch(
-        optimize_ddp=False, recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS
-    ):
+    with config.patch(recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS):
         yield
 
 

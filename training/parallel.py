@@ -16,7 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edm2lite.diffusion.objective import DenoisingLoss, LossTerms
 from edm2lite.diffusion.precond import Precond
+from edm2lite.dtypes import torch_dtype
 from edm2lite.ema.shards import local_shard
+from edm2lite.network.kernels.step_weights import StepWeights
+from edm2lite.network.layers import MPConv, mp_layers
 
 from . import distributed
 from .compilation import compile_, settings, uncompiled
@@ -35,6 +38,8 @@ class ParallelLoss:
         module: The loss, wrapped as the processes need it.
         is_sharded: Whether weights are shards.
         is_compiled: Whether the loss, or every block of a sharded network, is compiled.
+        weights: The weights that a compiled loss computes with; None where it takes those of the
+            network.
 
     Args:
         net: The denoiser, on the CPU.
@@ -48,13 +53,20 @@ class ParallelLoss:
         blocks = net.backbone.blocks()
         self.is_compiled = config.compile
         self.module: nn.Module = DenoisingLoss(net, config.weighting)
-        if config.compile:
-            compile_((blocks or [net.backbone]) if self.is_sharded else [self.module])
+        self.weights: StepWeights[Precond] | None = None
         if self.is_sharded:
+            if config.compile:
+                compile_(blocks or [net.backbone])
             self._shard([*blocks, net], device)
             return
         net.to(device)
-        if distributed.is_group():
+        if config.compile:
+            # a layer of a user's that computes something else stays as it is
+            layers = [layer for layer in mp_layers(net) if type(layer).forward is MPConv.forward]
+            self.weights = StepWeights(net, layers, torch_dtype(net.config.dtype))
+            self.module = DenoisingLoss(self.weights.net, config.weighting)
+            compile_([self.module, self.weights.normalized])
+        elif distributed.is_group():
             self.module = _replicated(self.module, device)
 
     def __call__(self, inputs: LossInputs) -> LossTerms:
@@ -69,9 +81,23 @@ class ParallelLoss:
         return uncompiled() if is_in_graphs else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def accumulating(self, is_last: bool) -> Iterator[None]:
-        """Backward passes within the block add to gradients; only the last averages over ranks."""
-        if is_last:
+    def accumulating(self, is_first: bool, is_last: bool) -> Iterator[None]:
+        """A forward and a backward pass, one of several whose gradients are added.
+
+        Args:
+            is_first: Whether it is the first of a step, before which weights have changed.
+            is_last: Whether it is the last, after which gradients are averaged over ranks.
+        """
+        if self.weights is not None:
+            with settings():
+                if is_first:
+                    self.weights.refresh()
+                yield
+                self.weights.collect(is_first)
+                if is_last:
+                    distributed.mean_(self.weights.sums)
+                    self.weights.project()
+        elif is_last:
             yield
         elif isinstance(self.module, DistributedDataParallel):
             with self.module.no_sync():

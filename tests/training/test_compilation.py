@@ -74,8 +74,8 @@ def trainer_of(folder, network, *changes):
     return Trainer(config, folder / "a", torch.device("cpu"))
 
 
-def micro_batches_are_graphs(trainer, graphs, expected):
-    """Train to the end; a step of three micro-batches runs three times as many graphs."""
+def graphs_of(trainer, graphs, runs):
+    """Numbers of graphs after each step of a training to its end, each of which runs so many."""
     made = []
     step = trainer.train_step
 
@@ -83,7 +83,7 @@ def micro_batches_are_graphs(trainer, graphs, expected):
         before = graphs.runs
         step()
         made.append(graphs.made)
-        assert graphs.runs - before == 3 * expected
+        assert graphs.runs - before == runs
 
     trainer.train_step = counted_step
     trainer.train()
@@ -91,32 +91,34 @@ def micro_batches_are_graphs(trainer, graphs, expected):
 
 
 @of_every_network
-def test_the_loss_of_one_process_is_one_graph_of_each_size(network, graphs, tmp_path):
-    made = micro_batches_are_graphs(trainer_of(tmp_path, network), graphs, 1)
-    assert made == [2, 2]  # of 3 and of 2 images; later steps and grids of samples add none
+def test_the_loss_is_one_graph_of_each_size(network, graphs, tmp_path):
+    made = graphs_of(trainer_of(tmp_path, network), graphs, runs=3 + 2)
+    # micro-batches of 3 and 2 images, and weights before and after them; later steps and grids of
+    # samples add none
+    assert made == [2 + 2, 2 + 2]
 
 
 @of_every_network
 def test_the_loss_of_replicas_is_one_graph_too(network, graphs, group, tmp_path):
-    made = micro_batches_are_graphs(trainer_of(tmp_path, network), graphs, 1)
-    assert made == [2, 2]
+    made = graphs_of(trainer_of(tmp_path, network, "batch_size=6"), graphs, runs=2 + 2)
+    assert made == [1 + 2, 1 + 2]
 
 
 @of_every_network
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's
 def test_every_block_of_a_sharded_network_is_compiled(network, graphs, group, tmp_path):
     changes = MANY_SHAPES if network == "unet" else ()
-    trainer = trainer_of(tmp_path, network, "parallel=fsdp", "batch_size=9", *changes)
+    trainer = trainer_of(tmp_path, network, "parallel=fsdp", "batch_size=6", *changes)
     blocks = trainer.net.backbone.blocks()
     shapes = {tuple(p.shape for p in block.parameters()) for block in blocks}
     assert len(shapes) > 8 or network != "unet"  # where torch stops by default
-    made = micro_batches_are_graphs(trainer, graphs, len(blocks))
+    made = graphs_of(trainer, graphs, runs=2 * len(blocks))
     assert made == [made[0]] * 2 and made[0] >= len(shapes)
 
 
 def test_settings_of_the_user_return_and_hooks_make_no_graphs(graphs):
     config = torch._dynamo.config
-    before = config.optimize_ddp, config.recompile_limit, config.accumulated_recompile_limit
+    before = config.recompile_limit, config.accumulated_recompile_limit
     layer = nn.Linear(2, 2)
     compile_([layer])
     with settings():
@@ -124,5 +126,4 @@ def test_settings_of_the_user_return_and_hooks_make_no_graphs(graphs):
     with uncompiled():
         layer(torch.ones(3, 2))
     assert graphs.made == graphs.runs == 1
-    after = config.optimize_ddp, config.recompile_limit, config.accumulated_recompile_limit
-    assert after == before
+    assert before == (config.recompile_limit, config.accumulated_recompile_limit)

@@ -61,4 +61,5 @@ def uncompiled() -> contextlib.AbstractContextManager[object]:
         ...     torch.compile(lambda x: x + 1)(1)
         2
     """
-    return torch.compiler.set_stance("force_eager")
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

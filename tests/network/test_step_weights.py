@@ -107,6 +107,13 @@ def test_gradients_arrive_at_the_factors_of_adapters():
     assert len(trained) == len(adapters)  # a frozen layer has no gradient
 
 
+def test_a_frozen_network_with_a_trained_gain_needs_no_way_back():
+    net, backbone = open_network(BACKBONES["unet"]).requires_grad_(False), BACKBONES["unet"]
+    net.unet.out_gain.requires_grad_(True)
+    (_, slopes), (_, found) = of_network(net, backbone), of_copies(net, step_of(net), backbone)
+    assert list(found) == ["unet.out_gain"] and distance(found, slopes) < 1e-5
+
+
 def test_convolutions_of_the_copy_are_in_half_precision_and_channels_last():
     net = open_network(BACKBONES["unet"], dtype="bfloat16")
     for name, p in step_of(net).net.named_parameters():

@@ -66,7 +66,7 @@ class StepWeights(Generic[M]):
         kept: dict[int, Any] = {id(t): t for t in (*net.parameters(), *net.buffers())}
         kept.update({id(layer): own for layer, own in zip(layers, copies, strict=True)})
         self.net: M = copy.deepcopy(net, kept)
-        self._weights = [own.weight for own in copies]
+        self._weights: list[Tensor] = [own.weight for own in copies]
         self.normalized = Normalized(layers, self._weights)
         trained = [p for p in self.net.parameters() if p.requires_grad]
         sizes = [p.numel() for p in trained]
@@ -92,21 +92,26 @@ class StepWeights(Generic[M]):
         """
         if is_first:  # a part of the network may have no gradient in this step
             self._summed = [(p, total) for p, total in self._trained if p.grad is not None]
-        totals, grads = [total for _, total in self._summed], [p.grad for p, _ in self._summed]
-        (torch._foreach_copy_ if is_first else torch._foreach_add_)(totals, grads)
+        totals = [total for _, total in self._summed]
+        grads = [p.grad for p, _ in self._summed if p.grad is not None]
+        if is_first:
+            torch._foreach_copy_(totals, grads)
+        else:
+            torch._foreach_add_(totals, grads)
         for p, _ in self._summed:
             p.grad = None
 
     def project(self) -> None:
         """Add the sums to the gradients of the parameters that the copy is made of."""
         totals = {id(p): total for p, total in self._summed}
-        made = zip(self.normalized(as_copies=False), self._weights, strict=True)
-        roots = [(w, totals[id(own)]) for w, own in made if id(own) in totals]
-        torch.autograd.backward([w for w, _ in roots], [total for _, total in roots])
         copied = {id(own) for own in self._weights}
         for p, total in self._summed:
             if id(p) not in copied:  # copy and network share it
                 p.grad = total.to(p.dtype)
+        if not copied.isdisjoint(totals):
+            made = zip(self.normalized(as_copies=False), self._weights, strict=True)
+            roots = [(w, totals[id(own)]) for w, own in made if id(own) in totals]
+            torch.autograd.backward([w for w, _ in roots], [total for _, total in roots])
 
 
 class StepConv(nn.Module):

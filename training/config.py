@@ -136,7 +136,7 @@ class RunConfig:
         max_bad_steps: Number of steps in a row with a non-finite gradient that stops the run.
         parallel: How several processes share the work: ``ddp``, each has a whole copy of the
             network; ``fsdp``, each has a part of every weight, gradient, moment and average.
-        compile: Whether torch.compile translates the network.
+        compile: Whether torch.compile translates the training step: on a GPU it pays.
         threads: Threads of a process on a CPU, which decide the last bits of all sums. None for as
             many as the run began with, or for torch's own choice if it begins.
         tensorboard: Whether values and sample grids are written for TensorBoard too.

@@ -153,6 +153,11 @@ def sum_(value: Tensor) -> Tensor:
     return value
 
 
+def mean_(value: Tensor) -> Tensor:
+    """Mean over ranks, in place."""
+    return sum_(value).div_(world_size())
+
+
 def max_(value: Tensor) -> Tensor:
     """Maximum over ranks, in place."""
     if dist.is_initialized():

@@ -14,6 +14,7 @@ from edm2lite import processes
 from edm2lite.dataset import ImageDataset
 from edm2lite.diffusion.objective import DenoisingLoss
 from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.dtypes import torch_dtype
 from edm2lite.ema import planning
 from edm2lite.network.backbone import BackboneConfig
 from edm2lite.network.flops import count_macs
@@ -241,11 +242,18 @@ def _memory(config: RunConfig, world_size: int, sizes: Sizes) -> Iterable[tuple[
     weights, state, average = (4 * size // parts for size in sizes)
     activations = activation_bytes(config.net, num_images)
     total = weights + state * (1 + MOMENTS) + average * averages + activations
+    copies = ""
+    if config.compile and parts == 1:  # see edm2lite/network/kernels/step_weights.py
+        size = torch_dtype(config.net.dtype).itemsize * (sizes.all + sizes.trained) + state
+        total, copies = (
+            total + size,
+            f" copies of weights and their gradients {format_bytes(size)},",
+        )
     yield (
         "memory",
         f"{format_bytes(total)} per process: weights {format_bytes(weights)}, gradients"
         f" {format_bytes(state)}, Adam {format_bytes(MOMENTS * state)}, {averages} averages"
-        f" {format_bytes(averages * average)}, activations {format_bytes(activations)}",
+        f" {format_bytes(averages * average)},{copies} activations {format_bytes(activations)}",
     )
     yield (
         "",

@@ -16,9 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edm2lite.diffusion.objective import DenoisingLoss, LossTerms
 from edm2lite.diffusion.precond import Precond
+from edm2lite.dtypes import torch_dtype
 from edm2lite.ema.shards import local_shard
+from edm2lite.network.kernels.step_weights import StepWeights
+from edm2lite.network.layers import MPConv, mp_layers
 
 from . import distributed
+from .compilation import compile_, settings, uncompiled
 from .config import RunConfig
 from .data import LossInputs
 
@@ -33,6 +37,9 @@ class ParallelLoss:
     Attributes:
         module: The loss, wrapped as the processes need it.
         is_sharded: Whether weights are shards.
+        is_compiled: Whether the loss, or every block of a sharded network, is compiled.
+        weights: The weights that a compiled loss computes with; None where it takes those of the
+            network.
 
     Args:
         net: The denoiser, on the CPU.
@@ -44,26 +51,53 @@ class ParallelLoss:
         self.net = net
         self.is_sharded = config.parallel == "fsdp" and distributed.is_group()
         blocks = net.backbone.blocks()
-        if config.compile:
-            for module in blocks if self.is_sharded and blocks else [net.backbone]:
-                module.compile()
+        self.is_compiled = config.compile
         self.module: nn.Module = DenoisingLoss(net, config.weighting)
+        self.weights: StepWeights[Precond] | None = None
         if self.is_sharded:
+            if config.compile:
+                compile_(blocks or [net.backbone])
             self._shard([*blocks, net], device)
             return
         net.to(device)
-        if distributed.is_group():
+        if config.compile:
+            # a layer of a user's that computes something else stays as it is
+            layers = [layer for layer in mp_layers(net) if type(layer).forward is MPConv.forward]
+            self.weights = StepWeights(net, layers, torch_dtype(net.config.dtype))
+            self.module = DenoisingLoss(self.weights.net, config.weighting)
+            compile_([self.module, self.weights.normalized])
+        elif distributed.is_group():
             self.module = _replicated(self.module, device)
 
     def __call__(self, inputs: LossInputs) -> LossTerms:
         """The loss of each sample, see :class:`edm2lite.diffusion.objective.DenoisingLoss`."""
-        terms: LossTerms = self.module(*inputs)
+        with settings() if self.is_compiled else contextlib.nullcontext():
+            terms: LossTerms = self.module(*inputs)
         return terms
 
+    def between_steps(self) -> contextlib.AbstractContextManager[object]:
+        """A block in which the network does something else than training, without new graphs."""
+        is_in_graphs = self.is_sharded and self.is_compiled  # else the loss alone is
+        return uncompiled() if is_in_graphs else contextlib.nullcontext()
+
     @contextlib.contextmanager
-    def accumulating(self, is_last: bool) -> Iterator[None]:
-        """Backward passes within the block add to gradients; only the last averages over ranks."""
-        if is_last:
+    def accumulating(self, is_first: bool, is_last: bool) -> Iterator[None]:
+        """A forward and a backward pass, one of several whose gradients are added.
+
+        Args:
+            is_first: Whether it is the first of a step, before which weights have changed.
+            is_last: Whether it is the last, after which gradients are averaged over ranks.
+        """
+        if self.weights is not None:
+            with settings():
+                if is_first:
+                    self.weights.refresh()
+                yield
+                self.weights.collect(is_first)
+                if is_last:
+                    distributed.mean_(self.weights.sums)
+                    self.weights.project()
+        elif is_last:
             yield
         elif isinstance(self.module, DistributedDataParallel):
             with self.module.no_sync():

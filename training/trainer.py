@@ -193,7 +193,7 @@ class Trainer:
         losses = []
         for i, batch in enumerate(micro):
             inputs = self._inputs(batch)
-            with self.loss.accumulating(is_last=i + 1 == len(micro)):
+            with self.loss.accumulating(is_first=i == 0, is_last=i + 1 == len(micro)):
                 terms = self._backward(inputs, batch)
             losses.append(terms.loss.detach() / inputs.images[0].numel())
             self.statistics.add_losses(losses[-1], terms.u, inputs.sigma, batch.indices)
@@ -253,7 +253,8 @@ class Trainer:
         for hook in self.hooks:
             if hook.is_due(self.nimg, self.config.total_nimg) or hook.is_needed(self):
                 self.folder.check()
-                hook.run(self)
+                with self.loss.between_steps():
+                    hook.run(self)
 
     def _inputs(self, batch: Batch) -> LossInputs:
         """A batch on the device, with its noise levels."""

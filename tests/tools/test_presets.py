@@ -73,6 +73,12 @@ def test_every_preset_is_unconditional_by_one_setting(name):
 
 
 @pytest.mark.parametrize("name", shipped())
+def test_presets_of_half_precision_are_for_gpus_and_are_compiled(name):
+    config = load(name)
+    assert config.compile == (config.net.dtype != "float32")
+
+
+@pytest.mark.parametrize("name", shipped())
 def test_header_of_every_configuration_says_its_size_and_what_was_run(name):
     text = (resources.files("edm2lite.configs") / f"{name}.yaml").read_text(encoding="utf-8")
     header = "".join(line for line in text.splitlines(True) if line.startswith("#"))

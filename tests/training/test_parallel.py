@@ -84,6 +84,15 @@ def test_a_run_continues_with_other_processes_after_a_signal_to_one_of_them(run_
 
 
 @pytest.mark.slow
+def test_two_processes_that_average_gradients_of_copies_follow_one(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # as compiled, but for the compiler itself
+    changes = (STEPS20, "compile=true", "microbatch=8")
+    codes, text = run_jobs({"args": arguments(tmp_path / "a", *changes), "ranks": 2})
+    assert codes == [[0, 0]], text
+    assert_same_course(tmp_path / "a", run_dir)
+
+
+@pytest.mark.slow
 def test_two_processes_follow_one_that_is_told_words(text_run, table, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where the data set is
     (tmp_path / "text.yaml").write_text(text_config(table, "total_nimg=320").to_yaml())
@@ -121,11 +130,13 @@ def test_loss_scale_changes_nothing_in_float32(scale, run_dir, tmp_path):
     assert losses(tmp_path / "a") == losses(run_dir)[:1]  # powers of two: exact
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_trains_close_to_float32(dtype, run_dir, tmp_path):
-    config = tiny_config("total_nimg=320", f"net.dtype={dtype}")
+def test_half_precision_trains_close_to_float32(dtype, compiled, run_dir, tmp_path):
+    config = tiny_config("total_nimg=320", f"net.dtype={dtype}", f"compile={str(compiled).lower()}")
     trainer = Trainer(config, tmp_path / "a", torch.device("cpu"))
-    trainer.train()
+    with torch.compiler.set_stance("force_eager"):  # weights once per step, without a compiler
+        trainer.train()
     assert {p.dtype for p in trainer.net.parameters()} == {torch.float32}
     # bfloat16 rounds activations to 2**-9; ten steps at full rate spread that to some per cent
     assert losses(tmp_path / "a")[0] == pytest.approx(losses(run_dir)[0], rel=0.05)

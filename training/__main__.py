@@ -16,13 +16,39 @@ from edm2lite.messages.commands import Command
 from edm2lite.version import __version__
 
 from .manifest import finished
+from .start import Start
 
 if TYPE_CHECKING:
     from .config import RunConfig
 
 
-@click.command(cls=Command)
-@click.argument("config")
+TOPICS = {
+    "Your own pictures": "data resolution",
+    "Where it begins": "init fork",
+    "Run": "out set device dry-run",
+}
+
+
+@click.command(cls=Command, topics=TOPICS)
+@click.argument("config", required=False)
+@click.option(
+    "--data",
+    metavar="PICTURES",
+    help="Folder of pictures (folders in it are classes), ZIP or data set. What CONFIG does not say"
+    " is chosen by them; without CONFIG, everything is.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    help="Side in pixels that the pictures of --data get. [default: by their size and the device]",
+)
+@click.option("--init", metavar="MODEL", help="Fine-tune this model.")
+@click.option(
+    "--fork",
+    "branch",
+    metavar="RUN@NIMG",
+    help="Begin with a checkpoint of RUN, and go on in another way: another learning rate, say.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -47,19 +73,22 @@ if TYPE_CHECKING:
     help="Where to train. [default: a GPU for each process if there are any, else the CPU]",
 )
 @click.version_option(__version__)
-def main(
-    config: str, out: Path, overrides: tuple[str, ...], dry_run: bool, device: str | None
-) -> None:
-    """Train the network of CONFIG, a YAML file or the name of a shipped configuration.
+def main(config: str | None, out: Path, dry_run: bool, device: str | None, **options: Any) -> None:
+    """Train a network on your pictures, or that of CONFIG.
 
-    The same command line starts a run, continues it after an interruption, and extends it. SIGTERM
-    and SIGUSR1 end the run after the current step with a checkpoint and exit code 0, Ctrl-C with
-    exit code 130; a second Ctrl-C stops at once.
+    CONFIG is a YAML file or the name of a shipped configuration. The same command line starts a
+    run, continues it after an interruption, and extends it. SIGTERM and SIGUSR1 end the run after
+    the current step with a checkpoint and exit code 0, Ctrl-C with exit code 130; a second Ctrl-C
+    stops at once.
 
     Continue only runs that you trust: checkpoints contain a pickle, which can execute anything.
 
     \b
     Examples:
+      edm2lite train --data PHOTOS --out runs/photos
+      edm2lite train small-64 --data PHOTOS --out runs/large
+      edm2lite train --data FEW --init runs/photos@sigma_rel=0.1 --out runs/tuned
+      edm2lite train --fork runs/photos@64000 --set optim.ref_lr=0.01 --out runs/slower
       edm2lite train digits --out runs/digits
       edm2lite train my.yaml --set total_nimg=4Mi --set optim.ref_lr=0.005 --out runs/a
       torchrun --standalone --nproc_per_node=8 -m edm2lite.training my.yaml --out runs/a
@@ -69,24 +98,20 @@ def main(
     try:
         processes.choose_device(device)
         with processes.interruptible():
-            _run(config, overrides, out, dry_run)
+            _run(Start(config, out, **options), dry_run)
     except (ValueError, ImportError, FloatingPointError, OSError) as error:
         _fail(click.ClickException(one_line(error)), error)
     except KeyboardInterrupt as error:
         _fail(_Interrupted(str(error) or _left(out)), error)
 
 
-def _run(config: str, overrides: tuple[str, ...], out: Path, dry_run: bool) -> None:
+def _run(start: Start, dry_run: bool) -> None:
     from . import distributed  # takes seconds to import, and Ctrl-C is one line meanwhile
-    from .config import load_config
 
-    run_config = load_config(config, overrides)
     if not dry_run:
-        distributed.recorded(partial(_train, run_config, out))
+        distributed.recorded(partial(_train, start.config(), start.out))
     elif processes.rank() == 0:
-        from .dry_run import report
-
-        click.echo(report(run_config, out, processes.world_size()))
+        click.echo(start.report())
 
 
 def _train(config: RunConfig, out: Path) -> None:

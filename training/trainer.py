@@ -286,13 +286,14 @@ class Trainer:
     def _open(self, base: Model | None) -> None:
         """Claim the folder, and continue from the newest intact checkpoint, if there is one."""
         try:
-            self.ema.run = self.folder.open()
+            run = self.folder.open()
             make_prior(self.config, self.dataset, base, self.run_dir, self.device)
             self.checkpoints.remove_abandoned()
             state = self.checkpoints.load_latest(partial(state_of, self))
             if state is not None:
                 restore(self, state)
                 machine.resume(self.checkpoints.loaded, self.config.threads, self.device)
+            self.ema.run = run  # a checkpoint of a run that was forked has that of its origin
             self.outputs.begin()
         except BaseException:
             self.close()

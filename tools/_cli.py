@@ -128,23 +128,6 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def _choose_device(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
-    try:
-        processes.choose_device(name)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-device_option = click.option(
-    "--device",
-    metavar="cpu|cuda|cuda:N",
-    expose_value=False,
-    callback=_choose_device,
-    help="Where to compute. [default: a GPU for each process if there are any, else the CPU]",
-)
-"""Adds ``--device`` to a command; :func:`edm2lite.processes.device` follows it."""
-
-
 def _import_plugins(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> None:
     for name in names:
         try:

@@ -10,7 +10,8 @@ import click
 from edm2lite import processes
 from edm2lite.messages.commands import Command
 
-from ._cli import CountBar, device_option, user_errors
+from ._cli import CountBar, user_errors
+from ._device import device_option
 
 
 @click.command(cls=Command)

@@ -11,7 +11,8 @@ from edm2lite import processes
 from edm2lite.messages.commands import Group
 from edm2lite.metrics.registry import METRICS
 
-from ._cli import COUNT, ImageBar, device_option, plugin_option, table, user_errors
+from ._cli import COUNT, ImageBar, plugin_option, table, user_errors
+from ._device import device_option
 from ._notes import note_raw_weights
 
 _FILE = click.Path(path_type=Path, dir_okay=False)

@@ -12,7 +12,8 @@ from edm2lite import processes
 from edm2lite.extras import require
 from edm2lite.messages.commands import Command
 
-from ._cli import GUIDE, SEEDS, device_option, plugin_option, user_errors
+from ._cli import GUIDE, SEEDS, plugin_option, user_errors
+from ._device import device_option
 from ._editing import editing_options, take_controls, take_edit
 from ._generation import draw, filled, list_recipes, made, read_prompts
 from ._notes import note_raw_weights, note_sampling

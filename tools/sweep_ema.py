@@ -19,11 +19,11 @@ from ._cli import (
     FLOATS,
     GUIDE,
     RANGE,
-    device_option,
     plugin_option,
     progress,
     user_errors,
 )
+from ._device import device_option
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -90,14 +90,31 @@ def _built(cls: type[T], values: Mapping[str, Any], path: tuple[str, ...], sourc
             raise ValueError(
                 f"{source}: {where} must be given and is missing; --set {where}=VALUE does it"
             ) from None
-        expected = first["msg"][0].lower() + first["msg"][1:]
         raise ValueError(
-            f"{source}: {where}: {expected}, got {one_line(repr(first['input']), 200)}"
+            f"{source}: {where} must be {_expected(first)}, got {_shown(first['input'])}"
         ) from None
 
 
+def _expected(error: Any) -> str:
+    """What a value must be, where pydantic found another one."""
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    expected = {
+        "int": "a whole number, as in 50000, 10k or 64Ki",
+        "float": "a number",
+        "bool": "true or false",
+        "string": "text",
+        "tuple": "a list, as in [0.05, 0.1]",
+        "dict": "keys and values",
+        "mapping": "keys and values",
+    }
+    return expected.get(
+        error["type"].partition("_")[0], error["msg"].removeprefix("Input should be ")
+    )
+
+
 def _shown(value: Any) -> str:
-    return one_line(repr(value), 200)
+    return "null" if value is None else one_line(repr(value), 200)
 
 
 def _chosen_built(

@@ -84,7 +84,7 @@ def choices(part: Any) -> dict[str, Any]:
     Example:
         >>> from edm2lite.models.encoders import Encoder
         >>> list(choices(Encoder))
-        ['pixels', 'latents']
+        ['pixels', 'latents', 'patches']
     """
     kinds = vars(part).get("kinds")
     return {"": part} if kinds is None else {kind: kinds.find(kind) for kind in kinds}

@@ -197,9 +197,8 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
         dotted = ".".join((*path, str(key)))
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ValueError(
-                f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
-            )
+            meant = _elsewhere(str(key), cls, path) or ".".join((*path, *near))
+            raise ValueError(f"unknown key {dotted}; the nearest known one is {meant}")
         if isinstance(value, bool) and hints[key] in (int, float):
             raise ValueError(f"{dotted} must be a number, got {str(value).lower()}")
         hint, is_list = _part(hints[key])
@@ -207,6 +206,20 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
             _check_list(value, hint, dotted, (*path, key))
         elif hint is not None and not (value is None and hint is not hints[key]):
             _check_part(value, hint, dotted, (*path, key))
+
+
+def _elsewhere(key: str, cls: Any, path: tuple[str, ...]) -> str | None:
+    """A key below, in a part, that is called so or ends so: ``optim.ref_lr`` for ``lr``."""
+    hints = typing.get_type_hints(cls)
+    for name in hints:
+        if name == key or (path and name.endswith(f"_{key}")):
+            return ".".join((*path, name))
+    for name, hint in hints.items():
+        part, is_list = _part(hint)
+        below = part is not None and not is_list and "kinds" not in vars(part)
+        if below and (found := _elsewhere(key, part, (*path, name))) is not None:
+            return found
+    return None
 
 
 def _check_part(value: Any, hint: Any, dotted: str, path: tuple[str, ...]) -> None:

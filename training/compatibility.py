@@ -66,8 +66,8 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
             f"encoder.kind must be pixels for a network that takes {described(images)}, got"
             f" {config.encoder.kind}, which is for networks that are told no images"
         )
-    _check_attention(config)
     _check_sizes(config, dataset)
+    _check_attention(config)
     make_order(dataset, config.data, config.seed, config.batch_size)
     lacking = missing(network.conditions, dataset.conditions)
     if lacking:

@@ -108,9 +108,8 @@ def _expected(error: Any) -> str:
         "dict": "keys and values",
         "mapping": "keys and values",
     }
-    return expected.get(
-        error["type"].partition("_")[0], error["msg"].removeprefix("Input should be ")
-    )
+    kind, told = error["type"].partition("_")[0], str(error["msg"])
+    return expected.get(kind, told.removeprefix("Input should be "))
 
 
 def _shown(value: Any) -> str:

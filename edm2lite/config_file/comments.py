@@ -33,7 +33,7 @@ class Key:
         name: Name of the key.
         sentence: What it means.
         type: What its value is.
-        default: Its value where it is not given; None if it must be given.
+        default: Value that it has where it is not given; None if it must be given.
         may_change: Whether an existing run may be continued with another value.
         part: Class whose fields are the keys below it, or None.
     """

@@ -15,7 +15,7 @@ IMAGES = "--seeds 0 --steps 1 --out images"
 RUN = "run@sigma_rel=0.1"
 
 MISTAKES = {  # command line -> part of the line
-    "trian digits --out r": "there is no command 'trian'; try edm2lite train",
+    "trai digits --out r": "there is no command 'trai'; try edm2lite train",
     "info run": "try edm2lite snapshots RUN, edm2lite dataset info DATASET, or",
     "finetune run": "try edm2lite train CONFIG --set init=MODEL",
     "nonsense": "there is no command 'nonsense'; edm2lite -h lists all commands",

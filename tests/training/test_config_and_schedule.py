@@ -54,8 +54,8 @@ def test_mistakes_are_explained_in_one_line(override, message):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_file_lists_the_shipped_ones(tmp_path):
-    with pytest.raises(FileNotFoundError, match="digits"):
+def test_missing_file_says_where_the_shipped_ones_are_listed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="edm2lite config lists"):
         load_config("nothing.yaml")
     broken = tmp_path / "a.yaml"
     broken.write_text("a: [1")

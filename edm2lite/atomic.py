@@ -138,7 +138,7 @@ def remove_abandoned(folder: Path, pattern: str = ".*.partial") -> None:
     """Remove the hidden files of writers that no longer live.
 
     Args:
-        folder: Where to look; it need not exist.
+        folder: Folder to look in; it need not exist.
         pattern: Which names to look at.
 
     Example:

@@ -43,7 +43,7 @@ def built(values: Mapping[str, Any], kinds: Kinds[type[T]], base: type, what: st
     """The object of a parsed description; see :func:`described`.
 
     Args:
-        values: Its fields, with the ``kind``; lists stand for tuples.
+        values: Fields of the object, with the ``kind``; lists stand for tuples.
         kinds: Kinds that there are.
         base: Class that it must be of.
         what: Noun for messages.

@@ -53,7 +53,10 @@ def info(file: str, base: str | None) -> None:
 @click.argument("model")
 @adapters_option
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Model file."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File of the merged model.",
 )
 @plugin_option
 @user_errors

@@ -15,7 +15,10 @@ from ._cli import plugin_option, user_errors
 @click.argument("adapter")
 @click.option("--rank", type=click.IntRange(1), required=True, help="Largest rank of a layer.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Adapter file."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File of the adapter to write.",
 )
 @plugin_option
 @user_errors

@@ -20,7 +20,9 @@ from ._cli import plugin_option, user_errors
     is_flag=True,
     help="FILE adds its changes before weight normalization, though it does not say so.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Adapter file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File of the adapter to write."
+)
 @plugin_option
 @user_errors
 def main(file: str, base: str, is_inside: bool, out: Path) -> None:

@@ -15,6 +15,7 @@ from ._cli import Interrupted
 TOPICS = {
     "From images to a picture": {
         "train": "Train a network, continue a run, or extend it.",
+        "config": "List the shipped configurations, or print one with a sentence per key.",
         "reconstruct": "Rebuild EMA weights of any length from the snapshots of a run.",
         "sweep": "Measure EMA lengths, guidance weights and training times.",
         "generate": "Generate images from models; `sample` is another name of it.",

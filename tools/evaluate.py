@@ -48,7 +48,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("dataset")
-@click.option("--out", type=_FILE, required=True, help="Output file.")
+@click.option("--out", type=_FILE, required=True, help="File of the statistics to write.")
 @click.option(
     "--extractor",
     default="inception-v3-compat",

@@ -20,7 +20,10 @@ def _current_name(option: str) -> str:
 @click.command(cls=Command, context_settings={"token_normalize_func": _current_name})
 @click.argument("model")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Output folder."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the model and its card.",
 )
 @click.option(
     "--license",

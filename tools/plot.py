@@ -15,7 +15,9 @@ from ._cli import user_errors
 @click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="PNG. [default: RUN/curves.png]"
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PNG to draw into. [default: RUN/curves.png]",
 )
 @user_errors
 def main(run: Path, out: Path | None) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edm2lite.ema import Reconstruction
 
 _PATH = click.Path(path_type=Path)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 _SOLVER = click.Choice(["calibrated", "paper", "wsm"])
 
 
@@ -42,7 +43,7 @@ TOPICS = {
     " constant rate. [default: RUN/stats.jsonl, if it is there]",
 )  # fmt: skip
 @click.option("--at", "nimg", type=COUNT, help="End of the averages in images. [default: latest]")
-@click.option("--out", type=_PATH, help="Output folder. [default: RUN/ema]")
+@click.option("--out", type=_FOLDER, help="Folder of the averages. [default: RUN/ema]")
 @click.option(
     "--hf", type=_PATH, help="Write a folder for from_pretrained of transformers instead."
 )

@@ -69,6 +69,8 @@ def main(
             run, lengths_between(*span), quick=quick, progress=ByteBar("check"),
             headers=FileBar("headers"),
         )  # fmt: skip
+        if not report.files:
+            raise ValueError(f"{run} holds no snapshot; give a run that has saved some")
         if max_error is not None:
             return _thin(report, max_error, apply)
     _show(report, math.inf if verbose else _LONG)

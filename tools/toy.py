@@ -54,8 +54,6 @@ def main(out: Path, num: int, cfg: float, autoguidance: float, seed: int) -> Non
     from edm2lite.toy import experiment
     from edm2lite.toy.density import two_trees
 
-    if num < 1:
-        raise click.UsageError(f"--num must be at least 1, got {num}")
     is_drawn = can_draw("out")
     begin = time.perf_counter()
     classes = two_trees()

@@ -9,6 +9,7 @@ import numpy as np
 from edm2lite.dataset import ImageDataset
 from edm2lite.models.encoders import LatentEncoder
 from edm2lite.network.conditions import ClassLabel, ConditionImage, described, missing
+from edm2lite.network.wiring import UNetShape
 
 from .config import RunConfig
 from .data import make_order
@@ -66,6 +67,7 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
             f" {config.encoder.kind}, which is for networks that are told no images"
         )
     _check_sizes(config, dataset)
+    _check_attention(config)
     make_order(dataset, config.data, config.seed, config.batch_size)
     lacking = missing(network.conditions, dataset.conditions)
     if lacking:
@@ -80,6 +82,21 @@ def check_fit(config: RunConfig, dataset: ImageDataset) -> None:
         raise ValueError(
             f"net.backbone must take what {dataset.name} has ({described(dataset.conditions)}) or"
             f" less, got {described(lacking)}{advice}"
+        )
+
+
+def _check_attention(config: RunConfig) -> None:
+    """Check that a network which was told where to attend does so somewhere."""
+    network = config.net.backbone
+    if not isinstance(network, UNetShape) or not network.attn_resolutions:
+        return
+    levels = [network.img_resolution >> i for i in range(len(network.channel_mult))]
+    default = UNetShape.attn_resolutions
+    if network.attn_resolutions != default and not {*levels} & {*network.attn_resolutions}:
+        raise ValueError(
+            f"net.backbone.attn_resolutions must be among the resolutions"
+            f" {', '.join(map(str, levels))} of the network, got"
+            f" {', '.join(map(str, network.attn_resolutions))}; [] is for none"
         )
 
 

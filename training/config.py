@@ -205,7 +205,10 @@ class RunConfig:
             check_fields(hook, self.batch_size, f"hooks.{i}.")
 
     def to_yaml(self) -> str:
-        """The complete text form; :func:`load_config` of it returns an equal object."""
+        """The complete text form; :func:`load_config` of it returns an equal object.
+
+        :func:`edm2lite.config_file.comments.commented` writes a sentence above each key.
+        """
         return config_file.dump(self)
 
 

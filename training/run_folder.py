@@ -8,12 +8,15 @@ from pathlib import Path
 
 from edm2lite.atomic import replacing
 from edm2lite.claim import Claim, claim_folder
+from edm2lite.config_file.comments import commented
 from edm2lite.strict_json import parse_object
 
 from . import distributed
 from .config import RunConfig, load_config
 from .fields import differing
 
+_TITLE = """The configuration of this run. The command line that began the run continues it, also
+with other values of the keys that may change in a run."""
 _ADVICE = "wait for it to end, or stop it: the same command then continues the run"
 
 
@@ -76,7 +79,7 @@ class RunFolder:
         check_run(self.config, self.run_dir)  # again: another process may have written until now
         run = _identifier(self.run_dir / "run.json", self._base)
         with replacing(self.run_dir / "config.yaml") as file:
-            file.write(self.config.to_yaml())
+            file.write(commented(self.config, _TITLE))
         return run
 
     def check(self) -> None:

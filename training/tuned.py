@@ -171,7 +171,7 @@ def new_adapter(kind: str, base: Model, **parts: Any) -> Adapter:
     """The description of an adapter that is to be trained.
 
     Args:
-        kind: Its kind.
+        kind: Kind of the adapter.
         base: The model that it belongs to.
         **parts: Further attributes.
     """

@@ -90,14 +90,30 @@ def _built(cls: type[T], values: Mapping[str, Any], path: tuple[str, ...], sourc
             raise ValueError(
                 f"{source}: {where} must be given and is missing; --set {where}=VALUE does it"
             ) from None
-        expected = first["msg"][0].lower() + first["msg"][1:]
         raise ValueError(
-            f"{source}: {where}: {expected}, got {one_line(repr(first['input']), 200)}"
+            f"{source}: {where} must be {_expected(first)}, got {_shown(first['input'])}"
         ) from None
 
 
+def _expected(error: Any) -> str:
+    """What a value must be, where pydantic found another one."""
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    expected = {
+        "int": "a whole number, as in 50000, 10k or 64Ki",
+        "float": "a number",
+        "bool": "true or false",
+        "string": "text",
+        "tuple": "a list, as in [0.05, 0.1]",
+        "dict": "keys and values",
+        "mapping": "keys and values",
+    }
+    kind, told = error["type"].partition("_")[0], str(error["msg"])
+    return expected.get(kind, told.removeprefix("Input should be "))
+
+
 def _shown(value: Any) -> str:
-    return one_line(repr(value), 200)
+    return "null" if value is None else one_line(repr(value), 200)
 
 
 def _chosen_built(
@@ -180,9 +196,8 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
         dotted = ".".join((*path, str(key)))
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ValueError(
-                f"unknown key {dotted}; the nearest known one is {'.'.join((*path, *near))}"
-            )
+            meant = _elsewhere(str(key), cls, path) or ".".join((*path, *near))
+            raise ValueError(f"unknown key {dotted}; the nearest known one is {meant}")
         if isinstance(value, bool) and hints[key] in (int, float):
             raise ValueError(f"{dotted} must be a number, got {str(value).lower()}")
         hint, is_list = _part(hints[key])
@@ -190,6 +205,20 @@ def _check_keys(values: Mapping[str, Any], cls: Any, path: tuple[str, ...]) -> N
             _check_list(value, hint, dotted, (*path, key))
         elif hint is not None and not (value is None and hint is not hints[key]):
             _check_part(value, hint, dotted, (*path, key))
+
+
+def _elsewhere(key: str, cls: Any, path: tuple[str, ...]) -> str | None:
+    """A key below, in a part, that is called so or ends so: ``optim.ref_lr`` for ``lr``."""
+    hints = typing.get_type_hints(cls)
+    for name in hints:
+        if name == key or (path and name.endswith(f"_{key}")):
+            return ".".join((*path, name))
+    for name, hint in hints.items():
+        part, is_list = _part(hint)
+        below = part is not None and not is_list and "kinds" not in vars(part)
+        if below and (found := _elsewhere(key, part, (*path, name))) is not None:
+            return found
+    return None
 
 
 def _check_part(value: Any, hint: Any, dotted: str, path: tuple[str, ...]) -> None:

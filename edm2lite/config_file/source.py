@@ -7,6 +7,7 @@ and a part that names its ``kind`` replaces the whole part.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from edm2lite.config_file import strict_yaml
+from edm2lite.messages import one_line
 
 
 def shipped() -> list[str]:
@@ -43,20 +45,41 @@ def read_yaml(source: str, builds_on: tuple[str, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         path = resources.files("edm2lite.configs") / f"{source}.yaml"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no configuration {source}; give a YAML file, a run, or one of"
-                f" {', '.join(shipped())}"
-            )
+            raise FileNotFoundError(_missing(source))
     try:
         values = strict_yaml.parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} must be a YAML file, and is no text") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} must be YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{source} must be YAML: {_reason(error)}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{source} must hold keys and values, found {type(values).__name__}")
+        found = {"list": "a list", "str": "text", "NoneType": "nothing"}
+        name = type(values).__name__
+        raise ValueError(
+            f"{source} must hold keys and values, found {found.get(name, name)}; `edm2lite config"
+            " digits --template` prints an example"
+        )
     base = values.pop("base", None)
     if base is None:
         return values
     return _joined(read_yaml(str(base), (*builds_on, source)), values)
+
+
+def _missing(source: str) -> str:
+    """That there is no such configuration, and what may be meant."""
+    if Path(source).is_dir():
+        return f"{source} must be a YAML file, a run or a name, and is a folder without config.yaml"
+    near = difflib.get_close_matches(source, shipped(), n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"there is no configuration {source}; {meant}edm2lite config lists those shipped"
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong in a text that is not YAML, and in which line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return one_line(error)
+    return f"line {mark.line + 1}: {one_line(problem)}"
 
 
 def _joined(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

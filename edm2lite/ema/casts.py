@@ -55,7 +55,7 @@ def widen(out: NDArray[np.float32], values: NDArray[np.generic], kind: str) -> N
     """Convert stored numbers to float32.
 
     Args:
-        out: Where the results go, of the shape of ``values``.
+        out: Array for the results, of the shape of ``values``.
         values: Numbers as they are stored, of type ``STORAGE[kind]``.
         kind: Type of the stored numbers: F64, F32, F16 or BF16.
 

@@ -88,7 +88,7 @@ def check_one_course(folder: Path, infos: Sequence[SnapshotInfo]) -> None:
     """Refuse to combine snapshots of a course that was given up with those of the one that went on.
 
     Args:
-        folder: Where they lie, for the message.
+        folder: Folder of the files, for the message.
         infos: Snapshots of one run, by time.
 
     Raises:

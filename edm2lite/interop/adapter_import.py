@@ -45,7 +45,7 @@ def import_adapter(source: str | Path, base: Model, *, place: Place | None = Non
     Args:
         source: The file or folder.
         base: The model that it was made for.
-        place: Where a LoRA file adds its changes, if it does not say so itself.
+        place: Place where a LoRA file adds its changes, if it does not say so itself.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -88,7 +88,7 @@ def import_lora(source: str | Path, base: Model, *, place: Place | None = None) 
     Args:
         source: The file or folder, see :func:`edm2lite.interop.lora_files.read_lora`.
         base: The model that the file was made for.
-        place: Where the file adds its changes, if it does not say so itself.
+        place: Place where the file adds its changes, if it does not say so itself.
 
     Returns:
         The adapter, whose factors are float32.

@@ -60,7 +60,7 @@ class Piece:
         sizes: Lengths of the part.
         path: The shard.
         begin: Offset of the part in the shard.
-        length: Its bytes there.
+        length: Number of bytes there.
     """
 
     offsets: tuple[int, ...]
@@ -77,7 +77,7 @@ class DistributedTensor:
     Attributes:
         type: Type of its numbers by its name in a safetensors header, or in torch if that has none.
         shape: Lengths of the axes.
-        pieces: Its parts.
+        pieces: Parts of the tensor.
     """
 
     type: str

@@ -90,7 +90,7 @@ def import_folder(
         folder: ``checkpoint_folder`` of ``PostHocEMA``.
         out: Folder for the run; the snapshots are written to ``out/snapshots``.
         update_every: The value given to ``PostHocEMA`` (its default is 100).
-        sigma_rels: Widths in the order in which ``PostHocEMA`` was given them.
+        sigma_rels: EMA lengths in the order in which ``PostHocEMA`` was given them.
         gammas: Exponents in that order, in place of ``sigma_rels``.
         batch_size: Images between two calls of ``update()``.
         skip_unusable: Whether to leave out averages that are not power functions, rather than to

@@ -37,7 +37,7 @@ def read(
 
     Args:
         tensors: Tensors of the file.
-        metadata: Its metadata.
+        metadata: Metadata of the file.
         names: Layers of the network.
 
     Raises:

@@ -28,7 +28,7 @@ class Pair:
     """What a file has of one layer.
 
     Attributes:
-        key: How the file calls the layer.
+        key: Name of the layer in the file.
         down: [r, in] or [r, in, k, k].
         up: [out, r] or [out, r, 1, 1].
         alpha: Number by which the scale is stated, if it is stated beside the factors.

@@ -54,7 +54,7 @@ def load_weights_only(file: Any, path: Path, *, in_place: bool = False) -> Any:
 
     Args:
         file: The file, open for reading; with ``in_place`` its path.
-        path: Its name for messages.
+        path: Name of the file for messages.
         in_place: Whether tensors stay in the file and are read as they are used.
 
     Raises:

@@ -29,7 +29,7 @@ class Samples:
 
     Attributes:
         picture: Content of a PNG file.
-        words: How the images were made, in a sentence.
+        words: Sentence on how the images were made.
 
     Example:
         >>> Samples(b"", "Seeds 0 to 15, 32 steps.").words

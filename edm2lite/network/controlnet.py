@@ -97,7 +97,7 @@ class ControlBranch(nn.Module):
         stem: First convolution of the copy.
         blocks: Blocks of the copy by their names.
         widths: Number of channels of the output of ``stem`` and of each block.
-        levels: How many times the resolution of each of them has been halved.
+        levels: Number of times that the resolution of each of them has been halved.
 
     Example:
         >>> stem = MPConv(4, 8, (3, 3))

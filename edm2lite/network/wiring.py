@@ -28,9 +28,9 @@ class Place:
         in_channels: Number of channels of its input, skip connection included.
         out_channels: Number of channels of its output.
         resample: What happens to the resolution at its entry.
-        attention: Whether it attends.
+        attention: Whether the block attends to its own pixels.
         takes_skip: Whether its input is joined with a skip connection of the encoder.
-        text: Whether it attends to the tokens of a text.
+        text: Whether the block attends to the tokens of a text.
     """
 
     name: str

@@ -19,7 +19,7 @@ def check_sampling(
 
     Args:
         model: The model.
-        guide: Its guide.
+        guide: Weaker denoiser, or None.
         sampling: Sampler settings.
         negative_prompt: What an unconditional guide is told in words.
     """
@@ -48,7 +48,7 @@ def notes(model: Model, guide: Guide, sampling: Sampling) -> list[str]:
 
     Args:
         model: The model.
-        guide: Its guide.
+        guide: Weaker denoiser, or None.
         sampling: Settings that :func:`check_sampling` allows.
 
     Example:

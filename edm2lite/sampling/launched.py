@@ -119,7 +119,7 @@ def on_its_way(tensor: Tensor, device: torch.device) -> Tensor:
 
     Args:
         tensor: Values on the CPU.
-        device: Where they go.
+        device: Device for them.
 
     Example:
         >>> on_its_way(torch.ones(2), torch.device("cpu"))
@@ -137,7 +137,7 @@ def tuned_convolutions(device: torch.device) -> Iterator[None]:
     Whoever has asked for deterministic algorithms keeps those.
 
     Args:
-        device: Where the block computes.
+        device: Device on which the block computes.
 
     Example:
         >>> with tuned_convolutions(torch.device("cpu")):

@@ -101,7 +101,10 @@ def recipe(name: str) -> Recipe:
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.3)
-        raise ValueError(f"there is no recipe {name!r}; the nearest are {', '.join(near)}")
+        meant = f"the nearest are {', '.join(near)}, and " if near else ""
+        raise ValueError(
+            f"there is no recipe {name!r}; {meant}edm2lite generate --list-recipes prints all"
+        )
     return RECIPES[name]
 
 

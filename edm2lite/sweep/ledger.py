@@ -207,7 +207,7 @@ class Ledger:
             setting: What the measurement has in common with others.
             cell: The setting that was measured.
             num: Number of images of the measurement.
-            images: Its first images, uint8 [n, C, H, W].
+            images: First images of the point, uint8 [n, C, H, W].
             titles: What each of them shows, under ``classes`` or ``captions``.
         """
         key = key_of(setting, cell, num)

@@ -81,7 +81,7 @@ def write_page(
         metric: Name of the metric.
         texts: What the page says.
         equal: Points that cannot be told apart from the best one, None if that is not known.
-        optimum: Where the best length lies, for a curve over lengths.
+        optimum: Place of the best length, for a curve over lengths.
         first_seed: Seed of the first image.
     """
     kind = find_metric(metric)

@@ -79,7 +79,7 @@ def background_of(
 
     Args:
         name: Name of the model, as :func:`edm2lite.load` takes it.
-        metadata: Its metadata.
+        metadata: Metadata of the model.
         samples: Images of it.
 
     Example:

@@ -110,7 +110,7 @@ class TextEncoder(abc.ABC):
 
         Args:
             device: Device that computes.
-            download: Whether it may come from the Hub, because a person has named it.
+            download: Whether the encoder may come from the Hub, because a person has named it.
         """
 
     def located(self) -> TextEncoder:
@@ -151,7 +151,7 @@ class TextEncoder(abc.ABC):
 
         Args:
             device: Device that computes.
-            download: Whether it may come from the Hub, because a person has named it.
+            download: Whether the encoder may come from the Hub, because a person has named it.
 
         Raises:
             ValueError: If there is no such encoder, or its weights or tokenizer are others.

@@ -50,7 +50,7 @@ class TextModel:
         digest: Digest of weights and tokenizer.
         compute: Function from a text to its states.
         num_tokens: Largest number of tokens that ``compute`` returns.
-        word_input: Where learned words come in; None for an encoder that takes none.
+        word_input: Layer at which learned words come in; None for an encoder that takes none.
 
     Example:
         >>> def letters(text):

@@ -95,7 +95,7 @@ class _Encoder:
 
     Args:
         model: Encoder of transformers, on its device.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         num_tokens: Number of tokens after which a text is cut off.
     """
 

@@ -142,7 +142,7 @@ def test_sizes_without_buckets_and_odd_ones_are_refused(bucketed, photos, vae, t
             "encoder={kind: latents, std: [0.0], mean: [0.0]}",
             "encoder: encoder.std must be positive",
         ),
-        ("encoder={kind: latents, input_range: 0..255}", "encoder.input_range: input should be"),
+        ("encoder={kind: latents, input_range: 0..255}", "encoder.input_range must be"),
         ("encoder.scale=-1", "encoder: encoder.scale must be positive"),
         ("data.label_dropout=2", "data: label_dropout must lie in"),
     ],

@@ -143,7 +143,7 @@ def test_checks_of_levels_and_labels_do_not_stand_in_the_way_of_vmap():
         (["loss.kind=normal"], "loss.kind must be one of lognormal, log_uniform"),
         (["loss={kind: mode, s: 3}"], "loss: s must lie in"),
         (["loss={kind: cosine, P_std: 3}"], "unknown key loss.P_std"),
-        (["loss.P_std=wide"], "loss.P_std: input should be a valid number"),
+        (["loss.P_std=wide"], "loss.P_std must be a number"),
     ],
 )
 def test_impossible_objectives_are_refused_with_the_reason(changes, message):
@@ -230,7 +230,7 @@ def test_plot_objective_draws_files_runs_and_shipped_configurations(tmp_path, ru
         ("- a\n", "must hold keys and values"),
         ("data: {source: digits}\n", "net.backbone must be given"),
         ("loss: {kind: normal}\n", "loss.kind must be one of lognormal"),
-        ("loss: {P_mean: high}\n", "loss.P_mean: input should be a valid number"),
+        ("loss: {P_mean: high}\n", "loss.P_mean must be a number"),
         ("loss: {mean: 1}\n", "unknown key loss.mean; the nearest known one is loss.P_mean"),
         ("loss: {kind: ddpm, zero_terminal_snr: true}\n", "ln(sigma) / 4"),
     ],

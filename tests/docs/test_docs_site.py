@@ -91,7 +91,7 @@ def test_the_site_holds_pages_and_no_sources(site):
     assert not suffixes & {".py", ".md", ".pyc"}
     names = {path.relative_to(top).as_posix() for path in site}
     pages = {p.relative_to(ROOT / "docs").with_suffix(".html") for p in ROOT.glob("docs/**/*.md")}
-    more = {"404.html", "results.html", "changes.html", "security.html"}
+    more = {"404.html", "configuration.html", "results.html", "changes.html", "security.html"}
     assert names == {p.as_posix() for p in pages} | more
 
 

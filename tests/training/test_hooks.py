@@ -175,7 +175,7 @@ def test_reported_values_may_be_nested_and_of_any_number_type(tmp_path):
         ("[{kind: 'weight_norm_c:WeightNorm', every: 64, facto: 2}]",
          "unknown key hooks.0.facto; the nearest known one is hooks.0.factor"),
         ("[{kind: 'weight_norm_c:WeightNorm', every: 64, factor: big}]",
-         "hooks.0.factor: input should be a valid number.* got 'big'"),
+         "hooks.0.factor must be a number.* got 'big'"),
         ("[{kind: 'weight_norm_c:WeightNorm'}]", "hooks.0.every must be given and is missing"),
         ("[{kind: 'weight_norm_c:Nothing', every: 64}]", "module weight_norm_c has no Nothing"),
         ("[{kind: 'no_such_module_c:A', every: 64}]", "there is no module no_such_module_c"),

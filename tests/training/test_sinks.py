@@ -113,7 +113,7 @@ def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeyp
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("wandb={mode: somewhere}", "wandb.mode: input should be 'online', 'offline' or"),
+        ("wandb={mode: somewhere}", "wandb.mode must be 'online', 'offline' or"),
         ("wandb={projekt: a}", "unknown key wandb.projekt; the nearest known one is wandb.project"),
         ("wandb=3", "wandb must hold keys and values, got 3"),
         ("sinks=[{kind: chat}]", "sinks.0.kind must be one of tensorboard, wandb, or module:name"),

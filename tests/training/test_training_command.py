@@ -92,7 +92,7 @@ def test_activations_are_the_tensors_that_autograd_keeps(dtype, ratio):
 
 MISTAKES = {
     "optim.reflr=1": "unknown key optim.reflr; the nearest known one is optim.ref_lr",
-    "optim.ref_lr=fast": "optim.ref_lr: input should be a valid number.* got 'fast'",
+    "optim.ref_lr=fast": "optim.ref_lr must be a number.* got 'fast'",
     "batch_size=30": "total_nimg must be a multiple of batch_size = 30, got 1280; the nearest is",
     "snapshot_nimg=100": "snapshot_nimg must be a multiple of batch_size = 32, got 100",
     "sample_nimg=100": "sample_nimg must be a multiple of batch_size = 32, got 100",
@@ -102,7 +102,7 @@ MISTAKES = {
     "net.backbone.label_dim=3": r"must take what digits has \(10 classes\) or less",
     "keep_checkpoints=1": "keep_checkpoints must be at least 2, got 1",
     "optim.loss_scale=0": "optim: loss_scale must be positive, got 0",
-    "parallel=tensor": "parallel: input should be 'ddp' or 'fsdp'",
+    "parallel=tensor": "parallel must be 'ddp' or 'fsdp'",
     "optim.beta2=1": "optim: beta2 must be at least 0 and below 1, got 1",
     "seed=[": "--set seed=\\[: the value must be YAML",
 }

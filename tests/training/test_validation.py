@@ -165,7 +165,7 @@ def test_several_held_out_sets_have_names_of_their_own(held_out, tmp_path):
         ({"images": 0}, "validation.images must be at least 1, got 0"),
         ({"every": 100}, "validation.every must be a multiple of batch_size = 32"),
         ({"imags": 3}, "unknown key validation.imags; the nearest known one is validation.images"),
-        ({"kind": "valid"}, "validation.kind: input should be 'validation'"),
+        ({"kind": "valid"}, "validation.kind must be 'validation'"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(options, message, tmp_path):

@@ -47,7 +47,7 @@ class BlockA(nn.Module):
     """The block of ADM (Fig. 17): norm, silu, convolution, twice, and attention, summed plainly.
 
     Args:
-        place: Where the block stands.
+        place: Place of the block in the network.
         flavor: Side that it stands on, which matters to F alone.
         config: Configuration of the network.
 

@@ -133,7 +133,7 @@ def test_exit_codes_are_those_of_the_page(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "words, completed",
     [
-        ("edm2lite pl", "plan plot plot-objective"),
+        ("edm2lite pl", "play plan plot plot-objective"),
         ("edm2lite dataset co", "convert"),
         ("edm2lite evaluate score --me", "--metrics"),
         ("reconstruct_ema --sigma", "--sigma-rel"),

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,19 +150,31 @@ def labeled_mosaic(
         picture.paste(enlarged, (x, y + above))
         for k, line in enumerate(texts[i] if i < len(texts) else ()):
             at = LINE * k + 1 + (0 if is_above else y + height)
-            draw.text((x + width // 2, at), line, "black", text_font(), anchor="ma")
+            font = text_font(line.isascii())
+            draw.text((x + width // 2, at), line, "black", font, anchor="ma")
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 @cache
-def text_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def text_font(is_ascii: bool = True) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font of labels in pictures.
+
+    Pillow's own has no accents, Greek or Cyrillic; for texts with such the one that comes with
+    matplotlib is taken, if that is installed.
+
+    Args:
+        is_ascii: Whether the text has plain letters only.
 
     Example:
         >>> text_font().getlength("") == 0
         True
     """
+    found = None if is_ascii else find_spec("matplotlib")
+    if found is not None and found.origin is not None:
+        path = Path(found.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size=11)
     return ImageFont.load_default(size=11)
 
 
@@ -172,10 +186,10 @@ def wrapped_lines(text: str, width: int, max_lines: int = 3) -> list[str]:
         ['smileys and', 'emotion']
     """
     lines: list[str] = []
-    rest = " ".join(text.split())
+    rest, font = " ".join(text.split()), text_font(text.isascii())
     while rest and len(lines) < max_lines:
         end = 1
-        while end < len(rest) and text_font().getlength(rest[: end + 1]) <= width:
+        while end < len(rest) and font.getlength(rest[: end + 1]) <= width:
             end += 1
         space = rest.rfind(" ", 1, end + 1) if end < len(rest) else -1
         end = space if space > 0 else end

@@ -117,12 +117,13 @@ def contact_sheet(
     columns, height = min(columns, len(images)), CELL + LINE * max(map(len, names))
     layout = Layout(num=len(images), columns=columns, height=height, width=CELL, gap=GAP)
     sheet = Image.new("RGB", layout.size[::-1], "white")
-    draw, font = ImageDraw.Draw(sheet), text_font()
+    draw = ImageDraw.Draw(sheet)
     for i, (image, lines) in enumerate(zip(images, names, strict=True)):
         y, x = layout.corner(i)
         cell = _fitted(image)
         sheet.paste(cell, (x + (CELL - cell.width) // 2, y + (CELL - cell.height) // 2))
         for k, line in enumerate(lines):
+            font = text_font(line.isascii())
             draw.text((x + CELL // 2, y + CELL + LINE * k + 1), line, "black", font, anchor="ma")
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")

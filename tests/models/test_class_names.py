@@ -183,6 +183,14 @@ def test_a_label_stands_once_above_a_column_or_below_every_image():
     assert all((below[:, y : y + LINE] < 100).any() for y in (68, 68 + 64 + LINE + 4))
 
 
+def test_letters_with_accents_are_drawn_as_letters():
+    """Where the font has no such letter, every one would be the same box."""
+    pytest.importorskip("matplotlib")
+    image = [np.full((1, 64, 64), 255, np.uint8)]
+    pictures = [labeled_mosaic(image, 1, [letter]) for letter in "éÖжΩ"]
+    assert len({picture.tobytes() for picture in pictures}) == 4
+
+
 def test_the_card_lists_the_classes(run, tmp_path):
     text = (save_pretrained(run, tmp_path / "card", license="mit") / "README.md").read_text()
     assert "0 Animals &amp; Nature, 1 flags, 2 Été, hiver, 3 猫." in text

@@ -173,7 +173,9 @@ def _add_network(
         )
         return
     values = choice.network_values(config, images.dataset)
-    values["net.dtype"] = config.net.dtype if device.type == "cuda" else "float32"
+    is_gpu = device.type == "cuda"
+    values["net.dtype"] = config.net.dtype if is_gpu else "float32"
+    values["compile"] = config.compile and is_gpu
     explained.values |= values
     size = _load(name, [*explained.settings(), *fixed]).net.num_parameters()
     reason = (

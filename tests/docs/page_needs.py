@@ -49,7 +49,50 @@ def tiny_training(line):
     return line + "".join(f" --set {change}" for change in TINY)
 
 
+def photos(folder="photos"):
+    """A few pictures in two folders."""
+    for number, name in enumerate(("Flags", "Smileys")):
+        Path(folder, name).mkdir(parents=True)
+        for i in range(10):
+            color = (25 * i, 128 * number, 128, 255)
+            picture = Image.new("RGBA", (40, 40))
+            picture.paste(color, (4 + i, 8, 30, 32))
+            picture.save(Path(folder, name, f"{i}.png"))
+
+
+def tiny_pictures(line):
+    """The same commands with a network, a duration and numbers of images that take seconds."""
+    if "edm2lite train" in line:
+        size = {"model_channels": 16, "head_channels": 16}
+        few = "" if "total_nimg" in line else " --set total_nimg=2560"
+        if "--fork" in line:
+            return line.replace("128k", "5120")
+        return line + few + "".join(f" --set net.backbone.{k}={v}" for k, v in size.items())
+    line = line.replace(
+        "edm2lite sweep runs/photos", "edm2lite sweep runs/photos --num 20 --steps 1"
+    )
+    return line.replace("--seeds 0-31", "--seeds 0-3 --steps 2")
+
+
+def tutorial(page):
+    photos()
+    page.monkeypatch.setattr("edm2lite.sweep.defaults.SAMPLES", {"cpu": 128, "cuda": 128})
+    page.monkeypatch.setattr("edm2lite.metrics.retrieval.HELD_OUT", 5)
+    page.small = tiny_pictures
+    yield
+    assert open_dataset("runs/photos/dataset.zip").class_names == ("Flags", "Smileys")
+    assert load("runs/photos").class_names == ("Flags", "Smileys")
+    assert len(read_csv(Path("runs/photos/sweep.csv"))) == 9
+    with Image.open("grid.png") as picture:
+        assert picture.width >= 64
+    assert load_config("runs/slower").total_nimg == 5120
+
+
 def readme(page):
+    photos()
+    page.small = tiny_pictures
+    page.monkeypatch.setattr("edm2lite.sweep.defaults.SAMPLES", {"cpu": 128, "cuda": 128})
+    page.monkeypatch.setattr("edm2lite.metrics.retrieval.HELD_OUT", 5)
     page.names |= {"model": torch.nn.Linear(3, 1), "nimg": 32}
     yield
     page.names["model"].load_state_dict(page.names["best"].state_dict)
@@ -472,6 +515,7 @@ NEEDS = {
     "ladder.md": ladder,
     "transformers.md": transformers,
     "README.md": readme,
+    "tutorial.md": tutorial,
     "index.md": readme,
     "data.md": data,
     "ema.md": ema,

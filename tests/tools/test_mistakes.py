@@ -59,7 +59,6 @@ MISTAKES = {  # command line -> part of the line
     "reconstruct unfinished --sigma-rel 0.1": "holds no EMA snapshot",
     "reconstruct run --decay cosinus:0.2": "a decay must be one of linear, cosine, 1-sqrt",
     "reconstruct run --sigma-rel 0.1 --out notes.txt": "Directory 'notes.txt' is a file",
-    "sweep run --sigma-rel 0.1 --metric fid": "--metric fid takes --ref",
     "sweep run --sigma-rel 0.1 --metric loss": "--metric loss takes --data",
     "sweep run --sigma-rel 0.1 --metric fidd --ref x": "metric must be one of fid, fd_dinov2, kid",
     "sweep run --sigma-rel 0.1 --reference x": "there is no option --reference; write --ref",

@@ -69,8 +69,8 @@ def _missing(source: str) -> str:
     """That there is no such configuration, and what may be meant."""
     if Path(source).is_dir():
         return (
-            f"{source} must be a YAML file, a run or a name, and is a folder without config.yaml; if"
-            f" it holds pictures: edm2lite train --data {source}"
+            f"{source} must be a YAML file, a run or a name, and is a folder without config.yaml;"
+            f" if it holds pictures: edm2lite train --data {source}"
         )
     near = difflib.get_close_matches(source, shipped(), n=1)
     meant = f"did you mean {near[0]}? " if near else ""

@@ -131,11 +131,13 @@ def _has_table(path: Path) -> bool:
 
 
 def _enough(dataset: ImageDataset) -> ImageDataset:
-    if len(dataset) < FEWEST:
-        raise ValueError(
-            f"--data must hold at least {FEWEST} pictures, {dataset.name} has {len(dataset)}"
-        )
+    _check_number(dataset.name, len(dataset))
     return dataset
+
+
+def _check_number(name: str, num: int) -> None:
+    if num < FEWEST:
+        raise ValueError(f"--data must hold at least {FEWEST} pictures, {name} has {num}")
 
 
 def _convert(
@@ -147,6 +149,7 @@ def _convert(
 ) -> str:
     """Write the converted pictures, and say what was done."""
     collection, clear = _watched(open_collection(data, conditions=False))
+    _check_number(data, len(collection.names))
     side = resolution or _side(collection, largest)
     clear.clear()  # those that were looked at are looked at again
     run_dir.mkdir(parents=True, exist_ok=True)

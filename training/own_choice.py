@@ -87,8 +87,13 @@ def network_values(config: RunConfig, dataset: ImageDataset) -> Values:
     backbone = config.net.backbone
     if config.encoder.kind == "patches":
         patch = max(1, side // backbone.img_resolution)
-        while side % patch or (side // patch) % backbone.size_multiple:
+        while patch and (side % patch or (side // patch) % backbone.size_multiple):
             patch -= 1
+        if not patch:
+            raise ValueError(
+                f"--resolution must be a multiple of {backbone.size_multiple}, which the network"
+                f" halves, got {side}"
+            )
         places = side // patch
         values |= {
             "encoder.patch_size": patch,

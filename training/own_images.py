@@ -26,9 +26,7 @@ from edm2lite.dataset.shards import INDEX
 from edm2lite.dataset.table import TABLE
 from edm2lite.messages import one_line
 from edm2lite.strict_json import parse_object
-
-CONVERTED = "dataset.zip"
-"""Name of the converted pictures in the folder of a run."""
+from edm2lite.sweep.defaults import CONVERTED
 
 ORIGIN = "dataset-source.json"
 """Name of the file beside them that says of what they were made."""

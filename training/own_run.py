@@ -7,6 +7,7 @@ however fast the machine is then.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,8 @@ from edm2lite.ema import planning
 
 from . import own_choice as choice
 from .config import RunConfig, load_config
-from .own_images import CONVERTED, OwnImages, check_origin, own_images
+from .own_continued import check_same, follow_moved
+from .own_images import OwnImages, own_images
 from .step_time import fastest
 from .tuning import with_model
 
@@ -95,26 +97,17 @@ def own_run(
             out.mkdir(parents=True, exist_ok=True)
             with replacing(out / "config.yaml") as file:
                 file.write(config.to_yaml())
+        else:
+            follow_moved(out)
 
     processes.after_first(f"choose the configuration of {out}", begin)
     config = load_config(str(out), changes)
     if not is_new:
-        _check_same(config, out, data, resolution, say)
+        asked = None if preset is None else _load(preset, ["data.source=pictures", *changes])
+        check_same(config, out, data, resolution, init, asked)
+        if processes.rank() == 0:
+            say(f"{out} goes on with its own configuration, {out / 'config.yaml'}")
     return config
-
-
-def _check_same(
-    config: RunConfig, out: Path, data: str, resolution: int | None, say: Callable[[str], None]
-) -> None:
-    """See that a run which goes on is one of these pictures, and say that it does."""
-    if config.data.source == str(out / CONVERTED):
-        check_origin(out, data, resolution)
-    elif config.data.source != data:
-        raise ValueError(
-            f"{out} is a run on {config.data.source}, --data names {data}; give another --out"
-        )
-    if processes.rank() == 0:
-        say(f"{out} goes on with its own configuration, {out / 'config.yaml'}")
 
 
 def _chosen(
@@ -132,7 +125,7 @@ def _chosen(
     explained = _Explained()
     largest = choice.largest_side(device.type)
     # with init, network and encoder are those of the model, not those of the preset
-    of_model = [] if init is None else [f"init={init}", "net={}", "encoder={}"]
+    of_model = [] if init is None else [f"init={_text(init)}", "net={}", "encoder={}"]
     fixed = [*of_model, *overrides]
     if preset is not None or init is not None:
         named = preset or choice.preset_for(largest, device.type)
@@ -269,4 +262,5 @@ def _stated(overrides: Iterable[str]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as YAML: a text in quotes, for a path may have any character."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)

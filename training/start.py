@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,12 +75,15 @@ class Start(NamedTuple):
         from .config import load_config
 
         if self.data is not None:
-            return self._on_pictures(self.out)
+            return self._on_pictures(self.out, _say)
         if self.branch is not None:
             from . import forking
 
             return forking.fork(self.branch, self.out, self.overrides, say=_say)
-        changes = [*self.overrides, *([] if self.init is None else [f"init={self.init}"])]
+        changes = [
+            *self.overrides,
+            *([] if self.init is None else [f"init={json.dumps(self.init)}"]),
+        ]
         return load_config(self.name or str(self.out), changes)
 
     def report(self) -> str:
@@ -95,16 +100,19 @@ class Start(NamedTuple):
             return report(self.config(), self.out, processes.world_size())
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            text = report(self._on_pictures(out), out, processes.world_size())
+            config = self._on_pictures(
+                out, lambda line: _say(line.replace(str(out), str(self.out)))
+            )
+            text = report(config, out, processes.world_size())
         return text.replace(str(out), str(self.out))
 
-    def _on_pictures(self, out: Path) -> RunConfig:
+    def _on_pictures(self, out: Path, say: Callable[[str], None]) -> RunConfig:
         from .own_run import own_run
 
         assert self.data is not None
         return own_run(
             self.data, out, preset=self.name, resolution=self.resolution, init=self.init,
-            overrides=self.overrides, say=_say,
+            overrides=self.overrides, say=say,
         )  # fmt: skip
 
 

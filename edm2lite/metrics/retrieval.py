@@ -32,6 +32,9 @@ NUM_FEATURES = 128
 HELD_OUT = 20
 """One image in so many is left out of training, to test the network on."""
 
+FEWEST = 2 * HELD_OUT
+"""Number of images below which there is nothing to test it on."""
+
 _BATCH = 128
 _SCALE = 16.0  # of cosines, as logits
 _COPIES = 4  # of each image in the test
@@ -154,8 +157,8 @@ def train_retrieval(
         1797
     """
     num = len(dataset)
-    if num < 2 * HELD_OUT:
-        raise ValueError(f"{dataset.name} must have at least {2 * HELD_OUT} images, it has {num}")
+    if num < FEWEST:
+        raise ValueError(f"{dataset.name} must have at least {FEWEST} images, it has {num}")
     given, batches = GivenImages(dataset, 256), range(0, num, 256)
     parts = [small(given.images(range(i, min(i + 256, num)))) for i in batches]
     images = torch.cat(parts).expand(-1, 3, -1, -1)

@@ -53,7 +53,7 @@ class Images(Tensor):
     seeds: list[int]
     labels: list[int] | None
     prompts: list[str] | None
-    names: list[str] | None
+    names: list[str] | None = None  # a value here hides Tensor.names, which torch had before 2.13
     _generator: ImageGenerator
 
     # operations on the tensor give plain tensors: a part of it has other seeds

@@ -8,6 +8,7 @@ FID.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,22 @@ import numpy as np
 from edm2lite import processes
 from edm2lite.config_file.source import read_yaml
 from edm2lite.dataset import ImageDataset, open_dataset
-from edm2lite.dataset.subset import rows_of_classes, subset
+from edm2lite.dataset.subset import rows_of_classes, subset, told_class
+from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.reference import statistics
 from edm2lite.metrics.registry import find_metric
-from edm2lite.metrics.retrieval import train_retrieval
+from edm2lite.metrics.retrieval import FEWEST, train_retrieval
+from edm2lite.network.conditions import ClassLabel, Condition
 
 LENGTHS = (0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25)
 """EMA lengths that are measured if none are asked for."""
 
 NETWORK, REFERENCE = "features.safetensors", "features-reference.safetensors"
 """Names of the network and of its statistics of the training images in the folder of a run."""
+
+CONVERTED = "dataset.zip"
+"""Name of the converted pictures in the folder of a run that was given pictures."""
 
 NUM = {"cpu": 500, "cuda": 5000}
 """Largest number of images per length by the kind of device, if none is asked for."""
@@ -80,12 +86,22 @@ def with_defaults(given: Mapping[str, Any]) -> Defaults:
     needs = find_metric(found.get("metric", "fid")).needs
     if "ref" in found or not needs.startswith("reference"):
         return Defaults({"steps": STEPS["cuda"], **found}, lines, lambda: None)
+    if found.get("weights"):
+        raise ValueError(
+            f"--weights goes with --ref, whose features it computes, got {found['weights']} alone"
+        )
     device = "cpu" if processes.device().type == "cpu" else "cuda"
-    dataset, folder = training_images(Path(found["run"])), Path(found.get("out") or found["run"])
+    folder = Path(found["run"])  # of no other: results may go elsewhere, these belong to the run
+    dataset = training_images(folder)
+    if len(dataset) < FEWEST:
+        raise ValueError(
+            f"--ref must be given: a network that compares images needs {FEWEST} to learn from,"
+            f" {dataset.name} has {len(dataset)}"
+        )
     found |= {"ref": folder / REFERENCE, "weights": folder / NETWORK}
     steps = found.setdefault("steps", STEPS[device])
     num = found.setdefault("num", min(len(dataset), NUM[device]))
-    if dataset.conditions and "conditions" not in found:
+    if _is_told(folder, dataset) and "conditions" not in found:
         found["conditions"] = _spread(dataset, num)
     lines += [
         f"metric    distance of generated images from the {len(dataset)} of {dataset.name}; others"
@@ -119,7 +135,10 @@ def training_images(run: Path) -> ImageDataset:
             " `edm2lite evaluate stats IMAGES` makes one"
         )
     data = read_yaml(str(run)).get("data") or {}
-    dataset = open_dataset(data.get("source", ""))
+    source, converted = data.get("source", ""), run / CONVERTED
+    if Path(source).name == CONVERTED and not Path(source).exists() and converted.is_file():
+        source = str(converted)  # the run was moved
+    dataset = open_dataset(source)
     if dataset.encoder is not None:
         raise ValueError(
             f"--ref must be given: {run} was trained on latents ({dataset.name}); `edm2lite"
@@ -128,7 +147,23 @@ def training_images(run: Path) -> ImageDataset:
     if data.get("classes") or data.get("per_class"):
         rows = rows_of_classes(dataset, data.get("classes"), data.get("per_class"))
         dataset = subset(dataset, rows)
+    if data.get("as_class") is not None:
+        labels = [c for c in _taken(run) if isinstance(c, ClassLabel)]
+        dataset = told_class(dataset, data["as_class"], labels[0].num_classes if labels else 0)
     return dataset
+
+
+def _taken(run: Path) -> tuple[Condition, ...]:
+    """What the network of a run takes."""
+    net = read_yaml(str(run)).get("net") or {}
+    return PrecondConfig.from_json(json.dumps(net), str(run)).backbone.conditions
+
+
+def _is_told(run: Path, dataset: ImageDataset) -> bool:
+    """Whether the network of a run is told something that the images have."""
+    taken = {condition.name for condition in _taken(run)}
+    has_text = dataset.captions is not None and bool(taken & {"pooled", "tokens"})
+    return has_text or bool(taken & {condition.name for condition in dataset.conditions})
 
 
 def _make(dataset: ImageDataset, folder: Path, num_samples: int, with_features: bool) -> None:

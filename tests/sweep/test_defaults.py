@@ -3,9 +3,12 @@
 import shutil
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from PIL import Image
 from tiny_run import tiny_config
 
+from edm2lite.dataset import Conversion, convert_images, open_collection
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.sweep import defaults
 from edm2lite.sweep.defaults import LENGTHS, with_defaults
@@ -57,6 +60,38 @@ def test_only_the_images_that_the_run_saw_are_its_reference(run):
     (run / "config.yaml").write_text(text)
     assert set(defaults.training_images(run).labels.tolist()) == {3, 4}
     assert len(defaults.training_images(run)) == 100
+
+
+def test_a_network_is_told_what_it_takes_and_nothing_else(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["net"]["backbone"]["label_dim"] = 0
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "conditions" not in with_defaults({"run": run}).options
+
+
+def test_images_that_were_told_as_one_class_are_of_that_class(run):
+    text = tiny_config("data.classes=[3]", "data.as_class=7").to_yaml()
+    (run / "config.yaml").write_text(text)
+    assert set(with_defaults({"run": run}).options["conditions"].labels.tolist()) == {7}
+
+
+def test_the_reference_stays_with_the_run_wherever_results_go(run, tmp_path):
+    found = with_defaults({"run": run, "out": tmp_path / "elsewhere"})
+    assert found.options["ref"] == run / defaults.REFERENCE
+    with pytest.raises(ValueError, match="--weights goes with --ref"):
+        with_defaults({"run": run, "weights": "net.safetensors"})
+
+
+def test_a_run_that_was_moved_finds_the_pictures_in_it(run, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(40):
+        Image.new("L", (8, 8), 6 * i).save(photos / f"{i}.png")
+    convert_images(open_collection(photos), run / "dataset.zip", Conversion(resolution=8))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["source"] = "runs/where/it/was/dataset.zip"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(defaults.training_images(run)) == 40
 
 
 def test_what_is_given_stays_and_nothing_is_made_for_it(run):

@@ -1,6 +1,7 @@
 """A run on pictures of one's own: what is chosen, said, continued and refused."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,3 +231,27 @@ def test_threads_and_dtype_are_those_that_are_faster(photos, tmp_path, monkeypat
     assert "1, 1.5 times as fast" in said and "bfloat16, 2.0 times as fast" in said
     asked, _ = choose(photos, tmp_path / "asked", "threads=2", "net.dtype=float32")
     assert (asked.threads, asked.net.dtype) == (2, "float32")
+
+
+def test_a_run_is_followed_to_another_place_and_spelling(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = tmp_path / "Trip #1: all"
+    photos.rename(odd)
+    config, _ = choose(odd, Path("runs #2/a"))
+    assert config.data.source == "runs #2/a/dataset.zip"
+    again, said = choose(odd, tmp_path / "runs #2" / "a")
+    assert again == config and "goes on with its own configuration" in said
+    (tmp_path / "runs #2").rename(tmp_path / "moved")
+    moved, _ = choose(odd, Path("moved/a"))
+    assert moved.data.source == "moved/a/dataset.zip" and len(open_dataset(moved.data.source)) == 20
+
+
+def test_a_run_that_goes_on_is_the_one_that_is_asked_for(photos, tmp_path):
+    choose(photos, tmp_path / "run", preset="tiny-32")
+    choose(photos, tmp_path / "run", preset="tiny-32")
+    for message, asked in (
+        ("another network than the configuration", {"preset": "small-64"}),
+        ("--init names other.safetensors", {"init": "other.safetensors"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            choose(photos, tmp_path / "run", **asked)

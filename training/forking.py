@@ -27,8 +27,8 @@ from .config import RunConfig, load_config
 from .fields import differing
 from .manifest import finished
 
-_SAME = ("net.", "ema.sigma_rels", "init", "tune")
-"""Fields that decide what a checkpoint holds."""
+_SAME = ("net.", "ema.sigma_rels", "init", "tune", "weighting", "prior", "encoder", "text")
+"""Fields that decide what a checkpoint holds, and in which units."""
 
 
 class Branch(NamedTuple):
@@ -101,7 +101,8 @@ def forked_config(branch: Branch, out: Path, overrides: Iterable[str]) -> RunCon
     for text in differing(before, config):
         if text.startswith(_SAME):
             raise ValueError(
-                f"a fork must have the network and the averages of its run, they differ in {text}"
+                f"a fork must have the network, weighting and encoders of its run and its averages,"
+                f" they differ in {text}"
             )
     if branch.nimg % config.batch_size:
         raise ValueError(
@@ -139,20 +140,26 @@ def fork(
             something else.
     """
     changes = list(overrides)
-    if (out / "run.json").is_file():
-        _check_same(out, text)
-        say(f"{out} goes on, forked from {text} before")
-        return load_config(str(out), changes)
-    branch = find_branch(text)
-    config = forked_config(branch, out, changes)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"a fork must go to a new folder, {out} exists and is not one of a run")
-    processes.after_first(f"fork {out}", lambda: _make(branch, out, config))
-    say(
-        f"{out} branches off {branch.run} at {branch.nimg:,} images: weights, optimizer, averages"
-        " and snapshots until then are carried over"
-    )
-    return config
+
+    def begin() -> None:
+        if (out / "run.json").is_file():
+            _check_same(out, text)
+            say(f"{out} goes on, forked from {text} before")
+            return
+        branch = find_branch(text)
+        config = forked_config(branch, out, changes)
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(
+                f"a fork must go to a new folder, {out} exists and is not one of a run"
+            )
+        _make(branch, out, config)
+        say(
+            f"{out} branches off {branch.run} at {branch.nimg:,} images: weights, optimizer,"
+            " averages and snapshots until then are carried over"
+        )
+
+    processes.after_first(f"fork {out}", begin)
+    return load_config(str(out), changes)
 
 
 def _make(branch: Branch, out: Path, config: RunConfig) -> None:

@@ -90,7 +90,7 @@ class Start(NamedTuple):
         """The configuration and its cost; nothing is written but to a temporary folder."""
         from .dry_run import report
 
-        if self.branch is not None and not self.out.exists():
+        if self.branch is not None and not (self.out / "run.json").is_file():
             from . import forking
 
             branch = forking.find_branch(self.branch)

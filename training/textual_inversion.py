@@ -167,7 +167,7 @@ class Telling:
         if len(given) < len(self._names):
             return {}
         is_of = self._recognized(given)  # [N, captions]
-        words = {self._name: self._word()}
+        words = {self._name: self._word().cpu()}  # where encoders give their states
         states = [self._model.states_with(text, words) for text in self._captions]
         made = {
             "pooled": [self._encoder.pooled_of(state) for state in states],

@@ -77,6 +77,10 @@ class TextModel:
         self._cached = lru_cache(max(1, CACHE_BYTES // size))(self._computed)
         self._compute = compute
 
+    def __deepcopy__(self, memo: object) -> TextModel:
+        """Itself: it does not change, and copies of what uses it need no second one."""
+        return self
+
     def states(self, text: str) -> TextStates:
         """The states of one text.
 

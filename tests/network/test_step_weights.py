@@ -13,7 +13,7 @@ from edm2lite.dtypes import torch_dtype
 from edm2lite.network.adapters import LayerRank, add_low_rank
 from edm2lite.network.controlnet import Control
 from edm2lite.network.kernels.step_weights import StepWeights
-from edm2lite.network.layers import mp_layers, normalize_weights_
+from edm2lite.network.layers import MPConv, mp_layers, normalize_weights_
 from edm2lite.network.told import examples
 
 NETWORKS = {
@@ -120,3 +120,37 @@ def test_convolutions_of_the_copy_are_in_half_precision_and_channels_last():
         if p.ndim == 4:
             assert p.dtype == torch.bfloat16, name
             assert p.is_contiguous(memory_format=torch.channels_last), name
+
+
+def test_a_part_that_one_micro_batch_does_not_use_has_the_gradient_of_the_others():
+    torch.manual_seed(0)
+    net = torch.nn.ModuleDict({"a": MPConv(4, 3), "b": MPConv(4, 3), "c": torch.nn.Linear(4, 3)})
+    batches = [("a",), ("a", "b", "c"), ("b",)]
+    x = torch.randn(5, 4)
+    step = StepWeights(net, [net["a"], net["b"]], torch.float32)
+    for _ in range(2):  # nothing of a step is left in the next one
+        net.zero_grad()
+        step.refresh()
+        for i, names in enumerate(batches):
+            sum(step.net[name](x).square().sum() for name in names).backward()
+            step.collect(is_first=i == 0)
+        step.project()
+    found = {name: p.grad for name, p in net.named_parameters()}
+    net.zero_grad()
+    for names in batches:
+        sum(net[name](x).square().sum() for name in names).backward()
+    for name, p in net.named_parameters():
+        assert torch.allclose(found[name], p.grad, atol=1e-5), name
+
+
+def test_a_network_without_layers_that_normalize_is_trained_as_it_is():
+    net, x = torch.nn.Sequential(torch.nn.Linear(4, 3)), torch.randn(5, 4)
+    step = StepWeights(net, [], torch.float32)
+    step.refresh()
+    step.net(x).square().sum().backward()
+    step.collect(is_first=True)
+    step.project()
+    found = net[0].weight.grad.clone()
+    net.zero_grad()
+    net(x).square().sum().backward()
+    assert torch.allclose(found, net[0].weight.grad, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Learned words: what they tell, how they are trained, their files."""
 
+import copy
 import json
 
 import pytest
@@ -19,6 +20,7 @@ from edm2lite.tensorfile import load_tensors
 from edm2lite.text import named_text_encoder
 from edm2lite.text.named import text_encoder_from_json
 from edm2lite.training.config import load_config
+from edm2lite.training.dry_run import report
 from edm2lite.training.trainer import Trainer
 
 pytest.importorskip("transformers", reason="pip install 'edm2lite[test]'")
@@ -132,6 +134,16 @@ def test_a_run_trains_the_word_alone_and_continues_bit_for_bit(config, text_run,
     options = {"prompts": ["a <9>"], "sampling": Sampling(num_steps=2)}
     images = generate(average, range(2), **options)
     assert not torch.equal(images, generate(load(str(text_run)), range(2), **options))
+
+
+def test_the_cost_of_a_run_is_told_and_the_network_can_be_copied(config, tmp_path):
+    told = report(load_config(str(config)), tmp_path / "run", 1)
+    assert "textual_inversion" in told
+    trainer = Trainer(load_config(str(config)), tmp_path / "run", torch.device("cpu"))
+    (hook,) = trainer.net._forward_pre_hooks.values()
+    (copied,) = copy.deepcopy(trainer.net)._forward_pre_hooks.values()
+    assert copied._model is hook._model
+    trainer.close()
 
 
 def test_the_network_is_told_the_word_as_it_is(config, text_run, tmp_path):

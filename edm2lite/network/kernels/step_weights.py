@@ -76,12 +76,13 @@ class StepWeights(Generic[M]):
             (p, self.sums.as_strided(p.shape, p.stride(), start))
             for p, start in zip(trained, starts, strict=False)
         ]
-        self._summed = self._trained
+        self._summed: list[tuple[nn.Parameter, Tensor]] = []
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take the weights of the network into the copy, as they are now."""
-        torch._foreach_copy_(self._weights, self.normalized(as_copies=True))
+        if self._weights:
+            torch._foreach_copy_(self._weights, self.normalized(as_copies=True))
 
     @torch.no_grad()
     def collect(self, is_first: bool) -> None:
@@ -90,15 +91,15 @@ class StepWeights(Generic[M]):
         Args:
             is_first: Whether they are those of the first micro-batch of a step, which begins sums.
         """
-        if is_first:  # a part of the network may have no gradient in this step
-            self._summed = [(p, total) for p, total in self._trained if p.grad is not None]
-        totals = [total for _, total in self._summed]
-        grads = [p.grad for p, _ in self._summed if p.grad is not None]
         if is_first:
-            torch._foreach_copy_(totals, grads)
-        else:
-            torch._foreach_add_(totals, grads)
-        for p, _ in self._summed:
+            self.sums.zero_()
+            self._summed = []
+        before = {id(p) for p, _ in self._summed}
+        found = [(p, p.grad, total) for p, total in self._trained if p.grad is not None]
+        if found:  # a part of the network may have no gradient in a micro-batch
+            torch._foreach_add_([total for _, _, total in found], [grad for _, grad, _ in found])
+        self._summed += [(p, total) for p, _, total in found if id(p) not in before]
+        for p, _, _ in found:
             p.grad = None
 
     def project(self) -> None:

@@ -82,17 +82,19 @@ class TextualInversion(Tuning):
             raise ValueError(
                 f"tune.kind=textual_inversion needs a model that is told text, {base.name} is not"
             )
-        rows = encoder.opened().input_rows(self.start)
-        encoder.with_word(self.word, rows)  # which refuses a word that it has
-        scale = rows.square().mean().sqrt().item()
+        with torch.device("cpu"):
+            rows = encoder.opened().input_rows(self.start)
+            encoder.with_word(self.word, rows)  # which refuses a word that it has
+            scale = rows.square().mean().sqrt().item()
+            first = rows[torch.arange(self.vectors) % len(rows)] / scale
         net.requires_grad_(False)
-        word = Word(rows[torch.arange(self.vectors) % len(rows)] / scale, scale)
+        word = Word(first.to(next(net.parameters()).device), scale)
         net.add_module("word", word)
-        names = [
-            c.name for c in encoder.conditions if c.name in net.config.backbone.condition_names
-        ]
-        telling = Telling(word, self.word, encoder, self.captions, names)
-        net.register_forward_pre_hook(telling, with_kwargs=True)
+        if not word.vectors.is_meta:  # where only sizes are asked for
+            taken = net.config.backbone.condition_names
+            names = [c.name for c in encoder.conditions if c.name in taken]
+            telling = Telling(word, self.word, encoder, self.captions, names)
+            net.register_forward_pre_hook(telling, with_kwargs=True)
         told = {"word": self.word, "scale": scale}
         return Added(net, new_adapter(self.kind, base, text=told))
 

@@ -63,9 +63,9 @@ def export_model(
         ...              license="apache-2.0")  # doctest: +SKIP
     """
     with claim_folder(Path(folder)):
-        _check_place(Path(folder))
         metadata = read_metadata(name)
         license = checked_license(license, metadata, str(name))
+        _check_place(Path(folder))
         made = None
         if samples != 0:
             made = _samples(load(name), samples, prompts, note, Path(folder) / PICTURE)

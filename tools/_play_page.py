@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -151,6 +152,27 @@ def page(session: Session) -> Any:
     return blocks
 
 
+def class_choices(titles: Sequence[str]) -> list[tuple[str, str]]:
+    """What the list of classes shows, and what it stands for: a name could be another's number.
+
+    Args:
+        titles: What each class is called.
+    """
+    ways = [("drawn from the seeds", ""), ("all in turn", "all")]
+    return [*ways, *((title, f"number:{k}") for k, title in enumerate(titles))]
+
+
+def length_range(lengths: Sequence[float], chosen: float) -> tuple[float, float, float]:
+    """Ends and first value of the slider of lengths, in % with one decimal.
+
+    Args:
+        lengths: Lengths that can be rebuilt, increasing.
+        chosen: Length to begin with.
+    """
+    low, high = round(100 * lengths[0], 1), round(100 * lengths[-1], 1)
+    return low, high, min(max(round(100 * chosen, 1), low), high)
+
+
 def _average_fields(does: _Page, inputs: dict[str, Any]) -> Any:
     """Fields for which average of a run it is; returns the place for what is known of it."""
     import gradio
@@ -160,8 +182,8 @@ def _average_fields(does: _Page, inputs: dict[str, Any]) -> Any:
     lengths = averages.lengths() or [chosen.sigma_rel]
     with gradio.Row():
         inputs["length"] = gradio.Slider(
-            round(100 * lengths[0], 1), round(100 * lengths[-1], 1), 100 * chosen.sigma_rel,
-            step=0.1, label="EMA length, % of training time", scale=3, min_width=320,
+            *length_range(lengths, chosen.sigma_rel), step=0.1, scale=3, min_width=320,
+            label="EMA length, % of training time",
         )  # fmt: skip
         inputs["time"] = gradio.Dropdown(
             does.times(), value=_LATEST, label="training time", min_width=160
@@ -177,9 +199,7 @@ def _image_fields(session: Session, inputs: dict[str, Any]) -> None:
     if fields.takes_prompts:
         inputs["prompt"] = gradio.Textbox(label="prompts, one a line", lines=3)
     if fields.classes:
-        titles = [(title, str(k)) for k, title in enumerate(fields.classes)]
-        ways = [("drawn from the seeds", ""), ("all in turn", "all")]
-        inputs["class"] = gradio.Dropdown([*ways, *titles], value="all", label="class")
+        inputs["class"] = gradio.Dropdown(class_choices(fields.classes), value="all", label="class")
     for k, name in enumerate(fields.controls):
         inputs[f"control{k}"] = gradio.Image(label=f"image to follow: {name}", type="numpy")
     with gradio.Row():

@@ -46,6 +46,7 @@ class Generation:
         guide_name: Name of the guide in records, "" for none.
         reference_captions: Captions of the reference, which a model that is told text is told in
             turn where there are no ``conditions``.
+        decodes: Whether a network decodes the images, whose type belongs into records.
     """
 
     sampling: Sampling
@@ -56,16 +57,25 @@ class Generation:
     conditions: ImageDataset | None = None
     guide_name: str = ""
     reference_captions: Captions | None = None
+    decodes: bool = False
 
     @property
     def record(self) -> dict[str, Any]:
         """What a ledger keeps of this, as JSON can hold it; the weight of guidance is not in it."""
+        apart, changes = ("guidance", "decoder_dtype"), self.sampling.changes()
         return {
             "guide": recorded_guide(self.guide_name),
             "first_seed": self.first_seed,
             **self._told,
-            **{k: v for k, v in self.sampling.changes().items() if k != "guidance"},
+            **{k: v for k, v in changes.items() if k not in apart},
+            **self._decoder,
         }
+
+    @property
+    def _decoder(self) -> dict[str, Any]:
+        """The type in which images are decoded; nothing for float32, nor without a network."""
+        dtype = self.sampling.decoder_dtype_on(self.device or torch.device("cpu"))
+        return {"decoder_dtype": dtype} if self.decodes and dtype != "float32" else {}
 
     @property
     def _told(self) -> dict[str, Any]:
@@ -114,9 +124,10 @@ class Generation:
     def titles(self, model: Model, num: int) -> dict[str, list[str]]:
         """What each of the first images shows, under ``captions`` or ``classes``.
 
-        There is neither for a model that is told neither.
+        Captions are those of a model that is told text. There is neither for a model that is told
+        neither.
         """
-        captions = self.captions(model, num)
+        captions = self.captions(model, num) if text_conditions(model) else None
         if captions is not None:
             return {"captions": captions}
         labels = self.generator(model, range(num)).labels

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from edm2lite.models.model_card import Background
 from edm2lite.strict_json import parse
+
+if TYPE_CHECKING:
+    from edm2lite.models.model_card import Background
 
 _OBJECTS = ("model", "encoder", "text_encoder", "class_names")
 _NUMBERS = ("sigma_rel", "gamma", "nimg", "predicted_error")
@@ -18,7 +21,8 @@ def config_json(metadata: Mapping[str, str], background: Background | None = Non
     """The content of ``config.json``.
 
     Everything that is needed to load the model is in the model file; this is for people, and for
-    the Hub, which counts downloads by it.
+    the Hub, which counts downloads by it. Files are named without their folders, and the vectors of
+    learned words are left out.
 
     Args:
         metadata: Metadata of the model file.
@@ -34,14 +38,36 @@ def config_json(metadata: Mapping[str, str], background: Background | None = Non
         0.13
     """
     training = None if background is None else background.training
-    content = {
+    content: dict[str, Any] = {
         "library_name": "edm2lite",
         **{key: parse(metadata[key]) for key in _OBJECTS if key in metadata},
         **{key: parse(metadata[key]) for key in _NUMBERS if _is_number(metadata.get(key))},
         **{key: metadata[key] for key in _TEXTS if key in metadata},
     }
     content |= {} if training is None else {"training": training}
+    for key in {"encoder", "text_encoder", "training"} & {*content}:
+        content[key] = without_folders(content[key])
+    content.get("text_encoder", {}).pop("word_vectors", None)
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def without_folders(value: Any) -> Any:
+    """The same values, in which files are named without the folders of this machine.
+
+    Args:
+        value: Value of JSON.
+
+    Example:
+        >>> without_folders({"source": "/home/me/clip", "data": ["digits", "openai/clip"]})
+        {'source': 'clip', 'data': ['digits', 'openai/clip']}
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(inner) for inner in value]
+    if isinstance(value, str) and re.match(r"([/~\\]|[A-Za-z]:[/\\])", value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
 
 
 def _is_number(text: str | None) -> bool:

@@ -13,6 +13,7 @@ import yaml
 from edm2lite.diffusion.precond import PrecondConfig
 from edm2lite.messages import one_line
 from edm2lite.models.class_names import class_title, names_in_metadata
+from edm2lite.models.config_json import without_folders
 from edm2lite.network.conditions import ClassLabel, described
 from edm2lite.strict_json import parse
 from edm2lite.text.named import text_encoder_from_json
@@ -169,14 +170,17 @@ def _network(config: PrecondConfig, metadata: Mapping[str, str]) -> str:
         f" {config.dtype}."
     ]
     if "encoder" in metadata:
-        encoder = _text(metadata["encoder"])
+        encoder = re.sub(
+            r'(?<=")(?:[^"\\]|\\.)*(?=")', lambda m: without_folders(m[0]), metadata["encoder"]
+        )
+        encoder = _text(encoder)
         lines.append(f"Encoder between images and what the network sees: `{encoder}`.")
     if "text_encoder" in metadata:
         text = text_encoder_from_json(metadata["text_encoder"])
+        source = _text(without_folders(text.source))
         lines.append(
-            f"It is told prompts by a text encoder of the kind `{_text(text.kind)}`"
-            f" (`{_text(text.source)}`, digest `{_text(text.digest)}`, at most {text.num_tokens}"
-            " tokens)."
+            f"It is told prompts by a text encoder of the kind `{_text(text.kind)}` (`{source}`,"
+            f" digest `{_text(text.digest)}`, at most {text.num_tokens} tokens)."
         )
     if is_foreign:
         lines.append(f"Loading it needs the module `{_text(module)}`, imported before.")
@@ -199,7 +203,7 @@ def _facts(metadata: Mapping[str, str]) -> list[list[str]]:
         "solver": metadata.get("solver"),
         "run": metadata.get("run"),
         "fine-tuned from": metadata.get("base"),
-        "made from": metadata.get("source"),
+        "made from": without_folders(metadata.get("source")),
         "xxh3-128 of the source": metadata.get("source_digest"),
         "xxh3-128 of the weights": metadata.get("digest"),
     }
@@ -247,13 +251,15 @@ def _use(config: PrecondConfig, name: str, takes_prompts: bool) -> str:
     told = ", conditioning" if network.conditions else ""
     module, is_foreign, _ = network.kind.partition(":")
     options = f" --plugin {module}" if is_foreign else ""
-    if any(condition.is_required for condition in network.conditions):
-        options += " --conditions DATASET"
+    is_shown = any(condition.is_required for condition in network.conditions)
+    options += " --conditions DATASET" if is_shown else ""
     seeds = ' --prompt "..." --guidance 2' if takes_prompts else " --seeds 0-15"
-    classes = (
-        ', classes="all"' if any(isinstance(c, ClassLabel) for c in network.conditions) else ""
-    )
-    how = 'prompts=["..."]' if takes_prompts else f"range(16){classes}"
+    has_classes = any(isinstance(c, ClassLabel) for c in network.conditions)
+    how = 'prompts=["..."]' if takes_prompts else "range(16)"
+    if is_shown:
+        how += ', conditioning=edm2lite.open_dataset("DATASET")'
+    elif has_classes and not takes_prompts:
+        how += ', classes="all"'
     return f"""```python
 import edm2lite
 

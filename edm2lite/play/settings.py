@@ -78,7 +78,8 @@ class Settings:
     Attributes:
         sigma_rel: Relative width of the average; a model that is no run has none.
         nimg: Training time at its end; None for the latest snapshot.
-        classes: Class by its number, ``"all"`` for all in turn, "" for those of the seeds.
+        classes: Class as ``--class`` takes it: ``number:3`` whatever its name is, ``"all"`` for all
+            in turn, "" for those of the seeds.
         prompts: Prompts, of which seed s gets number s mod P; those without text are left out.
         negative_prompt: What to guide away from in words.
         seed: First seed.
@@ -90,9 +91,9 @@ class Settings:
         controls: The image for each condition image, uint8 [H, W] or [H, W, C] of any size.
 
     Example:
-        >>> settings = Settings(sigma_rel=0.132, classes="3", num=4)
+        >>> settings = Settings(sigma_rel=0.132, classes="number:3", num=4)
         >>> settings.model_name("runs/digits"), settings.options("")[:4]
-        ('runs/digits@sigma_rel=0.132', ['--class', '3', '--seeds', '0-3'])
+        ('runs/digits@sigma_rel=0.132', ['--class', 'number:3', '--seeds', '0-3'])
     """
 
     sigma_rel: float | None = None

@@ -131,7 +131,8 @@ class ImageFolder:
             ahead: Number of images that may wait to be written.
 
         Yields:
-            The number of images of each batch, in order, when all of them are in their places.
+            The number of images of each batch that has some, in order, when all of them are in
+            their places.
 
         Raises:
             OSError: If an image cannot be written.
@@ -139,7 +140,8 @@ class ImageFolder:
 
         def images() -> Iterator[tuple[int, NDArray[np.uint8], int]]:
             for batch in batches:
-                counts = [0] * (len(batch.seeds) - 1) + [len(batch.seeds)]
+                num = len(batch.seeds)
+                counts = [num if i == num - 1 else 0 for i in range(num)]
                 yield from zip(batch.seeds, batch.images.numpy(), counts, strict=True)
 
         def write(item: tuple[int, NDArray[np.uint8], int]) -> int:

@@ -3,9 +3,11 @@
 An image depends on its seed, its conditions and the :class:`Sampling` alone. On a CPU that holds to
 the last bit. There the kernels that torch picks depend on the shapes that they see and on the
 number of threads, and so does rounding; images are therefore computed in batches of one size that
-depends on the network alone, the last one filled up, each by one thread. On a GPU every batch has
-the same size too, so that kernels are chosen and compiled once, and an image does not depend on how
-many are left; there the next batch is launched before the last one is fetched.
+depends on the network alone, the last one filled up, each by one thread. On a GPU every batch of a
+command has the same size too, so that kernels are chosen and compiled once, and an image does not
+depend on how many are left. Rounding may differ there all the same: cuDNN may choose other
+algorithms in another process, and more seeds may make the batches of a command larger. On a GPU the
+next batch is launched before the last one is fetched.
 """
 
 from __future__ import annotations
@@ -164,8 +166,7 @@ class ImageGenerator:
 
     @property
     def _decoder_dtype(self) -> Dtype:
-        default: Dtype = "float32" if self.device.type == "cpu" else "float16"
-        return self.sampling.decoder_dtype or default
+        return self.sampling.decoder_dtype_on(self.device)
 
     @property
     def earlier_settings(self) -> dict[str, Any]:

@@ -126,6 +126,18 @@ class Sampling:
                 " out, or choose a solver that adds noise, such as heun"
             )
 
+    def decoder_dtype_on(self, device: torch.device) -> Dtype:
+        """The type in which an autoencoder decodes on a device.
+
+        Args:
+            device: Device that decodes.
+
+        Example:
+            >>> Sampling().decoder_dtype_on(torch.device("cuda"))
+            'float16'
+        """
+        return self.decoder_dtype or ("float32" if device.type == "cpu" else "float16")
+
     @property
     def takes_variance(self) -> bool:
         """Whether the solver uses the variance that a network predicts."""

@@ -87,6 +87,8 @@ def generate_command(
     if guide and cell.guide_sigma_rel is not None:
         run, _, end = guide.partition("@")
         guide = f"{run}@sigma_rel={cell.guide_sigma_rel}{f',{end}' if end else ''}"
+    if options.conditions is not None and not told:  # an array
+        return ""
     titles = {} if told or titles is None else titles
     values: dict[str, Any] = {
         "--seeds": f"{options.first_seed}-{options.first_seed + 63}",

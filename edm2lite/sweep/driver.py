@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edm2lite import processes
 from edm2lite.dataset import ImageDataset
-from edm2lite.ema import plan_targets
+from edm2lite.ema import SnapshotInfo, plan_targets
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.image_source import Generation, images_of
 from edm2lite.metrics.inputs import MetricInputs
@@ -23,6 +23,7 @@ from edm2lite.metrics.interval import Verdict, alike, judge
 from edm2lite.metrics.metric import Metric
 from edm2lite.metrics.registry import MetricName
 from edm2lite.metrics.tails import heavy_words
+from edm2lite.models.encoders import encoder_from_json
 from edm2lite.sweep.cells import Cell, Point, best, best_average, varying, write_csv
 from edm2lite.sweep.commands import page_texts
 from edm2lite.sweep.grid import grid_cells, group_names, grouped, raw_cells, searched
@@ -258,7 +259,7 @@ def _run(options: SweepOptions, progress: Callable[[int, int], object] | None) -
         {"decay": options.decay[0]} if options.decay else {"sigma_rel": list(options.lengths)}
     )
     plans = [plan_targets(options.run, nimg=n, **form)[0] for n in ends]
-    measurer = _measurer(options, plans[0].inputs[-1].run, progress or (lambda done, total: None))
+    measurer = _measurer(options, plans[0].inputs[-1], progress or (lambda done, total: None))
     num, notes = measurer.metric.num_images(options.num), ""
     times = [plan.nimg for plan in plans]
     measurer.check_errors([*options.planned, *options.decay], times, options.guide_sigma_rel)
@@ -272,8 +273,11 @@ def _run(options: SweepOptions, progress: Callable[[int, int], object] | None) -
     return Sweep(options, points, notes, measurer)
 
 
-def _measurer(options: SweepOptions, run: str, progress: Callable[[int, int], object]) -> Measurer:
+def _measurer(
+    options: SweepOptions, last: SnapshotInfo, progress: Callable[[int, int], object]
+) -> Measurer:
     place = processes.device() if options.device is None else options.device
+    told = last.header.metadata
     inputs = MetricInputs.of(
         options.ref, options.data, () if options.weights is None else (options.weights,),
         options.batch_size, place, options.clip,
@@ -282,9 +286,9 @@ def _measurer(options: SweepOptions, run: str, progress: Callable[[int, int], ob
     generation = Generation(
         options.sampling, None, options.batch_size, inputs.device, options.first_seed,
         None if options.conditions is None else images_of(options.conditions), options.guide or "",
-        inputs.captions,
+        inputs.captions, "encoder" in told and encoder_from_json(told["encoder"]).has_network,
     )  # fmt: skip
-    setting = Setting(metric.record_name, run, metric.record(generation))
+    setting = Setting(metric.record_name, last.run, metric.record(generation))
     rank, world = processes.rank(), processes.world_size()
     ledger = Ledger(options.folder, writer=rank == 0)
     return Measurer(

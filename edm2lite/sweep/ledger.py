@@ -223,11 +223,14 @@ class Ledger:
     def titles(self, setting: Setting, cell: Cell, num: int) -> dict[str, list[str]]:
         """What each of the images that were kept of a cell shows; see :meth:`keep_images`.
 
-        Nothing is known of files of versions before 0.7, nor of a model that is told neither.
+        Nothing is known of files of versions before 0.7 or damaged ones, which are said, nor of a
+        model that is told neither.
         """
-        path = self._images(key_of(setting, cell, num))
-        metadata = read_header(path).metadata if path.is_file() else {}
-        return parse_object(metadata.get("titles", "{}"))
+        key = key_of(setting, cell, num)
+        path = self._images(key)
+        if not path.is_file() or self._load(path, key) is None:
+            return {}
+        return parse_object(read_header(path).metadata.get("titles", "{}"))
 
     def _load(self, path: Path, key: str) -> dict[str, Tensor] | None:
         """The tensors of a file that belongs to a key; None if it is damaged, said once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from edm2lite.claim import claim_folder
 from edm2lite.config_file.source import read_yaml
 from edm2lite.image_grid import labeled_mosaic, mosaic, png
-from edm2lite.models.hub import checked_license, save_pretrained
-from edm2lite.models.loading import Model, load, read_metadata
+from edm2lite.models.config_json import without_folders
+from edm2lite.models.hub import CARD, CONFIG, checked_license, save_pretrained
+from edm2lite.models.loading import EXPORTED, Model, load, read_metadata
 from edm2lite.models.model_card import PICTURE, Background, Samples
 from edm2lite.network.flops import count_macs
 from edm2lite.processes import device
@@ -65,11 +65,25 @@ def export_model(
     with claim_folder(Path(folder)):
         metadata = read_metadata(name)
         license = checked_license(license, metadata, str(name))
+        _check_place(Path(folder))
         made = None
         if samples != 0:
             made = _samples(load(name), samples, prompts, note, Path(folder) / PICTURE)
         background = background_of(str(name), metadata, made)
         return save_pretrained(name, folder, license=license, name=title, background=background)
+
+
+def _check_place(folder: Path) -> None:
+    """Files beside a model may be of this very export; without a model they are of something else.
+
+    Raises:
+        ValueError: If there are some without a model.
+    """
+    for name in (CARD, CONFIG, PICTURE):
+        if (folder / name).exists() and not (folder / EXPORTED).exists():
+            raise ValueError(
+                f"the result must go to a new folder, {folder / name} exists; give another"
+            )
 
 
 def background_of(
@@ -90,7 +104,7 @@ def background_of(
     place = Path(run if at and not Path(name).exists() else name)
     if not (place / "config.yaml").is_file():
         return Background(samples=samples)
-    training = _without_paths(read_yaml(str(place)))
+    training = without_folders(read_yaml(str(place)))
     return Background(samples=samples, metrics=_metrics(metadata, place), training=training)
 
 
@@ -123,17 +137,6 @@ def _sentence(page: dict[str, Any], point: dict[str, Any]) -> str:
     guidance = point["cell"].get("guidance", 1)
     guided = f", guidance {guidance:g}" if guidance != 1 else ""
     return f"{text}: {page['protocol']}{guided}"
-
-
-def _without_paths(value: Any) -> Any:
-    """A configuration in which files are named without the folders of this machine."""
-    if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_paths(inner) for inner in value]
-    if isinstance(value, str) and re.match(r"([/~\\]|[A-Za-z]:[/\\])", value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value
 
 
 def _samples(

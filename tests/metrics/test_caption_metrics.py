@@ -18,6 +18,7 @@ from edm2lite.metrics.extractors import open_extractor
 from edm2lite.metrics.feature_stats import FeatureStats
 from edm2lite.metrics.interval import wilson_limits
 from edm2lite.metrics.retrieval import augmented, small, train_retrieval
+from edm2lite.models.loading import load
 from edm2lite.sampling import Sampling
 from edm2lite.sampling.generation import generate
 from edm2lite.sweep import read_csv
@@ -255,6 +256,16 @@ def test_a_model_that_is_told_no_captions_is_refused(run_dir, digits):
     _, reference, weights = digits
     with pytest.raises(ValueError, match="caption_recall_1 needs a caption .* none has; give --co"):
         evaluate(run_dir, reference, "caption_recall_1", weights=[weights], num=3)
+
+
+def test_images_of_a_model_that_is_told_no_text_are_called_by_their_classes(run_dir, digits):
+    from edm2lite.metrics.image_source import Generation
+
+    dataset = open_dataset(digits[0])
+    for generation in (Generation(Sampling(), conditions=dataset),
+                       Generation(Sampling(), reference_captions=dataset.captions)):  # fmt: skip
+        labels = generation.generator(load(run_dir), range(5)).labels
+        assert generation.titles(load(run_dir), 5) == {"classes": [str(k) for k in labels]}
 
 
 def test_rows_of_other_captions_of_the_reference_are_others():

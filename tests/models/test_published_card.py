@@ -9,9 +9,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from sampling.generating import save_net
 
 import edm2lite
 from edm2lite.diffusion.precond import PrecondConfig
+from edm2lite.models.config_json import config_json
+from edm2lite.models.hub import save_pretrained
 from edm2lite.models.model_card import Background, Samples, model_card
 from edm2lite.network.unet import UNetConfig
 from edm2lite.sweep import sweep_ema
@@ -100,6 +103,41 @@ def test_what_the_card_says_about_python_runs(folder, monkeypatch):
     assert "Nobody has checked" in section(folder, "Limitations")
 
 
+def test_what_the_card_says_about_python_runs_with_images_to_follow(tmp_path, monkeypatch):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.full((8, 8), ord(name), np.uint8)).save(folder / f"{name}.png")
+    table = {"conditions": {"image": [["a.png", "b.png"]]}}
+    (folder / "dataset.json").write_text(json.dumps(table))
+    net = save_net(tmp_path / "net.safetensors", label_dim=2, cond_channels=1)
+    made = save_pretrained(net, tmp_path / "shown", license="mit")
+    use = section(made, "Use")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", use, re.S)
+    names = {}
+    exec(code.replace("DATASET", "pairs"), names)
+    assert list(names["images"].shape) == [16, 1, 8, 8] and "--conditions DATASET" in use
+
+
+def test_an_encoder_of_text_is_named_without_its_folder():
+    metadata = {
+        "model": PrecondConfig(backbone=UNET).to_json(),
+        "encoder": '{"kind":"latents","vae":"/home/me/vae","mean":[0.5],"std":[2.0]}',
+        "source": "/home/me/x.pt", "class_names": '["/a/b", "c"]',
+        "text_encoder": json.dumps({
+            "kind": "static", "source": "/home/me/words", "num_tokens": 16, "words": ["mine"],
+            "word_vectors": [[0.5, 0.25]],
+        }),
+    }  # fmt: skip
+    stored = json.loads(config_json(metadata))
+    assert stored["text_encoder"]["source"] == "words" and stored["encoder"]["vae"] == "vae"
+    assert stored["text_encoder"]["words"] == ["mine"]
+    assert "word_vectors" not in stored["text_encoder"] and stored["class_names"][0] == "/a/b"
+    card = model_card(metadata, "mit", "name")
+    assert "/home/me" not in card and "`words`" in card and '"vae":"vae"' in card
+
+
 def test_front_matter_names_the_task_and_the_license(folder):
     front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     assert front["license"] == "mit" and front["pipeline_tag"] == "unconditional-image-generation"
@@ -119,6 +157,14 @@ def test_words_of_a_run_cannot_break_out_of_their_place_in_the_card():
     assert yaml.safe_load(code[2])["note"] == evil
     rest = re.sub(r"`[^`\n]*`", "", card.replace(code[0], ""))
     assert "\n## License" not in rest and "<script>" not in rest
+
+
+@pytest.mark.parametrize("name", ["samples.png", "README.md", "config.json"])
+def test_files_of_something_else_are_refused_before_anything_is_drawn(run_dir, tmp_path, name):
+    (tmp_path / name).write_bytes(b"of somebody")
+    with pytest.raises(ValueError, match=f"must go to a new folder, .*{name} exists; give another"):
+        export_model(run_dir, tmp_path, license="mit")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def export(*words):

@@ -12,10 +12,12 @@ from tiny_run import tiny_config
 
 from edm2lite import generate, load, open_dataset
 from edm2lite.models.adapters import Adapter, save_adapter
+from edm2lite.models.encoders import PixelEncoder
 from edm2lite.play import Fields, Session
 from edm2lite.play.settings import EARLIER, UNCONDITIONAL
 from edm2lite.sampling import Sampling
 from edm2lite.sweep import Point, write_csv
+from edm2lite.tools._play_page import class_choices, length_range
 from edm2lite.tools.edm2lite import main as edm2lite
 from edm2lite.training.trainer import Trainer
 
@@ -59,6 +61,27 @@ def test_images_are_those_of_the_command_that_is_shown(session, tmp_path, change
     drawn = session.draw(choice(session, **changes))
     assert drawn.images.equal(images_of(drawn.command, tmp_path / "a"))
     assert "predicted error" in drawn.words and "\n" not in drawn.words
+
+
+def test_a_class_of_the_list_is_meant_by_its_number_whatever_its_name(tmp_path):
+    net = load(save_net(tmp_path / "plain.safetensors", label_dim=3)).net
+    encoder = PixelEncoder(shift=77.83, scale=191.79).to_json()
+    named = net.save(
+        tmp_path / "named.safetensors", {"encoder": encoder, "class_names": '["1", "2", "3"]'}
+    )
+    session = Session(named)
+    choices = class_choices(session.fields.classes)
+    assert [title for title, _ in choices[2:]] == ["1", "2", "3"]
+    for k, (_, value) in enumerate(choices[2:]):
+        drawn = session.draw(choice(session, classes=value))
+        assert drawn.images.labels == [k] * 3 and f"--class number:{k} " in drawn.command
+
+
+def test_the_slider_begins_within_its_ends():
+    assert length_range([0.0504, 0.1], 0.0504) == (5.0, 10.0, 5.0)
+    assert length_range([0.05, 0.2496], 0.2496) == (5.0, 25.0, 25.0)
+    assert length_range([0.05, 0.2004], 0.2004) == (5.0, 20.0, 20.0)
+    assert length_range([0.05, 0.25], 0.1234) == (5.0, 25.0, 12.3)
 
 
 def test_a_guide_is_the_run_at_a_quarter_of_the_time(session):

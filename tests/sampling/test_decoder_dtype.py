@@ -9,6 +9,7 @@ from sampling.generating import fail, save_net
 
 from edm2lite.dataset import open_dataset
 from edm2lite.diffusion.precond import Precond, PrecondConfig
+from edm2lite.metrics.image_source import Generation
 from edm2lite.models.autoencoder import _decoder, load_autoencoder
 from edm2lite.models.loading import Model
 from edm2lite.network.unet import UNetConfig
@@ -50,6 +51,16 @@ def test_the_type_is_recorded_where_it_changes_images(model):
     assert made(model, "bfloat16").settings["decoder_dtype"] == "bfloat16"
     assert made(model, None, "cuda").settings["decoder_dtype"] == "float16"
     assert "decoder_dtype" not in made(model, "float32", "cuda").settings
+
+
+def test_a_sweep_records_the_type_where_it_is_not_float32():
+    def record(device, dtype=None, decodes=True):
+        sampling = Sampling(num_steps=2, decoder_dtype=dtype)
+        return Generation(sampling, device=torch.device(device), decodes=decodes).record
+
+    plain = {"guide": "", "first_seed": 0, "num_steps": 2}
+    assert record("cpu") == record("cuda", "float32") == record("cuda", decodes=False) == plain
+    assert record("cuda") == record("cpu", "float16") == {**plain, "decoder_dtype": "float16"}
 
 
 def test_values_out_of_range_end_in_a_line_that_says_what_to_do(model, vae, tmp_path):

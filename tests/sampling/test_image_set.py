@@ -86,6 +86,8 @@ def test_saved_images_are_those_that_generate_writes(model, images, tmp_path):
     other = generate(model, range(8), classes=3, sampling=TWO)
     with pytest.raises(ValueError, match="holds seed 1 as class 1, not 3"):
         other.save(tmp_path / "a")
+    generate(model, [], sampling=TWO).save(tmp_path / "none")
+    assert not list((tmp_path / "none").rglob("*.png"))
 
 
 def test_copies_are_whole_and_pickles_plain(images):

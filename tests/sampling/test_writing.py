@@ -28,6 +28,7 @@ def batch_of(*seeds):
 def test_every_image_is_in_its_place_and_batches_count_in_order(tmp_path):
     folder = ImageFolder(tmp_path)
     batches = [batch_of(*range(7)), batch_of(*range(7, 40)), batch_of(40)]
+    assert list(folder.write_all([], ahead=3)) == list(folder.write_all([batch_of()])) == []
     assert list(folder.write_all(batches, ahead=3)) == [7, 33, 1]
     assert files(tmp_path) == {
         f"000000/{seed:06d}.png": png(image)

@@ -150,6 +150,20 @@ def test_swapped_and_damaged_files_of_two_lengths_are_made_again(sweep, tmp_path
             assert notes == metadata and all(found[n].equal(tensors[n]) for n in tensors)
 
 
+def test_damaged_images_do_not_keep_the_page_from_being_written(tmp_path, caplog):
+    titles = {"classes": ["cat"]}
+    Ledger(tmp_path).keep_images(SETTING, CELL, 3, torch.zeros(1, 1, 8, 8).byte(), titles)
+    assert Ledger(tmp_path).titles(SETTING, CELL, 3) == titles
+    (path,) = (tmp_path / "spread").glob("*.images.safetensors")
+    whole = path.read_bytes()
+    for content in (b"", whole[:20], whole[:-5], whole.replace(b"cat", b"dog")):
+        path.write_bytes(content)
+        caplog.clear()
+        ledger = Ledger(tmp_path)
+        assert ledger.titles(SETTING, CELL, 3) == {} and ledger.images(SETTING, CELL, 3) is None
+        assert caplog.text.count(str(path)) == 1
+
+
 def test_rows_that_belong_to_other_images_are_not_used(tmp_path, caplog):
     def factory(value):
         return lambda images: (torch.full((len(images), 1), float(value)), None)

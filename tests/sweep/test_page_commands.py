@@ -79,6 +79,8 @@ def test_what_cannot_be_typed_has_no_command():
         {"ref": "a.npz", "sampling": Sampling(solver="euler")},
     ):
         assert sweep_command(SweepOptions(run=RUN, sigma_rel=(0.1,), **changed)) == ""
+    options = SweepOptions(run=RUN, sigma_rel=(0.1,), ref="a.npz", conditions=digits)
+    assert generate_command(options, Cell(0.1, 64), {"classes": ["0"]}) == ""
     options = SweepOptions(run=RUN, sigma_rel=(0.1,), ref="a.npz", groups="all")
     assert generate_command(options, Cell(0.1, 64, group="in", rest_sigma_rel=0.2)) == ""
 

@@ -89,7 +89,7 @@ def loading(source: Path, workers: int, count: int) -> Callable[[], int]:
     """A function that loads ``count`` images or a few more, from where the last call ended."""
     loader = BatchSource(
         open_dataset(source), seed=0, batch_size=BATCH, microbatch=BATCH,
-        data=DataConfig(source=str(source), workers=workers),
+        data=DataConfig(source=str(source), workers=workers), is_pinned=torch.cuda.is_available(),
     )  # fmt: skip
     nimg = 0
 

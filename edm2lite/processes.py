@@ -110,13 +110,21 @@ def choose_device(name: str | None) -> None:
     """Let :func:`device` take another device than the default.
 
     Args:
-        name: ``cpu``, ``cuda`` (the GPU of this process) or ``cuda:N``; None for the default.
+        name: ``cpu``, ``cuda`` (the GPU of this process) or, for a single process, ``cuda:N``; None
+            for the default.
 
     Raises:
-        ValueError: If it is none of these. Whether there is such a device is not asked yet.
+        ValueError: If it is none of these, or processes would share a GPU. Whether there is such a
+            device is not asked yet.
     """
     if name is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f"a device must be cpu, cuda or cuda:N, got {name!r}")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name is not None and ":" in name and local > 1:
+        raise ValueError(
+            f"--device {name} must be for a single process, there are {local}; take --device cuda,"
+            " which gives each a GPU of its own"
+        )
     global _chosen_device
     _chosen_device = name
 

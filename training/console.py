@@ -46,7 +46,7 @@ class Console(Sink):
     def start(self, trainer: Trainer) -> None:
         """Say what is trained, and show the bar where the run continues."""
         self._trainer, self._total = trainer, trainer.config.total_nimg
-        self._log = _LogFile(trainer.run_dir / LOG)
+        self._log = LogFile(trainer.run_dir / LOG)
         self._is_explained, self._bar = False, None
         logging.getLogger("edm2lite").addHandler(self._log)
         self._log.line(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}, edm2lite {__version__}")
@@ -102,10 +102,11 @@ class Console(Sink):
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
         speed = line["img_per_sec"]
         left = max(self._total - nimg, 0)
+        time_left = format_duration(left / speed) if speed else "an unknown time"  # below 0.005
         return (
             f"step {-(-nimg // batch_size)} of {-(-self._total // batch_size)},"
             f" {format_amount(nimg)} images, loss {loss}, lr {line['lr']:.3g},"
-            f" {format_amount(speed)} img/s, {format_duration(left / speed)} left"
+            f" {format_amount(speed)} img/s, {time_left} left"
         )
 
     def _say(self, line: str) -> None:
@@ -118,8 +119,12 @@ class Console(Sink):
             logger.info("%s", line)
 
 
-class _LogFile(logging.Handler):
-    """Appends what is logged to a file; it is on disk when that returns."""
+class LogFile(logging.Handler):
+    """Appends what is logged to a file; it is in the file when that returns.
+
+    Args:
+        path: The file.
+    """
 
     def __init__(self, path: Path):
         super().__init__(logging.INFO)

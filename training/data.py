@@ -122,6 +122,7 @@ class BatchSource:
         encoder: Encoder of the run, which decides the shape of the noise. [default: one that leaves
             the shape of images as it is]
         prior: Images that take turns with those of ``dataset``, at the odd positions of the run.
+        is_pinned: Whether batches lie in memory that a GPU can fetch from by itself.
 
     Example:
         >>> from edm2lite.dataset import open_dataset
@@ -144,10 +145,11 @@ class BatchSource:
         names: Collection[str] | None = None,
         encoder: Encoder | None = None,
         prior: ImageDataset | None = None,
+        is_pinned: bool = False,
     ):
         self.data = data or DataConfig(source=dataset.name)
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
-        self.microbatch, self._names = microbatch, names
+        self.microbatch, self._names, self._is_pinned = microbatch, names, is_pinned
         self._encoder = encoder or PixelEncoder()
         self.local_batch_size = batch_size // world_size
         self.first = rank * self.local_batch_size
@@ -201,18 +203,21 @@ class BatchSource:
         count = len(indices)
         chunks = [range(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK)]
         batch = Batch(
-            images=_empty(
+            images=self._empty(
                 count, stored, height, width, dtype=torch.float32 if latents else torch.uint8
             ),
             conditioning=self._conditioning(indices, rows, chunks),
-            z=_empty(count),
-            noise=_empty(count, *seen),
-            latent_noise=_empty(count, channels, height, width) if latents else None,
+            z=self._empty(count),
+            noise=self._empty(count, *seen),
+            latent_noise=self._empty(count, channels, height, width) if latents else None,
             indices=indices,
         )
         for _ in self._workers.map(lambda chunk: self._fill(batch, rows, chunk), chunks):
             pass
         return batch
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self._is_pinned)
 
     def _conditioning(
         self, indices: NDArray[np.int64], rows: NDArray[np.int64], chunks: Sequence[range]
@@ -225,7 +230,7 @@ class BatchSource:
         for condition in self.dataset.conditions:  # a GPU would take a wrong class for none
             if isinstance(condition, ClassLabel) and condition.name in told.values:
                 condition.check(told.values[condition.name], told.values[condition.name])
-        if not _is_pinned():
+        if not self._is_pinned:
             return told
         return Conditioning({name: value.pin_memory() for name, value in told.values.items()})
 
@@ -260,12 +265,3 @@ class BatchSource:
         """Names of the conditions that one sample is not told."""
         shares = sorted(self.data.condition_dropout.items())
         return [name for name, share in shares if draws.random() < share]
-
-
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory that a GPU can fetch from by itself, where there is one."""
-    return torch.empty(shape, dtype=dtype, pin_memory=_is_pinned())
-
-
-def _is_pinned() -> bool:
-    return torch.cuda.is_available()

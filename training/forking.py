@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edm2lite import processes
-from edm2lite.atomic import replacing_folder
+from edm2lite.atomic import replacing, replacing_folder, sync
 from edm2lite.claim import claim_file
 from edm2lite.ema import list_snapshots
 from edm2lite.strict_json import parse_object
@@ -26,6 +26,7 @@ from edm2lite.units import parse_count
 from .config import RunConfig, load_config
 from .fields import differing
 from .manifest import finished
+from .prior_images import FILE as PRIOR
 
 _SAME = ("net.", "ema.sigma_rels", "init", "tune", "weighting", "prior", "encoder", "text")
 """Fields that decide what a checkpoint holds, and in which units."""
@@ -175,12 +176,25 @@ def _make(branch: Branch, out: Path, config: RunConfig) -> None:
                     tensors, metadata = load_tensors(info.path)
                     target = folder / "snapshots" / info.path.name
                     save_tensors(target, tensors, {**metadata, "run": run})
-            shutil.copytree(branch.checkpoint, folder / "checkpoints" / branch.checkpoint.name)
-            (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            copied = folder / "checkpoints" / branch.checkpoint.name
+            shutil.copytree(branch.checkpoint, copied, copy_function=_copy)
+            sync(copied)
+            sync(copied.parent)
+            images = branch.run / PRIOR
+            if images.is_file() and load_config(str(branch.run)).prior == config.prior:
+                _copy(images, folder / PRIOR)
+            with replacing(folder / "config.yaml") as file:
+                file.write(config.to_yaml())
             origin = {"run": of["run"], "nimg": branch.nimg, "folder": str(branch.run)}
             kept = {key: value for key, value in of.items() if key == "base"}
-            text = json.dumps({"run": run, **kept, "fork": origin})
-            (folder / "run.json").write_text(text, encoding="utf-8")
+            with replacing(folder / "run.json") as file:
+                json.dump({"run": run, **kept, "fork": origin}, file)
+
+
+def _copy(source: Path | str, target: Path | str) -> None:
+    """Copy a file; it is on disk when this returns."""
+    shutil.copy2(source, target)
+    sync(Path(target))
 
 
 def _check_same(out: Path, text: str) -> None:

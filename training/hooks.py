@@ -129,7 +129,7 @@ class Status(Hook):
         return {
             "sec_per_kimg": round(1000 * seconds / max(images, 1), 4),
             "img_per_sec": round(images / seconds, 2),
-            "mem_gib": round(_peak_memory_gib(), 3),
+            "mem_gib": round(_peak_memory_gib(trainer.device), 3),
         }
 
     def _warn_of_bad_steps(self, trainer: Trainer, line: dict[str, Any]) -> None:
@@ -175,10 +175,10 @@ def _offending(trainer: Trainer, sample: int | None) -> str:
     return f"; the loss of sample {sample}, image {row} of {name}, was not finite"
 
 
-def _peak_memory_gib() -> float:
-    """Peak memory: of the GPU if there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+def _peak_memory_gib(device: torch.device) -> float:
+    """Peak memory: on the GPU of a run that has one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

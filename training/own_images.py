@@ -152,7 +152,7 @@ def _convert(
     clear.clear()  # those that were looked at are looked at again
     run_dir.mkdir(parents=True, exist_ok=True)
     with replacing(run_dir / ORIGIN) as file:  # first: pictures never lie here without their origin
-        json.dump({"source": str(Path(data).resolve()), "resolution": resolution}, file)
+        json.dump({"source": str(Path(data).resolve()), "resolution": side}, file)
     report = convert_images(
         collection,
         run_dir / CONVERTED,

@@ -158,28 +158,30 @@ def _add_network(
 ) -> None:
     config = _load(name, [*explained.settings(), *fixed])
     if init is not None:
-        rate = config.optim.ref_lr * FINE_TUNING_RATE
-        explained.add(
-            "network",
-            f"that of {init}, fine-tuned at {FINE_TUNING_RATE} of the usual learning rate",
-            {"optim.ref_lr": float(f"{rate:.3g}"), **_told(config, images)},
-        )
+        rate = float(f"{config.optim.ref_lr * FINE_TUNING_RATE:.3g}")
+        explained.values |= {"optim.ref_lr": rate, **_told(config, images)}
+        found = _load(name, [*explained.settings(), *fixed]).optim.ref_lr
+        usual = f"{FINE_TUNING_RATE} of the usual learning rate"
+        how = usual if found == rate else f"a learning rate of {found:g}, as you asked"
+        explained.add("network", f"that of {init}, fine-tuned at {how}")
         return
     values = choice.network_values(config, images.dataset)
     is_gpu = device.type == "cuda"
     values["net.dtype"] = config.net.dtype if is_gpu else "float32"
     values["compile"] = config.compile and is_gpu
     explained.values |= values
-    size = _load(name, [*explained.settings(), *fixed]).net.num_parameters()
+    final = _load(name, [*explained.settings(), *fixed])
+    size = final.net.num_parameters()
     reason = (
         "as you asked" if is_given else f"the one for a {'CPU' if device.type == 'cpu' else 'GPU'}"
     )
     explained.add("network", f"{name}, {reason}: {size:,} parameters")
-    shift, scale = values["encoder.shift"], values["encoder.scale"]
-    explained.add(
-        "values",
-        f"(pixel - {shift}) / {scale}: the measured mean, and deviation / {config.net.sigma_data}",
-    )
+    used: Any = final.encoder
+    measured = (values["encoder.shift"], values["encoder.scale"])
+    why = f"the measured mean, and deviation / {config.net.sigma_data}"
+    if (used.shift, used.scale) != measured:
+        why = f"as you asked; measured were {measured[0]} and {measured[1]}"
+    explained.add("values", f"(pixel - {used.shift}) / {used.scale}: {why}")
 
 
 def _told(config: RunConfig, images: OwnImages) -> dict[str, Any]:
@@ -220,11 +222,12 @@ def _add_length(
             why = "the fewest that show something"
         explained.values["total_nimg"] = total
     minutes = total / speed / choice.STEPPING / 60
+    uncompiled = ", uncompiled" if config.compile else ""  # as steps are timed, see step_time
     time = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
     explained.add(
         "length",
         f"{total:,} images, {why}: each {total / len(images.dataset):.0f} times, in about {time} at"
-        f" the {speed:.0f} images a second that were measured here",
+        f" the {speed:.0f} images a second that were measured here{uncompiled}",
     )
 
 

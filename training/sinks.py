@@ -15,7 +15,7 @@ from edm2lite.atomic import replacing
 from edm2lite.jsonlines import append_line, read_lines
 
 from .config import RunConfig
-from .console import Console
+from .console import LOG, Console, LogFile
 from .sink import Sink
 from .tensorboard import TensorBoard
 
@@ -34,7 +34,7 @@ def all_sinks(config: RunConfig, more: Sequence[Sink] = ()) -> list[Sink]:
         config: Configuration of the run.
         more: Further sinks.
     """
-    chosen: list[Sink] = [StatsFile(), Console()]
+    chosen: list[Sink] = [Console(), StatsFile()]  # warnings of the second are in the first
     chosen += [TensorBoard()] if config.tensorboard else []
     chosen += [] if config.wandb is None else [copy.copy(config.wandb)]
     return [*chosen, *map(copy.copy, config.sinks), *more]
@@ -58,6 +58,24 @@ def started(trainer: Trainer) -> Iterator[None]:
     finally:
         for sink in begun:
             sink.close(failed=failed)
+
+
+@contextlib.contextmanager
+def logged(trainer: Trainer) -> Iterator[None]:
+    """Within the block, before sinks have started, rank 0 writes warnings to ``RUN/log.txt`` too.
+
+    Args:
+        trainer: The trainer, whose folder is open.
+    """
+    if not trainer.is_main:
+        yield
+        return
+    handler = LogFile(trainer.run_dir / LOG)
+    logging.getLogger("edm2lite").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("edm2lite").removeHandler(handler)
 
 
 @dataclass(kw_only=True)

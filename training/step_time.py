@@ -113,4 +113,6 @@ def fastest(config: RunConfig, device: torch.device, stated: Sequence[str] = ())
         if found >= BFLOAT16_FROM * speed:
             reasons["net.dtype"] = f"bfloat16, {found / speed:.1f} times as fast here as float32"
             speed, values["net.dtype"] = found, "bfloat16"
+    if device.type == "cuda":  # the peak that the run reports is to be its own
+        torch.cuda.reset_peak_memory_stats(device)
     return Fastest(speed, values, reasons)

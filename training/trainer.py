@@ -36,7 +36,7 @@ from .run_folder import RunFolder
 from .schedule import learning_rate
 from .signals import StopSignal
 from .sink import Sink, plain
-from .sinks import started
+from .sinks import logged, started
 from .state import restore, state_of
 from .statistics import NAMES, Statistics
 from .tuning import begin
@@ -122,17 +122,11 @@ class Trainer:
         self.last_inputs: LossInputs | None = None
         self.reported: dict[str, Any] = {}
         self.batches = BatchSource(
-            self.dataset,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            microbatch=config.microbatch,
-            rank=rank,
-            world_size=world_size,
-            data=config.data,
-            names=config.net.backbone.condition_names,
-            encoder=config.encoder,
-            prior=prepared.prior,
-        )
+            self.dataset, seed=config.seed, batch_size=config.batch_size,
+            microbatch=config.microbatch, rank=rank, world_size=world_size, data=config.data,
+            names=config.net.backbone.condition_names, encoder=config.encoder,
+            prior=prepared.prior, is_pinned=self.device.type == "cuda",
+        )  # fmt: skip
         self._open(prepared.base)
 
     @training_arithmetic()
@@ -145,8 +139,8 @@ class Trainer:
             FloatingPointError: If gradients were not finite for too many steps in a row.
             OSError: If a file could not be written.
         """
-        with contextlib.closing(self):
-            with started(self), StopSignal() as stop:
+        with contextlib.closing(self), started(self):
+            with StopSignal() as stop:
                 self._loop(stop)
             if self.nimg >= self.config.total_nimg:
                 self.folder.check()
@@ -287,14 +281,15 @@ class Trainer:
         """Claim the folder, and continue from the newest intact checkpoint, if there is one."""
         try:
             run = self.folder.open()
-            make_prior(self.config, self.dataset, base, self.run_dir, self.device)
-            self.checkpoints.remove_abandoned()
-            state = self.checkpoints.load_latest(partial(state_of, self))
-            if state is not None:
-                restore(self, state)
-                machine.resume(self.checkpoints.loaded, self.config.threads, self.device)
-            self.ema.run = run  # a checkpoint of a run that was forked has that of its origin
-            self.outputs.begin()
+            with logged(self):
+                make_prior(self.config, self.dataset, base, self.run_dir, self.device)
+                self.checkpoints.remove_abandoned()
+                state = self.checkpoints.load_latest(partial(state_of, self))
+                if state is not None:
+                    restore(self, state)
+                    machine.resume(self.checkpoints.loaded, self.config.threads, self.device)
+                self.ema.run = run  # a checkpoint of a run that was forked has that of its origin
+                self.outputs.begin()
         except BaseException:
             self.close()
             raise

@@ -130,6 +130,8 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(run_dir, tmp_p
     assert "archived 4 snapshots later than nimg = 320" in caplog.text
     assert max(info.nimg for info in list_snapshots(folder)) == 320
     assert len(list((folder / "snapshots" / "superseded").iterdir())) == 4
+    written = (folder / "log.txt").read_text().splitlines()[-2:]
+    assert "000000000640 is damaged" in written[0] and "archived 4 snapshots" in written[1]
     trainer.train()
     assert digests(folder) == digests(run_dir) and losses(folder) == losses(run_dir)
     assert not (folder / "snapshots" / "superseded").exists()

@@ -110,6 +110,9 @@ def test_a_negative_loss_is_explained_once(heard, tmp_path):
     for nimg, loss in ((320, 0.1), (640, None), (960, -0.1), (1280, -0.2)):
         console.scalars({"nimg": nimg, "loss": loss, **tick})
         console.scalars({"nimg": nimg, "validation": {"raw": 0.5}})  # no tick
+    assert "an unknown time left" in console._status(
+        {"nimg": 320, "loss": 0.1, **tick, "img_per_sec": 0.0}
+    )
     console.close(failed=True)
     trainer.close()
     assert heard().count(NEGATIVE_LOSS) == 1
@@ -137,6 +140,12 @@ def test_warnings_errors_and_signals_are_in_the_file(heard, tmp_path):
     stopped.outputs.save_snapshots = lambda: setattr(stopped, "stopped_by", "SIGTERM")
     stopped.train()
     assert log(tmp_path / "b")[-1] == "stopped for SIGTERM at nimg = 160"
+    last = Trainer(tiny_config("total_nimg=160"), tmp_path / "c", CPU)
+    last.outputs.save_last = fail
+    with pytest.raises(RuntimeError, match="that is"):
+        last.train()
+    assert log(tmp_path / "c")[-2:] == ["odd", "ended at nimg = 160: that is enough"]
+    assert "next:" not in log(tmp_path / "c")
     assert not logging.getLogger("edm2lite").handlers
 
 

@@ -3,11 +3,15 @@
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny_run import tiny_config
 
 from edm2lite import processes
+from edm2lite.dataset import open_dataset
 from edm2lite.tools.edm2lite import main as edm2lite
-from edm2lite.training import distributed
+from edm2lite.training import distributed, step_time
 from edm2lite.training.__main__ import main as train
+from edm2lite.training.data import BatchSource
+from edm2lite.training.hooks import _peak_memory_gib
 
 
 @pytest.fixture
@@ -61,6 +65,35 @@ def test_more_processes_than_gpus_are_refused_before_they_meet(machine, monkeypa
         distributed.process_group(),
     ):
         pass
+
+
+def test_one_gpu_is_for_one_process(machine, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    machine(2, 1, "cuda")
+    with pytest.raises(ValueError, match="--device cuda:1 must be for a single process"):
+        machine(2, 1, "cuda:1")
+
+
+def test_a_run_on_the_cpu_asks_nothing_of_a_gpu_of_the_machine(machine, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a GPU was asked")
+
+    machine(1, name="cpu")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", refuse)
+    assert 0 < _peak_memory_gib(torch.device("cpu")) < 64
+    source = BatchSource(open_dataset("digits"), seed=0, batch_size=8, microbatch=8)
+    (batch,) = source.batch(0)  # pinned memory needs a GPU
+    source.close()
+    assert not batch.images.is_pinned()
+
+
+def test_the_peak_of_a_run_is_not_that_of_the_steps_timed_before_it(monkeypatch):
+    reset = []
+    monkeypatch.setattr(step_time, "images_per_second", lambda config, device: 100.0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    for name in ("cpu", "cuda"):
+        step_time.fastest(tiny_config("threads=1"), torch.device(name), ["threads", "net.dtype"])
+    assert reset == [torch.device("cuda")]
 
 
 @pytest.mark.parametrize("command", [(train, "digits"), (edm2lite, "generate", "x")])

@@ -1,6 +1,7 @@
 """A run that branches off another: it goes on as that one did, or in another way."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -78,6 +79,21 @@ def test_what_cannot_be_forked_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         fork(f"{long_run}{at}", tmp_path / "none", changes)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_fork_is_on_disk_when_it_appears_and_has_the_images_of_the_prior(
+    long_run, tmp_path, monkeypatch
+):
+    tuned, out, synced = tmp_path / "tuned", tmp_path / "out", set()
+    changes = (f"init={long_run}", "prior={generate: 4, steps: 1}", "total_nimg=320")
+    train(tiny_config(*changes), tuned)
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.add(os.fstat(fd).st_ino), real(fd)))
+    fork(f"{tuned}@320", out, ["total_nimg=640"])
+    assert {path.name for path in out.rglob("*") if path.stat().st_ino not in synced} == set()
+    assert (out / "prior.zip").read_bytes() == (tuned / "prior.zip").read_bytes()
+    fork(f"{tuned}@320", tmp_path / "b", ["total_nimg=640", "prior.seed=9"])
+    assert not (tmp_path / "b" / "prior.zip").exists()  # made anew, of other seeds
 
 
 def test_a_fork_needs_a_run(tmp_path):

@@ -95,6 +95,7 @@ def test_pictures_that_were_converted_before_the_run_broke_off_are_used(photos, 
     (tmp_path / "run" / "config.yaml").unlink()
     _, said = choose(photos, tmp_path / "run")
     assert "converted before" in said
+    assert "goes on with" in choose(photos, tmp_path / "run", resolution=32)[1]
 
 
 def test_a_run_is_not_continued_on_other_pictures(photos, tmp_path):
@@ -102,7 +103,7 @@ def test_a_run_is_not_continued_on_other_pictures(photos, tmp_path):
     other = draw(tmp_path / "other")
     with pytest.raises(ValueError, match="give another --out"):
         choose(other, tmp_path / "run")
-    with pytest.raises(ValueError, match="made with resolution None, now it is 16"):
+    with pytest.raises(ValueError, match="made with resolution 32, now it is 16"):
         choose(photos, tmp_path / "run", resolution=16)
 
 
@@ -115,7 +116,10 @@ def test_what_a_person_sets_goes_before_every_choice(photos, tmp_path):
     assert config.optim.ref_batches == 7 and config.encoder.scale == 99
     assert config.status_nimg == 40 and config.sample_nimg == 500
     assert config.encoder.patch_size == 4 and config.net.backbone.img_resolution == 16
-    assert "4,000 images, as you asked" in said
+    assert "4,000 images, as you asked" in said and "uncompiled" not in said
+    assert " / 99.0: as you asked" in said
+    _, said = choose(photos, tmp_path / "compiled", "compile=true")
+    assert "the 100 images a second that were measured here, uncompiled" in said
 
 
 @pytest.mark.parametrize("speed", [3.0, 180.0, 5000.0])
@@ -207,6 +211,9 @@ def test_a_model_is_fine_tuned_on_pictures_of_its_classes(photos, tmp_path):
     tuned, said = choose(photos, tmp_path / "tuned", init=str(tmp_path / "base"))
     assert tuned.net == config.net and tuned.encoder == config.encoder
     assert "fine-tuned at" in said and tuned.optim.ref_lr < config.optim.ref_lr
+    assert "0.3 of the usual learning rate" in said
+    faster, said = choose(photos, tmp_path / "f", "optim.ref_lr=0.02", init=str(tmp_path / "base"))
+    assert faster.optim.ref_lr == 0.02 and "at a learning rate of 0.02, as you asked" in said
     one = draw(tmp_path / "one", [("Cats", 20)])
     with pytest.raises(ValueError, match="must have the 2 classes"):
         choose(one, tmp_path / "none", init=str(tmp_path / "base"))

@@ -88,6 +88,11 @@ def own_run(
         >>> config.net.backbone.label_dim, config.snapshot_nimg, (out / "config.yaml").is_file()
         (10, 320, True)
     """
+    if Path(data).is_dir() and Path(data).resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(
+            f"--out must lie outside of the pictures, to which its grids would be added, got {out}"
+            f" within {data}"
+        )
     changes, is_new = list(overrides), not (out / "config.yaml").is_file()
 
     def begin() -> None:

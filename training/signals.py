@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 
 import torch
@@ -11,6 +12,9 @@ import torch
 from . import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+TWICE = 2.0
+"""Seconds within which a signal that comes again is one that was sent twice."""
 
 _AFTER_CTRL_C = b"\ninterrupted: this step ends, with a checkpoint; Ctrl-C again stops at once\n"
 
@@ -23,11 +27,14 @@ class StopSignal:
 
     It is enough that one rank gets the signal. Ranks exchange what they got without waiting: the
     exchange that begins after one step is read after the next, so that all ranks learn of the
-    signal at the same step. The same signal again ends the process as usual.
+    signal at the same step. The same signal again ends the process as usual; but within
+    :data:`TWICE` of the first one, unless it is SIGINT, it is taken for the same: ``timeout`` and
+    schedulers signal a process, and its group right after it.
     """
 
     def __init__(self) -> None:
         self._received = 0
+        self._at: dict[int, float] = {}
         self._group = distributed.host_group()
         self._exchanged = torch.zeros(1, dtype=torch.int64)
         self._wait = distributed.start_max_(self._exchanged, None)
@@ -58,7 +65,17 @@ class StopSignal:
         return signal.Signals(number).name if number else None
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        now = time.monotonic()
+        if number in self._at:
+            if now - self._at[number] > TWICE:
+                self._restore(number)
+                signal.raise_signal(number)
+            return
+        self._at[number], self._received = now, number
+        if number == signal.SIGINT:
+            self._restore(number)
+            if distributed.rank() == 0:  # print may be what was interrupted, and not be reentered
+                os.write(2, _AFTER_CTRL_C)
+
+    def _restore(self, number: int) -> None:
         signal.signal(number, self._before[signal.Signals(number)] or signal.SIG_DFL)
-        if number == signal.SIGINT and distributed.rank() == 0:
-            os.write(2, _AFTER_CTRL_C)  # print may be what was interrupted, and cannot be reentered

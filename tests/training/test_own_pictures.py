@@ -262,3 +262,11 @@ def test_a_run_that_goes_on_is_the_one_that_is_asked_for(photos, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             choose(photos, tmp_path / "run", **asked)
+
+
+@pytest.mark.parametrize("place", ["", "run"])
+def test_a_run_among_its_pictures_is_refused(photos, place):
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(ValueError, match="--out must lie outside of the pictures"):
+        choose(photos, photos / place)
+    assert sorted(photos.rglob("*")) == before

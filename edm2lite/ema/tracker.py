@@ -104,12 +104,6 @@ class PowerFunctionEMA:
         what = f"sigma_rels={self.sigma_rels}, nimg={self._last_nimg}, run={self.run!r}"
         return f"PowerFunctionEMA({what}, {len(self._tracked.shapes)} tensors)"
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            "a tracker belongs to one model and cannot be copied or pickled; take its state_dict(),"
-            " and make another one by PowerFunctionEMA(model, state=...)"
-        )
-
     @property
     def nimg(self) -> int:
         """Image count of the last update that was taken. Reading it waits for the device."""

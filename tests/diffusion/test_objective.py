@@ -226,7 +226,7 @@ def test_plot_objective_draws_files_runs_and_shipped_configurations(tmp_path, ru
 @pytest.mark.parametrize(
     "text, message",
     [
-        (None, "give a YAML file, a run, or one of cifar10"),
+        (None, "there is no configuration"),
         ("- a\n", "must hold keys and values"),
         ("data: {source: digits}\n", "net.backbone must be given"),
         ("loss: {kind: normal}\n", "loss.kind must be one of lognormal"),

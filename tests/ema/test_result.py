@@ -1,7 +1,6 @@
 """What the tracker refuses and says of itself, and averages that are loaded into wrapped models."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -113,9 +112,3 @@ def test_whole_numbers_of_any_type_are_counts():
     ema = PowerFunctionEMA(model())
     ema.update(torch.tensor(64))
     assert ema.nimg == 64
-
-
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_tracker_is_not_copied(copied):
-    with pytest.raises(TypeError, match="cannot be copied or pickled; take its state_dict"):
-        copied(PowerFunctionEMA(model()))

@@ -127,7 +127,9 @@ def test_every_name_leads_to_a_solver_or_to_levels():
     assert all(isinstance(SOLVERS.find(name), Solver) for name in SOLVERS)
     for name in SCHEDULES:
         levels = SCHEDULES.find(name)(4, 0.002, 80.0)
-        assert len(levels) == 5 and levels[[0, 3, 4]].tolist() == pytest.approx([80, 0.002, 0])
+        assert len(levels) == 5 and levels[4] == 0
+        if not name.startswith("trailing"):  # these take DDPM's levels in between
+            assert levels[[0, 3]].tolist() == pytest.approx([80, 0.002])
     assert torch.equal(Sampling(num_steps=5).levels(), karras_sigmas(5))
 
 

@@ -107,10 +107,10 @@ def test_a_model_describes_itself_in_one_line(model):
     assert shown.endswith("parameters, 1 x 8 x 8, takes 10 classes)") and "\n" not in shown
 
 
-def test_the_root_package_has_a_name_for_each_thing_to_do(run_dir):
+def test_the_root_package_has_a_name_for_each_thing_to_do(run_dir, tmp_path):
     """``sweep`` is a package and can be called."""
     import edm2lite
 
     assert {"load", "generate", "evaluate", "sweep", "reconstruct"} <= set(edm2lite.__all__)
-    found = edm2lite.sweep(run_dir, [0.1], metric="loss", data="digits", num=20, out=run_dir / "s")
+    found = edm2lite.sweep(run_dir, [0.1], metric="loss", data="digits", num=20, out=tmp_path)
     assert [point.sigma_rel for point in found.points] == [None, 0.1]  # None is raw

@@ -113,8 +113,8 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(place):
     save_file({"lora_unet_x.lora_up.weight": torch.ones(1)}, "odd.st")
     for line, message in (
         ("info nowhere", "there is no file nowhere"),
-        ("info cat.pt --base base", "cat.pt cannot be used with base"),
-        ("import cat.pt --base base --out new", "stand for a new word at the input of a text"),
+        ("info cat.pt --base base", "cat.pt must be used with a model that is told text"),
+        ("import cat.pt --base base --out new", "cat.pt must be used with a model that is told"),
         ("import odd.st --base base --out new", "it has no x; give the base that the file was"),
         ("merge base --adapter nowhere --out new", "nowhere"),
         ("merge base --adapter a.st:inf --out new", "must be finite"),

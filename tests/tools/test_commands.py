@@ -226,7 +226,7 @@ def test_reconstruction_usage_errors(run_dir, tmp_path):
 def test_training_explains_mistakes(run_dir, tmp_path):
     out = ("--out", tmp_path / "x")
     assert "nearest known one is seed" in fail(training, "digits", *out, "--set", "sed=1")
-    assert "one of cifar10, digits" in fail(training, "nothing", *out)
+    assert "edm2lite config lists those shipped" in fail(training, "nothing", *out)
     assert "--set data.source=VALUE" in fail(training, "cifar10", *out)
     line = fail(training, "digits", "--out", run_dir)
     assert "belongs to a run of another configuration" in line

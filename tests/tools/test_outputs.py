@@ -53,7 +53,7 @@ COMMANDS = {
         "ema.doctor.examine",
         "run --thin --max-error 0.1 --apply",
     ),
-    "export": ("folder e", "models.hub.read", "no_model --license mit --out e"),
+    "export": ("folder e", "sweep.publish.read_metadata", "no_model --license mit --out e"),
     "adapters merge": ("file m", "models.loading.load", "no_model --adapter a --out m"),
     "adapters import": ("file i", "models.loading.load", "no_file --base no_model --out i"),
     "adapters export": ("file x", "models.loading.load", "no_model --adapter a --to peft --out x"),

@@ -44,11 +44,13 @@ def test_threads_that_are_asked_for_are_taken_with_a_warning(tmp_path, threads, 
     threads(1)
     train(tmp_path, "total_nimg=320")
     train(tmp_path, "total_nimg=640", "threads=2")
-    assert torch.get_num_threads() == 2
+    assert json.loads((newest(tmp_path) / "machine.json").read_text())["threads"] == 2
+    assert torch.get_num_threads() == 1  # afterwards, as before
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "threads 1, now 2" in record.getMessage() and str(tmp_path) in record.getMessage()
     assert "\n" not in record.getMessage()
     caplog.clear()
+    threads(2)
     machine.resume(newest(tmp_path), 2, torch.device("cpu"))  # it has been said
     assert not caplog.text
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):

@@ -28,7 +28,7 @@ from .fields import differing
 from .manifest import finished
 from .prior_images import FILE as PRIOR
 
-_SAME = ("net.", "ema.sigma_rels", "init", "tune", "weighting", "prior", "encoder", "text")
+_SAME = ("net.", "ema.sigma_rels", "init", "tune", "weighting", "encoder", "text")
 """Fields that decide what a checkpoint holds, and in which units."""
 
 
@@ -105,6 +105,11 @@ def forked_config(branch: Branch, out: Path, overrides: Iterable[str]) -> RunCon
                 f"a fork must have the network, weighting and encoders of its run and its averages,"
                 f" they differ in {text}"
             )
+    if (before.prior is None) != (config.prior is None):
+        raise ValueError(
+            "a fork must have a prior if its run has one, and none if not: it decides whether"
+            " u(sigma) is trained"
+        )
     if branch.nimg % config.batch_size:
         raise ValueError(
             f"batch_size must divide the {branch.nimg} images seen at the fork, got"

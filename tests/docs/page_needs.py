@@ -53,10 +53,10 @@ def photos(folder="photos"):
     """A few pictures in two folders."""
     for number, name in enumerate(("Flags", "Smileys")):
         Path(folder, name).mkdir(parents=True)
-        for i in range(10):
-            color = (25 * i, 128 * number, 128, 255)
+        for i in range(20):
+            color = (12 * i, 128 * number, 128, 255)
             picture = Image.new("RGBA", (40, 40))
-            picture.paste(color, (4 + i, 8, 30, 32))
+            picture.paste(color, (4 + i // 2, 8, 30, 32))
             picture.save(Path(folder, name, f"{i}.png"))
 
 
@@ -77,7 +77,6 @@ def tiny_pictures(line):
 def tutorial(page):
     photos()
     page.monkeypatch.setattr("edm2lite.sweep.defaults.SAMPLES", {"cpu": 128, "cuda": 128})
-    page.monkeypatch.setattr("edm2lite.metrics.retrieval.HELD_OUT", 5)
     page.small = tiny_pictures
     yield
     assert open_dataset("runs/photos/dataset.zip").class_names == ("Flags", "Smileys")
@@ -92,7 +91,6 @@ def readme(page):
     photos()
     page.small = tiny_pictures
     page.monkeypatch.setattr("edm2lite.sweep.defaults.SAMPLES", {"cpu": 128, "cuda": 128})
-    page.monkeypatch.setattr("edm2lite.metrics.retrieval.HELD_OUT", 5)
     page.names |= {"model": torch.nn.Linear(3, 1), "nimg": 32}
     yield
     page.names["model"].load_state_dict(page.names["best"].state_dict)

@@ -164,7 +164,8 @@ def _add_network(
     config = _load(name, [*explained.settings(), *fixed])
     if init is not None:
         rate = float(f"{config.optim.ref_lr * FINE_TUNING_RATE:.3g}")
-        explained.values |= {"optim.ref_lr": rate, **_told(config, images)}
+        _check_classes(config, images)
+        explained.values["optim.ref_lr"] = rate
         found = _load(name, [*explained.settings(), *fixed]).optim.ref_lr
         usual = f"{FINE_TUNING_RATE} of the usual learning rate"
         how = usual if found == rate else f"a learning rate of {found:g}, as you asked"
@@ -189,15 +190,14 @@ def _add_network(
     explained.add("values", f"(pixel - {used.shift}) / {used.scale}: {why}")
 
 
-def _told(config: RunConfig, images: OwnImages) -> dict[str, Any]:
-    """What a model that is fine-tuned is told of the pictures."""
+def _check_classes(config: RunConfig, images: OwnImages) -> None:
+    """Raise ValueError unless the model that is fine-tuned has the classes of the pictures."""
     classes, known = images.dataset.label_dim, getattr(config.net.backbone, "label_dim", 0)
     if known and classes != known and config.data.as_class is None:
         raise ValueError(
             f"the pictures must have the {known} classes of {config.init}, they have {classes}; to"
             " teach it one class, add --set data.as_class=NUMBER"
         )
-    return {}
 
 
 def _add_length(

@@ -1,9 +1,8 @@
 """What a sweep measures if nothing else is asked for: images against those the run was trained on.
 
 Inception and DINOv2 are made for photos, and have to be downloaded. Where no reference is given, a
-small network learns to tell the training images from each other, in a minute or two, and the
-Fréchet distance is that of its features. Such values compare the lengths of one run; they are no
-FID.
+small network learns to tell the training images from each other, and the Fréchet distance is that
+of its features. Such values compare the lengths of one run; they are no FID.
 """
 
 from __future__ import annotations

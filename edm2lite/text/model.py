@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -126,7 +126,7 @@ class TextModel:
         Raises:
             ValueError: If the encoder takes no learned words, or vectors of another length.
         """
-        width = self.input_rows("a").shape[1]
+        width = self._input_width
         for word, vectors in words.items():
             if vectors.shape[1] != width:
                 raise ValueError(
@@ -134,6 +134,10 @@ class TextModel:
                     f" {width}, got {vectors.shape[1]}; use the text encoder they were made for"
                 )
         return TextStates(*self._words().states(text, words))
+
+    @cached_property
+    def _input_width(self) -> int:
+        return self.input_rows("a").shape[1]
 
     def _words(self) -> WordInput:
         if self._word_input is None:
